@@ -1,0 +1,45 @@
+"""The one dream: a policy acting inside a world for a number of steps. Agents, reports and tests all use it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from spikedream.types import Decision, Prediction, PyTree, World
+
+Policy = Callable[[PyTree, Array, Array], Decision]  # (policy carry, obs, key) -> decision
+
+
+class Dream(NamedTuple):
+    """Of `batch` dreams of `horizon` steps; field t belongs to the step taken from `obs[t]`."""
+
+    obs: Array  # (horizon, batch, obs_size) what the policy saw
+    carry: PyTree  # (horizon, batch, ...) the policy's memory when it saw it
+    decision: Decision  # (horizon, batch, ...)
+    prediction: Prediction  # (horizon, batch, ...) what the world answered
+
+
+def dream(world: World, policy: Policy, carry: PyTree, obs: Array, horizon: int, key: Array) -> Dream:
+    """Imagine onward from real observations.
+
+    Args:
+        world: the world model to imagine in.
+        policy: chooses each action; mapped over the batch.
+        carry: the policy's memory at the start, leaves (batch, ...).
+        obs: starting observations, (batch, obs_size).
+        horizon: number of steps.
+        key: randomness of policy and world.
+    """
+    batch = obs.shape[0]
+    start_key, key = jax.random.split(key)
+    memory = jax.vmap(world.start)(obs, jax.random.split(start_key, batch))
+
+    def step(state: tuple[PyTree, PyTree, Array], key: Array):
+        memory, carry, obs = state
+        policy_key, world_key = jax.random.split(key)
+        decision = jax.vmap(policy)(carry, obs, jax.random.split(policy_key, batch))
+        following, prediction = jax.vmap(world.step)(memory, decision.action, jax.random.split(world_key, batch))
+        return (following, decision.carry, prediction.obs), Dream(obs, carry, decision, prediction)
+
+    return jax.lax.scan(step, (memory, carry, obs), jax.random.split(key, horizon))[1]

@@ -1,0 +1,223 @@
+"""Encoders turn a real vector into input for the first spiking layer; readouts turn spikes back into real numbers.
+
+An encoder's output has shape (ticks, channels), or (1, channels) when it is the same at every tick, which lets the layer behind it
+do one matrix product instead of `ticks`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
+from spikedream.snn.surrogates import ArcTan, spike
+from spikedream.types import PyTree
+
+
+class Encoder(Protocol):
+    def init(self, in_size: int) -> PyTree: ...
+    def channels(self, in_size: int) -> int: ...
+    def encode(self, params: PyTree, x: Array, ticks: int, key: Array | None) -> Array: ...
+
+
+@dataclass(frozen=True)
+class DirectCurrent:
+    """Each input value is a constant current into the first layer, weighted like a synapse (the first layer does
+    multiply-accumulates, once for all ticks)."""
+
+    def init(self, in_size: int) -> None:
+        return None
+
+    def channels(self, in_size: int) -> int:
+        return in_size
+
+    def encode(self, params: None, x: Array, ticks: int, key: Array | None) -> Array:
+        return x[None]
+
+
+class ReceptiveFields(eqx.Module):
+    mean: Array  # (in_size, fields)
+    width: Array  # (in_size, fields) logarithm of the standard deviation
+
+
+@dataclass(frozen=True)
+class GaussianPopulation:
+    """PopSAN's encoder (Tang et al. 2020, eq. 2-3): `fields` Gaussian receptive fields per input dimension, learnable.
+
+    The activation A = exp(-(x - mean)^2 / (2 width^2)) drives, at every tick, either an integrator that fires when it passes 1 and
+    resets by subtraction ("deterministic") or a Bernoulli draw ("poisson", which needs a key).
+    """
+
+    fields: int = 10
+    span: float = 3.0  # the means lie evenly in [-span, span], in standard deviations of the input
+    width: float = 0.5  # initial standard deviation of the fields
+    mode: Literal["deterministic", "poisson"] = "deterministic"
+
+    def init(self, in_size: int) -> ReceptiveFields:
+        mean = jnp.tile(jnp.linspace(-self.span, self.span, self.fields, dtype=jnp.float32), (in_size, 1))
+        return ReceptiveFields(mean, jnp.full_like(mean, jnp.log(self.width)))
+
+    def channels(self, in_size: int) -> int:
+        return in_size * self.fields
+
+    def encode(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
+        drive = jnp.exp(-0.5 * jnp.square((x[:, None] - params.mean) * jnp.exp(-params.width))).ravel()
+        if self.mode == "poisson":
+            if key is None:
+                raise ValueError("a Poisson encoder draws spikes and needs a key; none was given")
+            # Straight-through: the gradient of a Bernoulli draw is that of its probability.
+            draws = jax.random.bernoulli(key, drive[None], (ticks, drive.size)).astype(drive.dtype)
+            return draws + (drive - jax.lax.stop_gradient(drive))[None]
+        v, train = jnp.zeros_like(drive), []
+        for _ in range(ticks):
+            v = v + drive
+            train.append(spike(v - 0.999, ArcTan()))
+            v = v - jax.lax.stop_gradient(train[-1])
+        return jnp.stack(train)
+
+
+AnyEncoder = DirectCurrent | GaussianPopulation
+
+
+class Linear(eqx.Module):
+    weight: Array  # (in_size, out_size)
+    bias: Array  # (out_size,)
+
+    def __call__(self, x: Array) -> Array:
+        """(rows, in_size) -> (rows, out_size): one product for all ticks."""
+        return x @ self.weight + self.bias[None]
+
+
+def linear(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Linear:
+    """Normal weights of standard deviation gain / sqrt(in_size); zero bias unless one is given."""
+    weight = jax.random.normal(key, (in_size, out_size)) * (gain / in_size**0.5)
+    return Linear(weight, jnp.zeros(out_size) if bias is None else bias)
+
+
+class Readout(Protocol):
+    def init(self, in_size: int, out_size: int, key: Array) -> PyTree: ...
+    def start(self, params: PyTree) -> PyTree:
+        """State at rest; None where there is none."""
+        ...
+
+    def decode(
+        self, params: PyTree, state: PyTree, spikes: Array, v: Array
+    ) -> tuple[Array, PyTree, tuple[Array, ...]]:
+        """From the last hidden layer's `spikes` (ticks, in_size) and final membrane `v` (in_size,) to the output (out_size,),
+        the new state, and the spike trains of any spiking output layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class RateReadout:
+    """mean over ticks of the spikes, times weights. NIR: `Linear` on spike counts."""
+
+    gain: float = 1.0
+
+    def init(self, in_size: int, out_size: int, key: Array) -> Linear:
+        return linear(in_size, out_size, key, self.gain)
+
+    def start(self, params: PyTree) -> None:
+        return None
+
+    def decode(self, params: Linear, state: None, spikes: Array, v: Array):
+        return params(spikes.mean(0, keepdims=True))[0], None, ()
+
+
+class MembraneWeights(eqx.Module):
+    spikes: Linear
+    membrane: Array  # (in_size, out_size)
+
+
+@dataclass(frozen=True)
+class MembraneReadout:
+    """mean spikes @ Ws + final membrane @ Wv / ticks.
+
+    The residual charge is what the spike count rounds away; reading it makes a few ticks as precise as a conventional network.
+    On a chip: one analogue or multi-bit read of the membranes at the end of the window, counted as multiply-accumulates.
+    """
+
+    gain: float = 1.0
+
+    def init(self, in_size: int, out_size: int, key: Array) -> MembraneWeights:
+        first, second = jax.random.split(key)
+        weights = linear(in_size, out_size, first, self.gain)
+        return MembraneWeights(weights, linear(in_size, out_size, second, self.gain).weight)
+
+    def start(self, params: PyTree) -> None:
+        return None
+
+    def decode(self, params: MembraneWeights, state: None, spikes: Array, v: Array):
+        value = params.spikes(spikes.mean(0, keepdims=True))[0] + v @ params.membrane / spikes.shape[0]
+        return value, None, ()
+
+
+class LeakyWeights(eqx.Module):
+    synapse: Linear
+    neuron: NeuronParams
+
+
+@dataclass(frozen=True)
+class LeakyReadout:
+    """Spikes drive one non-spiking leaky integrator per output; its final membrane, over the ticks, is the output.
+    NIR: `Linear` then `LI`."""
+
+    neuron: LeakyIntegrator = LeakyIntegrator()
+    gain: float = 1.0
+
+    def init(self, in_size: int, out_size: int, key: Array) -> LeakyWeights:
+        return LeakyWeights(linear(in_size, out_size, key, self.gain), self.neuron.init(out_size, key))
+
+    def start(self, params: LeakyWeights) -> NeuronState:
+        return self.neuron.start(params.neuron.decay.size)
+
+    def decode(self, params: LeakyWeights, state: NeuronState, spikes: Array, v: Array):
+        for current in params.synapse(spikes):
+            state = self.neuron.step(params.neuron, state, current)
+        return state.v / spikes.shape[0], state, ()
+
+
+class PopulationWeights(eqx.Module):
+    synapse: Linear  # last hidden layer to the output populations
+    neuron: NeuronParams
+    decoder: Array  # (out_size, neurons)
+    bias: Array  # (out_size,)
+
+
+@dataclass(frozen=True)
+class PopulationReadout:
+    """PopSAN's decoder (Tang et al. 2020, eq. 4-5): a spiking population per output, read by its firing rates:
+    out_i = sum_k w_ik rate_ik + b_i. Only spike counts leave the network. NIR: the neuron's primitive, then `Linear`."""
+
+    neurons: int = 8
+    neuron: AnyNeuron = CubaLIF()
+    gain: float = 1.0
+
+    def init(self, in_size: int, out_size: int, key: Array) -> PopulationWeights:
+        synapse, neuron = jax.random.split(key)
+        size = out_size * self.neurons
+        # Half of a population raises its output and half lowers it, so that silence and full activity both mean zero.
+        sign = jnp.where(jnp.arange(self.neurons) % 2 == 0, 1.0, -1.0)
+        decoder = jnp.tile(sign * self.gain / self.neurons**0.5, (out_size, 1))
+        # The bias current starts the population near half its range of rates, where the gradient flows.
+        bias = jnp.full(size, 0.2, jnp.float32)
+        weights = linear(in_size, size, synapse, bias=bias)
+        return PopulationWeights(weights, self.neuron.init(size, neuron), decoder, jnp.zeros(out_size))
+
+    def start(self, params: PopulationWeights) -> NeuronState:
+        return self.neuron.start(params.neuron.decay.size)
+
+    def decode(self, params: PopulationWeights, state: NeuronState, spikes: Array, v: Array):
+        train = []
+        for current in params.synapse(spikes):
+            state = self.neuron.step(params.neuron, state, current)
+            train.append(state.spikes)
+        train = jnp.stack(train)
+        rates = train.mean(0).reshape(params.decoder.shape)
+        return (rates * params.decoder).sum(1) + params.bias, state, (train,)
+
+
+AnyReadout = RateReadout | MembraneReadout | LeakyReadout | PopulationReadout

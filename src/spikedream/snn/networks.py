@@ -1,0 +1,132 @@
+"""Feed-forward networks, spiking and conventional, behind one call.
+
+`init` makes the parameters, `start` the carry of one sample, `__call__` maps one input to one output. Map with `jax.vmap` over
+samples, members or seeds.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.snn.codings import AnyEncoder, AnyReadout, DirectCurrent, Linear, MembraneReadout, linear
+from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams
+from spikedream.types import PyTree
+
+
+class Output(NamedTuple):
+    value: Array  # (out_size,)
+    carry: PyTree  # state for the next environment step; empty when nothing is kept
+    spikes: tuple[Array, ...]  # spike train per layer, (ticks, neurons); sum over axis 0 for the counts
+
+
+class Network(Protocol):
+    def init(self, in_size: int, out_size: int, key: Array) -> PyTree: ...
+    def start(self, params: PyTree) -> PyTree:
+        """The carry at the start of an episode."""
+        ...
+
+    def __call__(self, params: PyTree, x: Array, carry: PyTree = (), key: Array | None = None) -> Output: ...
+    def twin(self) -> "MLP":
+        """The conventional network of the same widths."""
+        ...
+
+
+class SpikingLayer(eqx.Module):
+    synapse: Linear
+    neuron: NeuronParams
+
+
+class SpikingParams(eqx.Module):
+    encoder: PyTree
+    layers: tuple[SpikingLayer, ...]
+    readout: PyTree
+
+
+@dataclass(frozen=True)
+class SpikingNetwork:
+    """Encoder, hidden layers of spiking neurons over `ticks` ticks, readout. What travels between layers is binary.
+
+    With `persistent`, membranes are kept in the carry from one environment step to the next; without, every call starts from rest.
+    """
+
+    hidden: tuple[int, ...] = (64,)
+    ticks: int = 6
+    neuron: AnyNeuron = LIF()
+    encoder: AnyEncoder = DirectCurrent()
+    readout: AnyReadout = MembraneReadout()
+    persistent: bool = False
+    bias: tuple[float, float] = (-0.5, 1.0)  # initial bias currents, spread evenly so that neurons differ in what wakes them
+    gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
+
+    def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
+        width, layers = self.encoder.channels(in_size), []
+        *keys, readout_key = jax.random.split(key, len(self.hidden) + 1)
+        for size, layer_key in zip(self.hidden, keys, strict=True):
+            weight_key, neuron_key, bias_key = jax.random.split(layer_key, 3)
+            bias = jax.random.permutation(bias_key, jnp.linspace(*self.bias, size, dtype=jnp.float32))
+            synapse = linear(width, size, weight_key, self.gain, bias)
+            layers.append(SpikingLayer(synapse, self.neuron.init(size, neuron_key)))
+            width = size
+        return SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+
+    def _rest(self, params: SpikingParams) -> PyTree:
+        return tuple(self.neuron.start(size) for size in self.hidden), self.readout.start(params.readout)
+
+    def start(self, params: SpikingParams) -> PyTree:
+        return self._rest(params) if self.persistent else ()
+
+    def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+        states, readout = carry if self.persistent else self._rest(params)
+        spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
+        trains, after = [], []
+        for layer, state in zip(params.layers, states, strict=True):
+            currents = layer.synapse(spikes)  # one row when the input is the same at every tick
+            train = []
+            for tick in range(self.ticks):
+                state = self.neuron.step(layer.neuron, state, currents[min(tick, currents.shape[0] - 1)])
+                train.append(state.spikes)
+            spikes = jnp.stack(train)
+            trains.append(spikes)
+            after.append(state)
+        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, after[-1].v)
+        kept = (tuple(after), readout) if self.persistent else ()
+        return Output(value, kept, (*trains, *out_trains))
+
+    def twin(self) -> "MLP":
+        return MLP(hidden=self.hidden)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """The conventional twin: dense layers with a pointwise nonlinearity, no state."""
+
+    hidden: tuple[int, ...] = (64,)
+    activation: Literal["silu", "tanh", "relu"] = "silu"
+    gain: float = 1.0  # scale of the output layer's initial weights
+
+    def init(self, in_size: int, out_size: int, key: Array) -> tuple[Linear, ...]:
+        sizes = (in_size, *self.hidden)
+        *keys, last = jax.random.split(key, len(sizes))
+        gain = 2**0.5 if self.activation != "tanh" else 1.0
+        layers = [linear(a, b, k, gain) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        return (*layers, linear(sizes[-1], out_size, last, self.gain))
+
+    def start(self, params: PyTree) -> PyTree:
+        return ()
+
+    def __call__(self, params: tuple[Linear, ...], x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+        activation = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
+        x = x[None]
+        for layer in params[:-1]:
+            x = activation(layer(x))
+        return Output(params[-1](x)[0], (), ())
+
+    def twin(self) -> "MLP":
+        return self
+
+
+AnyNetwork = SpikingNetwork | MLP

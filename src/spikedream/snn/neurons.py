@@ -1,0 +1,226 @@
+"""Neuron models in discrete time.
+
+Each one is a frozen dataclass (hyper-parameters) that makes learnable `params` for a layer of `size` neurons, a fresh `state`, and
+steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per neuron through a logistic function and stay in
+(0, 1); thresholds are learned through an exponential and stay positive. Nothing here needs more than a chip offers: one decay,
+one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron).
+
+`x[t]` is the input current, `s[t]` the spikes (0 or 1), `v[t]` the membrane potential, R the recurrent weights (absent unless
+`recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0; the reset path carries no gradient.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
+
+Reset = Literal["soft", "hard"]
+
+
+class NeuronParams(eqx.Module):
+    """Learnable parameters of a layer; a field is None where the neuron model has no such thing."""
+
+    decay: Array  # (size,) logit of the membrane's decay factor
+    threshold: Array | None = None  # (size,) logarithm of the firing threshold
+    synapse_decay: Array | None = None  # (size,) logit of the decay factor of the synaptic current
+    adaptation_decay: Array | None = None  # (size,) logit of the decay factor of the threshold's adaptation
+    recurrent: Array | None = None  # (size, size) from last tick's spikes to this tick's current
+
+
+class NeuronState(NamedTuple):
+    """State of a layer between ticks; a field is None where the neuron model has no such thing."""
+
+    v: Array  # (size,) membrane potential after reset
+    spikes: Array  # (size,) spikes of the last tick
+    current: Array | None = None  # (size,) synaptic current
+    adaptation: Array | None = None  # (size,) rise of the threshold
+
+
+class Neuron(Protocol):
+    def init(self, size: int, key: Array) -> NeuronParams: ...
+    def start(self, size: int) -> NeuronState: ...
+    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+        """One tick under the input current `x`, shape (size,); the new spikes are in the returned state."""
+        ...
+
+
+def _logit(p: Array | float) -> Array:
+    p = jnp.asarray(p, jnp.float32)
+    return jnp.log(p) - jnp.log1p(-p)
+
+
+def _decays(bounds: tuple[float, float], size: int) -> Array:
+    return _logit(jnp.linspace(*bounds, size, dtype=jnp.float32))
+
+
+def _recurrent(params: NeuronParams, state: NeuronState, x: Array) -> Array:
+    return x if params.recurrent is None else x + state.spikes @ params.recurrent
+
+
+def _recurrent_weights(size: int, key: Array) -> Array:
+    return jax.random.normal(key, (size, size)) * 0.5 / jnp.sqrt(size)
+
+
+def _threshold(params: NeuronParams) -> Array:
+    assert params.threshold is not None
+    return jnp.exp(params.threshold)
+
+
+def _fire(v: Array, threshold: Array, reset: Reset, surrogate: AnySurrogate) -> tuple[Array, Array]:
+    """(membrane after reset, spikes)."""
+    spikes = spike(v - threshold, surrogate)
+    fired = jax.lax.stop_gradient(spikes)
+    return (v - fired * threshold if reset == "soft" else v * (1 - fired)), spikes
+
+
+def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> NeuronParams:
+    """Stops the gradient of what the hyper-parameters say is fixed."""
+    stop = jax.lax.stop_gradient
+    if not learn_decay:
+        tree = eqx.tree_at(
+            lambda t: (t.decay, t.synapse_decay, t.adaptation_decay), tree,
+            (stop(tree.decay), stop(tree.synapse_decay), stop(tree.adaptation_decay)), is_leaf=lambda x: x is None,
+        )  # fmt: skip
+    return tree if learn_threshold else eqx.tree_at(lambda t: t.threshold, tree, stop(tree.threshold))
+
+
+@dataclass(frozen=True)
+class LIF:
+    """Leaky integrate-and-fire:
+
+        u[t] = b v[t-1] + x[t] + R s[t-1];   s[t] = [u[t] >= th];   v[t] = u[t] - th s[t]   (or u[t] (1 - s[t]))
+
+    NIR: `LIF` with tau = -dt / ln b, r = 1 / (1 - b), v_leak = 0, v_threshold = th, v_reset = 0 (the exponential-Euler step of
+    tau dv/dt = v_leak - v + r x). NIR's own reset is the hard one; a soft reset must be exported as that flag of the target chip.
+    """
+
+    decay: tuple[float, float] = (0.5, 0.95)  # initial b, spread evenly over the layer between these two
+    threshold: float = 1.0
+    reset: Reset = "soft"
+    learn_decay: bool = True
+    learn_threshold: bool = False
+    recurrent: bool = False
+    surrogate: AnySurrogate = ArcTan()
+
+    def init(self, size: int, key: Array) -> NeuronParams:
+        return NeuronParams(
+            decay=_decays(self.decay, size),
+            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
+            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+        )
+
+    def start(self, size: int) -> NeuronState:
+        return NeuronState(jnp.zeros(size), jnp.zeros(size))
+
+    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+        params = _constants(params, self.learn_decay, self.learn_threshold)
+        u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
+        return NeuronState(*_fire(u, _threshold(params), self.reset, self.surrogate))
+
+
+@dataclass(frozen=True)
+class CubaLIF:
+    """Current-based LIF, the neuron of PopSAN (Tang et al. 2020):
+
+        i[t] = a i[t-1] + x[t] + R s[t-1];   u[t] = b v[t-1] + i[t];   s[t] = [u[t] >= th];   v[t] = u[t] - th s[t]
+
+    PopSAN: a = 0.5, b = 0.75, th = 0.5, hard reset.
+    NIR: `CubaLIF` with tau_syn = -dt / ln a, tau_mem = -dt / ln b, w_in = 1, r = 1 / (1 - b), v_leak = 0, v_threshold = th.
+    """
+
+    synapse_decay: tuple[float, float] = (0.5, 0.5)
+    decay: tuple[float, float] = (0.75, 0.75)
+    threshold: float = 0.5
+    reset: Reset = "hard"
+    learn_decay: bool = True
+    learn_threshold: bool = False
+    recurrent: bool = False
+    surrogate: AnySurrogate = Rectangular()
+
+    def init(self, size: int, key: Array) -> NeuronParams:
+        return NeuronParams(
+            decay=_decays(self.decay, size),
+            synapse_decay=_decays(self.synapse_decay, size),
+            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
+            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+        )
+
+    def start(self, size: int) -> NeuronState:
+        return NeuronState(jnp.zeros(size), jnp.zeros(size), current=jnp.zeros(size))
+
+    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+        params = _constants(params, self.learn_decay, self.learn_threshold)
+        current = jax.nn.sigmoid(params.synapse_decay) * state.current + _recurrent(params, state, x)
+        u = jax.nn.sigmoid(params.decay) * state.v + current
+        return NeuronState(*_fire(u, _threshold(params), self.reset, self.surrogate), current=current)
+
+
+@dataclass(frozen=True)
+class AdaptiveLIF:
+    """LIF whose threshold rises with its own spikes (ALIF, Bellec et al. 2018):
+
+        a[t] = c a[t-1] + (1 - c) s[t-1];   u[t] = b v[t-1] + x[t] + R s[t-1];   s[t] = [u[t] >= th + k a[t]]
+
+    then the reset by the raised threshold. NIR has no adaptive primitive: the neuron is `LIF` (as above) plus an `LI` node with
+    tau = -dt / ln c and unit gain that is driven by the spikes and feeds back with weight -k onto the comparison.
+    """
+
+    decay: tuple[float, float] = (0.5, 0.95)
+    adaptation_decay: tuple[float, float] = (0.9, 0.9)
+    adaptation: float = 1.0  # k, in units of the membrane potential
+    threshold: float = 1.0
+    reset: Reset = "soft"
+    learn_decay: bool = True
+    learn_threshold: bool = False
+    recurrent: bool = False
+    surrogate: AnySurrogate = ArcTan()
+
+    def init(self, size: int, key: Array) -> NeuronParams:
+        return NeuronParams(
+            decay=_decays(self.decay, size),
+            adaptation_decay=_decays(self.adaptation_decay, size),
+            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
+            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+        )
+
+    def start(self, size: int) -> NeuronState:
+        return NeuronState(jnp.zeros(size), jnp.zeros(size), adaptation=jnp.zeros(size))
+
+    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+        params = _constants(params, self.learn_decay, self.learn_threshold)
+        c = jax.nn.sigmoid(params.adaptation_decay)
+        adaptation = c * state.adaptation + (1 - c) * state.spikes
+        u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
+        threshold = _threshold(params) + self.adaptation * adaptation
+        return NeuronState(*_fire(u, threshold, self.reset, self.surrogate), adaptation=adaptation)
+
+
+@dataclass(frozen=True)
+class LeakyIntegrator:
+    """Never fires; its membrane is a readout:
+
+        v[t] = b v[t-1] + x[t]
+
+    NIR: `LI` with tau = -dt / ln b, r = 1 / (1 - b), v_leak = 0.
+    """
+
+    decay: tuple[float, float] = (0.9, 0.9)
+    learn_decay: bool = True
+
+    def init(self, size: int, key: Array) -> NeuronParams:
+        return NeuronParams(decay=_decays(self.decay, size))
+
+    def start(self, size: int) -> NeuronState:
+        return NeuronState(jnp.zeros(size), jnp.zeros(size))
+
+    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+        params = _constants(params, self.learn_decay, learn_threshold=True)
+        return state._replace(v=jax.nn.sigmoid(params.decay) * state.v + x)
+
+
+AnyNeuron = LIF | CubaLIF | AdaptiveLIF
