@@ -16,7 +16,7 @@ from jax import Array
 from spikedream.ops.distributions import ActionDistribution, Categorical, TanhNormal, TwoHot, ValueDistribution
 from spikedream.ops.dream import Dream, dream
 from spikedream.ops.returns import lambda_returns, survival
-from spikedream.snn.codings import LeakyReadout, PopulationReadout
+from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World
 
@@ -47,13 +47,13 @@ class Dreamer:
     """Hyper-parameters. Rewards are scaled by 1 - gamma, so that values are averages of rewards to come and lie in [-1, 1]."""
 
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
-    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=LeakyReadout())
+    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
     value: ValueDistribution = TwoHot()
     gradient: Literal["clipped", "reinforce", "model"] = "clipped"
     trajectories: int = 128
     horizon: int = 30
     gamma: float = 0.99
-    lambda_: float = 0.95
+    return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)
     minibatches: int = 4
     clip: float = 0.2  # of the probability ratio
@@ -145,7 +145,7 @@ class Dreamer:
         penalty = self.uncertainty_penalty * jax.lax.stop_gradient(prediction.uncertainty)
         reward = (1 - self.gamma) * (jnp.clip(prediction.reward, low, high) - penalty)
         discount = self.gamma * (1 - prediction.terminated)
-        returns = jax.vmap(partial(lambda_returns, lambda_=self.lambda_), in_axes=1, out_axes=1)(
+        returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
             reward, discount, jnp.clip(value, low, high)
         )
         weight = jax.lax.stop_gradient(jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated))
@@ -231,7 +231,5 @@ class Dreamer:
 
 
 def _firing_rate(spikes: tuple[Array, ...]) -> Array:
-    """Spikes per neuron and tick over all layers; 0 for conventional networks."""
-    if not spikes:
-        return jnp.zeros(())
-    return jnp.asarray(sum(layer.sum() for layer in spikes) / sum(layer.size for layer in spikes))
+    """Mean over layers of spikes per neuron and tick; 0 for conventional networks."""
+    return jnp.stack([layer.mean() for layer in spikes]).mean() if spikes else jnp.zeros(())

@@ -30,6 +30,10 @@ class Network(Protocol):
         ...
 
     def __call__(self, params: PyTree, x: Array, carry: PyTree = (), key: Array | None = None) -> Output: ...
+    def curvature(self, params: PyTree) -> Array:
+        """Mean square of the weights by which the network departs from a linear map; a penalty on it is a prior for smoothness."""
+        ...
+
     def twin(self) -> "MLP":
         """The conventional network of the same widths."""
         ...
@@ -92,38 +96,57 @@ class SpikingNetwork:
             spikes = jnp.stack(train)
             trains.append(spikes)
             after.append(state)
-        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, after[-1].v)
+        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, after[-1].v / jnp.exp(params.layers[-1].neuron.threshold))
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
 
+    def curvature(self, params: SpikingParams) -> Array:
+        return self.readout.curvature(params.readout)
+
     def twin(self) -> "MLP":
-        return MLP(hidden=self.hidden)
+        return MLP(hidden=self.hidden, skip=isinstance(self.readout, MembraneReadout))
+
+
+class MLPParams(eqx.Module):
+    layers: tuple[Linear, ...]
+    skip: Array | None  # (in_size, out_size) straight from input to output
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The conventional twin: dense layers with a pointwise nonlinearity, no state."""
+    """The conventional twin: dense layers with a pointwise nonlinearity, no state.
+
+    With `skip`, a linear map from input to output is added and the last layer starts at zero, so that the network starts linear as
+    one with `MembraneReadout` does.
+    """
 
     hidden: tuple[int, ...] = (64,)
     activation: Literal["silu", "tanh", "relu"] = "silu"
     gain: float = 1.0  # scale of the output layer's initial weights
+    skip: bool = False
 
-    def init(self, in_size: int, out_size: int, key: Array) -> tuple[Linear, ...]:
+    def init(self, in_size: int, out_size: int, key: Array) -> MLPParams:
         sizes = (in_size, *self.hidden)
-        *keys, last = jax.random.split(key, len(sizes))
+        *keys, last, skip = jax.random.split(key, len(sizes) + 1)
         gain = 2**0.5 if self.activation != "tanh" else 1.0
         layers = [linear(a, b, k, gain) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
-        return (*layers, linear(sizes[-1], out_size, last, self.gain))
+        output = linear(sizes[-1], out_size, last, 0.0 if self.skip else self.gain)
+        straight = linear(in_size, out_size, skip, self.gain).weight if self.skip else None
+        return MLPParams((*layers, output), straight)
 
-    def start(self, params: PyTree) -> PyTree:
+    def start(self, params: MLPParams) -> PyTree:
         return ()
 
-    def __call__(self, params: tuple[Linear, ...], x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+    def __call__(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
         activation = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
+        straight = 0.0 if params.skip is None else x @ params.skip
         x = x[None]
-        for layer in params[:-1]:
+        for layer in params.layers[:-1]:
             x = activation(layer(x))
-        return Output(params[-1](x)[0], (), ())
+        return Output(params.layers[-1](x)[0] + straight, (), ())
+
+    def curvature(self, params: MLPParams) -> Array:
+        return jnp.zeros(()) if params.skip is None else jnp.square(params.layers[-1].weight).mean()
 
     def twin(self) -> "MLP":
         return self

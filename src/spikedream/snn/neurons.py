@@ -6,7 +6,8 @@ steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per
 one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron).
 
 `x[t]` is the input current, `s[t]` the spikes (0 or 1), `v[t]` the membrane potential, R the recurrent weights (absent unless
-`recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0; the reset path carries no gradient.
+`recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0. The gradient flows through the reset too, unless
+`detach_reset`: a soft-reset neuron then conserves charge in the backward pass as it does in the forward one.
 """
 
 from dataclasses import dataclass
@@ -71,11 +72,11 @@ def _threshold(params: NeuronParams) -> Array:
     return jnp.exp(params.threshold)
 
 
-def _fire(v: Array, threshold: Array, reset: Reset, surrogate: AnySurrogate) -> tuple[Array, Array]:
+def _fire(neuron: "LIF | CubaLIF | AdaptiveLIF", u: Array, threshold: Array) -> tuple[Array, Array]:
     """(membrane after reset, spikes)."""
-    spikes = spike(v - threshold, surrogate)
-    fired = jax.lax.stop_gradient(spikes)
-    return (v - fired * threshold if reset == "soft" else v * (1 - fired)), spikes
+    spikes = spike(u - threshold, neuron.surrogate)
+    fired = jax.lax.stop_gradient(spikes) if neuron.detach_reset else spikes
+    return (u - fired * threshold if neuron.reset == "soft" else u * (1 - fired)), spikes
 
 
 def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> NeuronParams:
@@ -102,6 +103,7 @@ class LIF:
     decay: tuple[float, float] = (0.5, 0.95)  # initial b, spread evenly over the layer between these two
     threshold: float = 1.0
     reset: Reset = "soft"
+    detach_reset: bool = False
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
@@ -120,7 +122,7 @@ class LIF:
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, self.learn_threshold)
         u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
-        return NeuronState(*_fire(u, _threshold(params), self.reset, self.surrogate))
+        return NeuronState(*_fire(self, u, _threshold(params)))
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class CubaLIF:
     decay: tuple[float, float] = (0.75, 0.75)
     threshold: float = 0.5
     reset: Reset = "hard"
+    detach_reset: bool = False
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
@@ -157,7 +160,7 @@ class CubaLIF:
         params = _constants(params, self.learn_decay, self.learn_threshold)
         current = jax.nn.sigmoid(params.synapse_decay) * state.current + _recurrent(params, state, x)
         u = jax.nn.sigmoid(params.decay) * state.v + current
-        return NeuronState(*_fire(u, _threshold(params), self.reset, self.surrogate), current=current)
+        return NeuronState(*_fire(self, u, _threshold(params)), current=current)
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class AdaptiveLIF:
     adaptation: float = 1.0  # k, in units of the membrane potential
     threshold: float = 1.0
     reset: Reset = "soft"
+    detach_reset: bool = False
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
@@ -197,7 +201,7 @@ class AdaptiveLIF:
         adaptation = c * state.adaptation + (1 - c) * state.spikes
         u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
         threshold = _threshold(params) + self.adaptation * adaptation
-        return NeuronState(*_fire(u, threshold, self.reset, self.surrogate), adaptation=adaptation)
+        return NeuronState(*_fire(self, u, threshold), adaptation=adaptation)
 
 
 @dataclass(frozen=True)

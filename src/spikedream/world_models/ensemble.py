@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from spikedream.snn.codings import MembraneReadout
+from spikedream.snn.neurons import LIF
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition
 
@@ -58,12 +59,13 @@ class Ensemble:
     """
 
     members: int = 4
-    dynamics: AnyNetwork = SpikingNetwork()
+    dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: starts out linear
     ending: AnyNetwork = SpikingNetwork(hidden=(32,), readout=MembraneReadout(gain=0.1))
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
     termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic
     learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
     weight_decay: float = 1e-4
+    curvature_penalty: float = 1.0  # on the dynamics' departure from a linear map (see `Network.curvature`)
     gradient_clip: float = 10.0  # global norm, per member
     batch: int = 64
     updates: int = 2000  # per phase, at most
@@ -194,6 +196,7 @@ class Ensemble:
             regression = (error * jnp.exp(-log_variance) + log_variance).mean() + 0.01 * (high - low).mean()
         else:
             regression = error.mean()
+        regression = regression + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
         # Every state that was acted in is an example of not having ended.
         ended = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.next_obs)
         alive = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.obs)

@@ -1,0 +1,230 @@
+"""The complete description of a run: a tree of dataclasses, its presets, and its YAML form.
+
+A field that holds a part (network, neuron, world model ...) is written as that part's fields plus `kind`, the name of its class; a
+bare name stands for the kind with its defaults. Fields that are not written keep their defaults.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from spikedream.agents.dreamer import Dreamer
+from spikedream.algorithm import Algorithm
+from spikedream.snn.networks import SpikingNetwork
+from spikedream.types import Spec
+from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.true_environment import TrueEnvironment
+
+# A new kind is named here, once; the command line, presets and contract tests read these unions.
+AnyWorldModel = Ensemble | TrueEnvironment
+AnyAgent = Dreamer
+
+
+class ConfigError(Exception):
+    """A setting is unknown or has a wrong type or value; the message names it and says what would be right."""
+
+
+@dataclass(frozen=True)
+class Collect:
+    """How much real experience a turn adds."""
+
+    seed_episodes: int = 4  # with random actions, in the first turn
+    steps: int = 25  # with the agent's own, in each turn after that
+
+
+@dataclass(frozen=True)
+class Improve:
+    """How many agent updates a turn makes (for Dreamer: dreams); both are rounded up to whole blocks."""
+
+    first: int = 600
+    then: int = 200
+    block: int = 50  # updates in one compiled call
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Greedy episodes on fresh seeds, at the end of every turn; their steps do not count as real steps."""
+
+    episodes: int = 100
+    confirmations: int = 0  # further evaluations that must also reach the threshold before the run stops as solved
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's outcome."""
+
+    env: str = "CartPole-v1"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None  # in place of the environment's own time limit
+    seed: int = 0
+    budget: int = 1000  # real steps after which an unsolved run stops
+    threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
+    replay: int = 10_000  # transitions kept; the oldest make way
+    collect: Collect = Collect()
+    improve: Improve = Improve()
+    evaluation: Evaluation = Evaluation()
+    world_model: AnyWorldModel = Ensemble()
+    agent: AnyAgent = Dreamer()
+
+    def algorithm(self, spec: Spec) -> Algorithm:
+        return Algorithm(spec, self.world_model, self.agent, self.replay, self.improve.block)
+
+
+def twin(part: Any) -> Any:
+    """The same configuration with every spiking network replaced by its conventional twin."""
+    if isinstance(part, SpikingNetwork):
+        return part.twin()
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    return dataclasses.replace(part, **{f.name: twin(getattr(part, f.name)) for f in dataclasses.fields(part)})
+
+
+# ---- to and from plain data
+
+
+def to_data(value: Any) -> Any:
+    """Dataclasses to plain mappings; every part is written with its kind."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        data = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return data if type(value) in (Config, Collect, Improve, Evaluation) else {"kind": type(value).__name__, **data}
+    return [to_data(x) for x in value] if isinstance(value, tuple) else value
+
+
+def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
+    """`base` with the settings of the plain data `changes`.
+
+    Args:
+        base: a dataclass value (or, below the top, any value that it holds).
+        changes: settings to change; nested mappings for nested parts.
+        hint: the declared type of `base`; its own class at the top.
+        path: dotted name of `base`, for messages.
+
+    Raises:
+        ConfigError: for an unknown key or a value of the wrong type, naming the setting.
+    """
+    hint = hint or type(base)
+    kinds = _kinds(hint)
+    if not kinds:
+        return _plain(changes, hint, path)
+    if isinstance(changes, str):
+        changes = {"kind": changes}
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"{path or 'the configuration'} takes a mapping of settings, not {changes!r}")
+    changes = dict(changes)
+    kind = changes.pop("kind", type(base).__name__)
+    if kind not in kinds:
+        raise ConfigError(f"{path} has no kind {kind!r}; {_nearest(str(kind), kinds)}")
+    base = base if kind == type(base).__name__ else kinds[kind]()
+    hints = typing.get_type_hints(type(base))
+    for name in changes:
+        if name not in hints:
+            where = f"{path}.{name}" if path else str(name)
+            raise ConfigError(f"unknown setting {where!r}; {_nearest(str(name), hints)}")
+    prefix = f"{path}." if path else ""
+    new = {n: merge(getattr(base, n), v, hints[n], prefix + n) for n, v in changes.items()}
+    return dataclasses.replace(base, **new)
+
+
+def _nearest(name: str, choices: typing.Iterable[str]) -> str:
+    choices = [str(c) for c in choices]
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """The dataclasses that a declared type allows, by name; empty for plain types."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return {option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)}
+
+
+def _plain(value: Any, hint: Any, path: str) -> Any:
+    """`value` as the plain type `hint`, or a ConfigError. PyYAML reads `3e-4` as text: numbers are accepted as text."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _plain(value, next(a for a in arguments if a is not type(None)), path)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path} is {value!r}; {_nearest(str(value), arguments)} (one of {', '.join(arguments)})")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} takes a mapping, not {value!r}")
+        return dict(value)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            raise ConfigError(f"{path} takes {_type_name(hint)}, not {value!r}")
+        element = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return tuple(_plain(v, h, f"{path}[{i}]") for i, (v, h) in enumerate(zip(value, element, strict=True)))
+    if hint is bool and isinstance(value, bool) or hint is str and isinstance(value, str):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and (hint is float or number.is_integer()):
+            return hint(number)
+    raise ConfigError(f"{path} takes {_type_name(hint)}, not {value!r}")
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        element, *rest = typing.get_args(hint)
+        return f"a list of {_type_name(element)}s" if ... in rest else f"a list of {len(rest) + 1} numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+# ---- presets and files
+
+
+def presets() -> dict[str, str]:
+    """Name to description (the preset file's first comment line)."""
+    found = {}
+    for file in sorted(resources.files("spikedream.presets").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            found[file.name.removesuffix(".yaml")] = file.read_text().splitlines()[0].removeprefix("#").strip()
+    return found
+
+
+def named(name: str) -> Config:
+    """The configuration of a preset, or the defaults on an environment id.
+
+    Raises:
+        ConfigError: when `name` is neither.
+    """
+    known = presets()
+    if name in known:
+        return parse((resources.files("spikedream.presets") / f"{name}.yaml").read_text(), f"preset {name}")
+    if "-v" not in name and ":" not in name:
+        raise ConfigError(f"no preset {name!r} ({_nearest(name, known)}), and environment ids look like CartPole-v1")
+    return Config(env=name)
+
+
+def parse(text: str, origin: str) -> Config:
+    """A configuration from YAML that holds differences from the defaults; `base: PRESET` starts from another preset."""
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{origin} is not a mapping of settings")
+    data = dict(data)
+    base = named(data.pop("base")) if "base" in data else Config()
+    base = twin(base) if data.pop("twin", False) else base
+    return merge(base, data)
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(to_data(config), sort_keys=False))
+
+
+def load(path: Path) -> Config:
+    return parse(path.read_text(), str(path))

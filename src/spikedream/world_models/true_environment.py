@@ -1,0 +1,74 @@
+"""The true environment behind the world-model contract, so that an agent can be debugged against the truth.
+
+Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
+from gymnasium.envs.phys2d.pendulum import PendulumFunctional
+from jax import Array
+
+from spikedream.ops.normalizer import Normalizer, identity
+from spikedream.types import Experience, Metrics, Prediction, Spec
+
+
+class Dynamics(NamedTuple):
+    functional: Any  # gymnasium.experimental FuncEnv
+    state: Any  # raw observation -> the environment's own state
+    action: Any  # encoded action -> the environment's own action
+
+
+DYNAMICS = {
+    "CartPole": Dynamics(CartPoleFunctional(), lambda obs: obs, jnp.argmax),
+    "Pendulum": Dynamics(
+        PendulumFunctional(),
+        lambda obs: jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]]),
+        lambda action: 2.0 * action,  # a torque of up to 2 N m
+    ),
+}
+
+
+class TrueState(eqx.Module):
+    normalizer: Normalizer
+
+
+@dataclass(frozen=True)
+class TrueEnvironment:
+    """Hyper-parameters: which environment. `update` only takes over the normaliser."""
+
+    dynamics: Literal["CartPole", "Pendulum"] = "CartPole"
+
+    def init(self, spec: Spec, key: Array) -> TrueState:
+        """Raises ValueError where the run's environment has other observations than the dynamics."""
+        functional = DYNAMICS[self.dynamics].functional
+        size = functional.observation_space.shape[0]
+        if spec.obs_size != size:
+            raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
+        return TrueState(identity(spec.obs_size))
+
+    def start(self, state: TrueState, obs: Array, key: Array) -> Array:
+        return obs
+
+    def step(self, state: TrueState, carry: Array, action: Array, key: Array) -> tuple[Array, Prediction]:
+        dynamics = DYNAMICS[self.dynamics]
+        env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(carry))
+        act = dynamics.action(action)
+        after = env.transition(before, act, key)
+        obs = state.normalizer.obs(env.observation(after, key))
+        reward = jnp.asarray(env.reward(before, act, after, key), jnp.float32).reshape(())
+        return obs, Prediction(
+            obs=obs,
+            reward=reward / state.normalizer.reward_scale,
+            terminated=jnp.asarray(env.terminal(after, key), jnp.float32).reshape(()),
+            uncertainty=jnp.zeros(()),
+            spikes=(),
+        )
+
+    def update(self, state: TrueState, experience: Experience, key: Array) -> tuple[TrueState, Metrics]:
+        # Copied, so that replay and world do not share buffers that the phases donate.
+        return TrueState(jax.tree.map(jnp.array, experience.normalizer)), {"model_loss": jnp.zeros(())}
