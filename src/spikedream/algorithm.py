@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.ops.replay import Replay, empty
-from spikedream.types import Agent, Metrics, PyTree, Spec, Transition, World, WorldModel
+from spikedream.types import Agent, Metrics, PyTree, Spec, Transition, World, WorldModel, firing_rate
 
 
 class TrainState(eqx.Module):
@@ -33,7 +33,7 @@ class TrainState(eqx.Module):
 class Act(NamedTuple):
     action: Array  # (batch, action_size), normalised
     carry: PyTree  # (batch, ...)
-    spikes: tuple[Array, ...]  # per layer (batch, ticks, neurons)
+    rate: Array  # (batch,) firing rate of the policy's neurons, spikes per tick
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,18 @@ class Algorithm:
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), resting)
 
     @partial(jax.jit, static_argnums=(0, 5))
-    def act(self, state: TrainState, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Act:
-        """Decide for a batch of raw observations, (batch, obs_size)."""
+    def act(self, state: TrainState, carry: PyTree, obs: Array, salt: Array, greedy: bool) -> Act:
+        """Decide for a batch of raw observations, (batch, obs_size). The state's key does not advance: `salt` () uint32 tells
+        apart the decisions between two phases."""
         world = World(self.world_model, state.world)
-        decide = partial(self.agent.act, state.agent, world, greedy=greedy)
-        keys = jax.random.split(key, obs.shape[0])
-        decision = jax.vmap(lambda c, o, k: decide(c, o, k))(carry, state.replay.normalizer.obs(obs), keys)
-        return Act(decision.action, decision.carry, decision.spikes)
+        obs = state.replay.normalizer.obs(obs)
+        keys = jax.random.split(jax.random.fold_in(state.key, salt), obs.shape[0])
+
+        def decide(carry: PyTree, obs: Array, key: Array) -> Act:
+            decision = self.agent.act(state.agent, world, carry, obs, key, greedy)
+            return Act(decision.action, decision.carry, firing_rate(decision.spikes))
+
+        return jax.vmap(decide)(carry, obs, keys)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def remember(self, state: TrainState, step: Transition) -> TrainState:

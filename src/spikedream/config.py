@@ -61,6 +61,7 @@ class Evaluation:
 class Config:
     """Everything that decides a run's outcome."""
 
+    name: str = "custom"  # of the preset or environment that it was made from; only a label
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
@@ -202,10 +203,11 @@ def named(name: str) -> Config:
     """
     known = presets()
     if name in known:
-        return parse((resources.files("spikedream.presets") / f"{name}.yaml").read_text(), f"preset {name}")
+        text = (resources.files("spikedream.presets") / f"{name}.yaml").read_text()
+        return dataclasses.replace(parse(text, f"preset {name}"), name=name)
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({_nearest(name, known)}), and environment ids look like CartPole-v1")
-    return Config(env=name)
+    return Config(name=name, env=name)
 
 
 def parse(text: str, origin: str) -> Config:

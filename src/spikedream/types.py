@@ -9,6 +9,7 @@ to and from the environment's own units happens in `spikedream.ops.normalizer` a
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 from jax import Array
 
 PyTree = Any
@@ -62,6 +63,11 @@ class Decision(NamedTuple):
     carry: PyTree  # the policy's memory for the next step
     log_prob: Array  # () log-density of `action`; 0 for a deterministic policy
     spikes: tuple[Array, ...]  # per layer (ticks, neurons); empty for conventional networks
+
+
+def firing_rate(spikes: tuple[Array, ...]) -> Array:
+    """Mean over layers of the spikes per neuron and tick, (); 0 for conventional networks."""
+    return jnp.stack([layer.mean() for layer in spikes]).mean() if spikes else jnp.zeros(())
 
 
 class Experience(Protocol):

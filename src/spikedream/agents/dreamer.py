@@ -18,7 +18,7 @@ from spikedream.ops.dream import Dream, dream
 from spikedream.ops.returns import lambda_returns, survival
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World
+from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, firing_rate
 
 
 class DreamerState(eqx.Module):
@@ -27,6 +27,8 @@ class DreamerState(eqx.Module):
     target: PyTree  # slow copy of the critic, for the bootstrap values
     actor_optimizer: PyTree
     critic_optimizer: PyTree
+    pool: Array  # (trajectories, obs_size) where the last dreams stopped, in the environment's units
+    pool_alive: Array  # (trajectories,) probability that they were still going
     distribution: ActionDistribution = eqx.field(static=True)
 
 
@@ -50,19 +52,20 @@ class Dreamer:
     critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
     value: ValueDistribution = TwoHot()
     gradient: Literal["clipped", "reinforce", "model"] = "clipped"
-    trajectories: int = 128
-    horizon: int = 30
+    trajectories: int = 64
+    horizon: int = 16
+    restart: float = 0.05  # share of the dreams that begin at a replayed state even though their predecessor could go on
     gamma: float = 0.99
     return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)
-    minibatches: int = 4
+    minibatches: int = 2
     clip: float = 0.2  # of the probability ratio
     entropy: float = 3e-3
     learning_rate: float = 2e-3
     critic_learning_rate: float = 2e-3
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
-    uncertainty_penalty: float = 0.5  # reward lost per unit of ensemble disagreement
+    uncertainty_penalty: float = 1.0  # reward lost per unit of ensemble disagreement
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
 
     def init(self, spec: Spec, key: Array) -> DreamerState:
@@ -78,7 +81,14 @@ class Dreamer:
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
         actor_optimizer, critic_optimizer = self._optimizers()
         return DreamerState(
-            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), distribution
+            actor,
+            critic,
+            slow,
+            actor_optimizer.init(actor),
+            critic_optimizer.init(critic),
+            jnp.zeros((self.trajectories, spec.obs_size)),
+            jnp.zeros(self.trajectories),
+            distribution,
         )
 
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -102,7 +112,7 @@ class Dreamer:
         self, state: DreamerState, world: World, experience: Experience, key: Array
     ) -> tuple[DreamerState, Metrics]:
         start_key, dream_key, learn_key = jax.random.split(key, 3)
-        obs = experience.sample(start_key, (self.trajectories,)).obs
+        obs = self._starts(state, experience, start_key)
         if self.gradient == "model":
             gradient, (imagined, lessons) = jax.grad(self._imagined_loss, has_aux=True)(
                 state.actor, state, world, obs, experience, dream_key
@@ -112,6 +122,12 @@ class Dreamer:
             _, (imagined, lessons) = self._imagined_loss(state.actor, state, world, obs, experience, dream_key)
         state, (actor_loss, critic_loss, entropy, critic_rate) = self._learn(state, lessons, learn_key)
         alive = lessons.weight
+        last = imagined.prediction
+        state = eqx.tree_at(
+            lambda s: (s.pool, s.pool_alive),
+            state,
+            (experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1])),
+        )
         metrics = {
             "imagined_steps": jnp.asarray(self.trajectories * self.horizon, jnp.int32),
             "dream_return": (imagined.prediction.reward * alive).sum(0).mean(),
@@ -120,13 +136,21 @@ class Dreamer:
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
             "entropy": entropy,
-            "firing_rate/actor": _firing_rate(imagined.decision.spikes),
+            "firing_rate/actor": firing_rate(imagined.decision.spikes),
             "firing_rate/critic": critic_rate,
-            "firing_rate/world_model": _firing_rate(imagined.prediction.spikes),
+            "firing_rate/world_model": firing_rate(imagined.prediction.spikes),
         }
         return state, metrics
 
     # ---- dreaming
+
+    def _starts(self, state: DreamerState, experience: Experience, key: Array) -> Array:
+        """A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state: (trajectories,
+        obs_size). So dreams reach states that a few real episodes never visited, without a long horizon."""
+        replay_key, alive_key = jax.random.split(key)
+        fresh = experience.sample(replay_key, (self.trajectories,)).obs
+        go_on = jax.random.uniform(alive_key, (self.trajectories,)) < state.pool_alive * (1 - self.restart)
+        return jnp.where(go_on[:, None], experience.normalizer.obs(state.pool), fresh)
 
     def _imagined_loss(
         self, actor: PyTree, state: DreamerState, world: World, obs: Array, experience: Experience, key: Array
@@ -227,9 +251,4 @@ class Dreamer:
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:
         out = jax.vmap(lambda obs: self.critic(critic, obs, self.critic.start(critic)))(batch.obs)
         losses = jax.vmap(self.value.loss)(out.value, batch.target)
-        return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6), _firing_rate(out.spikes)
-
-
-def _firing_rate(spikes: tuple[Array, ...]) -> Array:
-    """Mean over layers of spikes per neuron and tick; 0 for conventional networks."""
-    return jnp.stack([layer.mean() for layer in spikes]).mean() if spikes else jnp.zeros(())
+        return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6), firing_rate(out.spikes)

@@ -34,6 +34,10 @@ class Network(Protocol):
         """Mean square of the weights by which the network departs from a linear map; a penalty on it is a prior for smoothness."""
         ...
 
+    def readout_l1(self, params: PyTree) -> Array:
+        """Sum of the magnitudes of the readout's weights; a penalty on it leaves few hidden neurons in use."""
+        ...
+
     def twin(self) -> "MLP":
         """The conventional network of the same widths."""
         ...
@@ -65,6 +69,7 @@ class SpikingNetwork:
     persistent: bool = False
     bias: tuple[float, float] = (-0.5, 1.0)  # initial bias currents, spread evenly so that neurons differ in what wakes them
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
+    fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
@@ -88,7 +93,8 @@ class SpikingNetwork:
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         trains, after = [], []
         for layer, state in zip(params.layers, states, strict=True):
-            currents = layer.synapse(spikes)  # one row when the input is the same at every tick
+            synapse = layer.synapse if trains else _thin(layer.synapse, self.fan_in)
+            currents = synapse(spikes)  # one row when the input is the same at every tick
             train = []
             for tick in range(self.ticks):
                 state = self.neuron.step(layer.neuron, state, currents[min(tick, currents.shape[0] - 1)])
@@ -103,8 +109,24 @@ class SpikingNetwork:
     def curvature(self, params: SpikingParams) -> Array:
         return self.readout.curvature(params.readout)
 
+    def readout_l1(self, params: SpikingParams) -> Array:
+        return _l1(params.readout)
+
     def twin(self) -> "MLP":
-        return MLP(hidden=self.hidden, skip=isinstance(self.readout, MembraneReadout))
+        return MLP(hidden=self.hidden, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
+
+
+def _thin(synapse: Linear, fan_in: int | None) -> Linear:
+    """Keeps `fan_in` inputs for each neuron, in turn over the inputs, and the variance of their sum."""
+    inputs, neurons = synapse.weight.shape
+    if fan_in is None or fan_in >= inputs:
+        return synapse
+    kept = (jnp.arange(inputs)[:, None] - jnp.arange(neurons)[None]) % inputs < fan_in
+    return Linear(synapse.weight * kept * (inputs / fan_in) ** 0.5, synapse.bias)
+
+
+def _l1(readout: PyTree) -> Array:
+    return jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(readout) if x.ndim == 2]).sum()
 
 
 class MLPParams(eqx.Module):
@@ -124,6 +146,7 @@ class MLP:
     activation: Literal["silu", "tanh", "relu"] = "silu"
     gain: float = 1.0  # scale of the output layer's initial weights
     skip: bool = False
+    fan_in: int | None = None  # inputs that each unit of the first layer listens to; None for all
 
     def init(self, in_size: int, out_size: int, key: Array) -> MLPParams:
         sizes = (in_size, *self.hidden)
@@ -140,13 +163,17 @@ class MLP:
     def __call__(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
         activation = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
         straight = 0.0 if params.skip is None else x @ params.skip
-        x = x[None]
-        for layer in params.layers[:-1]:
+        first, *rest = params.layers
+        x = activation(_thin(first, self.fan_in)(x[None])) if rest else x[None]
+        for layer in rest[:-1]:
             x = activation(layer(x))
         return Output(params.layers[-1](x)[0] + straight, (), ())
 
     def curvature(self, params: MLPParams) -> Array:
         return jnp.zeros(()) if params.skip is None else jnp.square(params.layers[-1].weight).mean()
+
+    def readout_l1(self, params: MLPParams) -> Array:
+        return _l1(params.layers[-1])
 
     def twin(self) -> "MLP":
         return self

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.snn.codings import MembraneReadout
+from spikedream.snn.codings import RateReadout
 from spikedream.snn.neurons import LIF
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition
@@ -32,6 +32,8 @@ class EnsembleState(eqx.Module):
     optimizer: PyTree  # leaves (members, ...)
     key: Array  # decides which transitions are held out from which member, for the whole run
     scale: Array  # (obs_size,) root mean square of the normalised state change
+    low: Array  # (obs_size,) smallest normalised observation in the experience
+    high: Array  # (obs_size,) largest
 
 
 class Carry(NamedTuple):
@@ -60,7 +62,11 @@ class Ensemble:
 
     members: int = 4
     dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: starts out linear
-    ending: AnyNetwork = SpikingNetwork(hidden=(32,), readout=MembraneReadout(gain=0.1))
+    # Additive over the observation's entries (`fan_in=1`) and sparse: what ends an episode is mostly a bound on one of them.
+    ending: AnyNetwork = SpikingNetwork(
+        hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), readout=RateReadout(), fan_in=1, gain=1.5, bias=(-2.0, 1.0)
+    )
+    ending_sparsity: float = 1e-2  # L1 penalty on the ending's readout weights
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
     termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic
     learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
@@ -72,14 +78,16 @@ class Ensemble:
     holdout: float = 0.0  # share of the transitions that each member never trains on; 0 switches early stopping off
     check_every: int = 200  # updates between checks on held-out data
     patience: int = 4  # checks without improvement before fitting stops
-    terminal_weight: float = 10.0  # upper bound on how much more a terminal example counts
+    terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
+    support_weight: float = 1.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
+    support_margin: float = 0.5  # by how much of its own width that range is widened at each end
     obs_bound: float = 20.0  # imagined observations stay within this many standard deviations
 
     def init(self, spec: Spec, key: Array) -> EnsembleState:
         member_key, holdout_key = jax.random.split(key)
         members = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
         optimizer = jax.vmap(self._optimizer().init)(members)
-        return EnsembleState(members, optimizer, holdout_key, jnp.ones(spec.obs_size))
+        return EnsembleState(members, optimizer, holdout_key, jnp.ones(spec.obs_size), *(jnp.zeros(spec.obs_size) for _ in range(2)))
 
     def _init_member(self, spec: Spec, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
@@ -107,12 +115,13 @@ class Ensemble:
             change = change + deviation * jax.random.normal(key, change.shape)
         obs = jnp.clip(carry.obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
         ending = jax.vmap(lambda m: self.ending(m.ending, obs))(state.members)
+        outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0])
         return Carry(obs, carry.member), Prediction(
             obs=obs,
             reward=change[-1],
             terminated=probability.max() if self.termination == "max" else probability.mean(),
-            uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean()),
+            uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean()) + self.support_weight * outside.sum(),
             spikes=(*spikes, *ending.spikes),
         )
 
@@ -174,7 +183,12 @@ class Ensemble:
             jnp.zeros(()),
         )
         fit = jax.lax.while_loop(lambda f: (f.updates < self.updates) & (f.waited < self.patience), block, first)
-        after = EnsembleState(fit.best, fit.optimizer, state.key, scale)
+        seen = (filled > 0)[:, None]
+        low = jnp.where(seen, everything.next_obs, jnp.inf).min(0)
+        high = jnp.where(seen, everything.next_obs, -jnp.inf).max(0)
+        margin = self.support_margin * (high - low)
+        low, high = low - margin, high + margin
+        after = EnsembleState(fit.best, fit.optimizer, state.key, scale, low, high)
         metrics = {"model_loss": fit.train_loss, "model_updates": fit.updates}
         if self.holdout > 0:
             metrics["model_holdout_loss"] = fit.best_loss.mean()
@@ -197,12 +211,13 @@ class Ensemble:
         else:
             regression = error.mean()
         regression = regression + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
+        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         # Every state that was acted in is an example of not having ended.
         ended = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.next_obs)
         alive = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.obs)
         cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
         cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0)
-        return regression + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
+        return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
 
 
 def _keep_best(fit: Fit, losses: Array) -> Fit:

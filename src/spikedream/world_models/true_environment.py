@@ -3,14 +3,14 @@
 Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
-from gymnasium.envs.phys2d.pendulum import PendulumFunctional
 from jax import Array
 
 from spikedream.ops.normalizer import Normalizer, identity
@@ -18,19 +18,26 @@ from spikedream.types import Experience, Metrics, Prediction, Spec
 
 
 class Dynamics(NamedTuple):
-    functional: Any  # gymnasium.experimental FuncEnv
-    state: Any  # raw observation -> the environment's own state
-    action: Any  # encoded action -> the environment's own action
+    functional: Any  # Gymnasium's `FuncEnv`
+    state: Callable[[Array], Array]  # raw observation to the environment's own state
+    action: Callable[[Array], Array]  # encoded action to the environment's own
 
 
-DYNAMICS = {
-    "CartPole": Dynamics(CartPoleFunctional(), lambda obs: obs, jnp.argmax),
-    "Pendulum": Dynamics(
+@cache
+def load_dynamics(name: str) -> Dynamics:
+    """Raises ImportError with what to install: these environments need flax."""
+    try:
+        from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
+        from gymnasium.envs.phys2d.pendulum import PendulumFunctional
+    except ImportError as error:
+        raise ImportError(f"TrueEnvironment needs Gymnasium's JAX environments: pip install 'spikedream[truth]' ({error})") from error
+    if name == "CartPole":
+        return Dynamics(CartPoleFunctional(), lambda obs: obs, jnp.argmax)
+    return Dynamics(
         PendulumFunctional(),
         lambda obs: jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]]),
         lambda action: 2.0 * action,  # a torque of up to 2 N m
-    ),
-}
+    )
 
 
 class TrueState(eqx.Module):
@@ -45,7 +52,7 @@ class TrueEnvironment:
 
     def init(self, spec: Spec, key: Array) -> TrueState:
         """Raises ValueError where the run's environment has other observations than the dynamics."""
-        functional = DYNAMICS[self.dynamics].functional
+        functional = load_dynamics(self.dynamics).functional
         size = functional.observation_space.shape[0]
         if spec.obs_size != size:
             raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
@@ -55,7 +62,7 @@ class TrueEnvironment:
         return obs
 
     def step(self, state: TrueState, carry: Array, action: Array, key: Array) -> tuple[Array, Prediction]:
-        dynamics = DYNAMICS[self.dynamics]
+        dynamics = load_dynamics(self.dynamics)
         env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(carry))
         act = dynamics.action(action)
         after = env.transition(before, act, key)

@@ -1,0 +1,127 @@
+"""Checkpoints: arrays by tree path in safetensors, counters in JSON, a hash over the arrays. No pickle anywhere.
+
+A checkpoint is complete or absent: each file is written under a temporary name, flushed to the disk and renamed, the JSON last.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from spikedream.types import PyTree
+
+KEPT = 2  # the newest, and the one before it
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, damaged, or of another configuration; the message says which."""
+
+
+class Checkpoint(NamedTuple):
+    arrays: dict[str, np.ndarray]
+    counters: dict[str, Any]
+
+
+def flatten(tree: PyTree, prefix: str) -> dict[str, np.ndarray]:
+    """Leaves by path, as in `state.agent.actor.layers[0].synapse.weight`; keys as their raw data."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {prefix + jax.tree_util.keystr(path): np.asarray(_raw(leaf)) for path, leaf in leaves}
+
+
+def unflatten(template: PyTree, prefix: str, arrays: dict[str, np.ndarray]) -> PyTree:
+    """The inverse, into the structure of `template` (arrays or `jax.ShapeDtypeStruct`s).
+
+    Raises:
+        CheckpointError: an array is missing, superfluous, or of another shape or type than the template's.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [prefix + jax.tree_util.keystr(path) for path, _ in leaves]
+    strange = sorted(name for name in arrays if name.startswith(prefix) and name not in set(names))
+    if strange:
+        raise CheckpointError(f"the checkpoint holds {strange[0]}, which the configuration does not have")
+    restored = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if name not in arrays:
+            raise CheckpointError(f"the checkpoint lacks {name}, which the configuration needs")
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        wanted = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+        if arrays[name].shape != wanted.shape or arrays[name].dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{name} is {arrays[name].dtype}{list(arrays[name].shape)} in the checkpoint,"
+                f" {wanted.dtype}{list(wanted.shape)} in the configuration"
+            )
+        restored.append(jax.random.wrap_key_data(arrays[name]) if is_key else jnp.array(arrays[name]))
+    return jax.tree_util.tree_unflatten(structure, restored)
+
+
+def _raw(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """All of `content` under `path`, or nothing: an existing file survives a full disk, a crash and a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; the checkpoint before it is still there") from error
+
+
+def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
+    """Write the checkpoint of real step `step` and drop all but the newest `KEPT`.
+
+    Raises:
+        CheckpointError: it cannot be written; older ones are untouched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    content = save_arrays({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+    serial = max(_serials(directory), default=0) + 1
+    stem = f"{serial:06d}-step{step}"
+    write_file(directory / f"{stem}.safetensors", content)
+    head = {"sha256": hashlib.sha256(content).hexdigest(), "counters": counters}
+    write_file(directory / f"{stem}.json", json.dumps(head, indent=1).encode())
+    for old in sorted(directory.glob("*.json"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _serials(directory: Path) -> list[int]:
+    return [int(file.name.split("-")[0]) for file in directory.glob("*.json")]
+
+
+def load(directory: Path) -> Checkpoint:
+    """The newest checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is not as it was written.
+    """
+    heads = sorted(directory.glob("*.json"))
+    if not heads:
+        raise CheckpointError(f"no checkpoint in {directory}")
+    head_file = heads[-1]
+    file = head_file.with_suffix(".safetensors")
+    try:
+        head = json.loads(head_file.read_text())
+        content = file.read_bytes()
+        digest, counters = head["sha256"], head["counters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{head_file} cannot be read ({type(error).__name__}: {error})") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(f"{file} is not as it was written (its SHA-256 differs from the one in {head_file.name})")
+    try:
+        return Checkpoint(load_arrays(content), counters)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file: {error}") from error

@@ -1,0 +1,81 @@
+"""Greedy episodes on fresh seeds, all environments of a batch stepped together."""
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from spikedream.algorithm import Algorithm, TrainState
+from spikedream.config import Config
+from spikedream.envs.host import BrokenEnvironment, decode_actions, episode_seed, make_arguments
+
+LARGEST_BATCH = 100
+
+
+class Evaluated(NamedTuple):
+    returns: np.ndarray  # (episodes,)
+    lengths: np.ndarray  # (episodes,) steps
+    firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
+
+    def mean(self) -> float:
+        return float(self.returns.mean())
+
+    def std(self) -> float:
+        return float(self.returns.std())
+
+
+class Evaluator:
+    """Holds the environments between evaluations; making a hundred of them costs more than running them.
+
+    Args:
+        config: names the environment.
+        episodes: greedy episodes in each evaluation.
+    """
+
+    def __init__(self, config: Config, episodes: int):
+        if episodes < 1:
+            raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
+        self.config, self.episodes = config, episodes
+        self.batch = min(episodes, LARGEST_BATCH)
+        arguments = make_arguments(config.env, config.env_kwargs, config.max_episode_steps)
+        env_id = arguments.pop("id")
+        self._envs = gymnasium.make_vec(env_id, num_envs=self.batch, **arguments)
+
+    def __call__(self, algorithm: Algorithm, state: TrainState, stream: int, *index: int) -> Evaluated:
+        """Run the episodes that `stream` and `index` seed (see `episode_seed`).
+
+        Raises:
+            BrokenEnvironment: the environment raised, or returned something that is not finite.
+        """
+        rounds = -(-self.episodes // self.batch)
+        parts = [self._round(algorithm, state, episode_seed(self.config.seed, stream, *index, i)) for i in range(rounds)]
+        returns, lengths = (np.concatenate([part[i] for part in parts])[: self.episodes] for i in range(2))
+        return Evaluated(returns, lengths, float(np.mean([part[2] for part in parts])))
+
+    def _round(self, algorithm: Algorithm, state: TrainState, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+        obs = self._call("reset", seed=seed)[0]
+        carry = algorithm.start(state, self.batch)
+        running = np.ones(self.batch, bool)
+        returns, lengths, rates = np.zeros(self.batch), np.zeros(self.batch, int), []
+        while running.any():
+            act = algorithm.act(state, carry, np.asarray(obs, np.float32), np.uint32(lengths.max()), True)
+            carry = act.carry
+            rates.append(np.asarray(act.rate)[running].mean())
+            actions = decode_actions(algorithm.spec, np.asarray(act.action))
+            obs, reward, terminated, truncated, _ = self._call("step", actions)
+            if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
+                raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
+            # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
+            returns += reward * running
+            lengths += running
+            running &= ~(terminated | truncated)
+        return returns, lengths, float(np.mean(rates))
+
+    def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self._envs, what)(*args, **kwargs)
+        except Exception as error:
+            raise BrokenEnvironment(f"{self.config.env} raised {type(error).__name__} in {what}(): {error}") from error
+
+    def close(self) -> None:
+        self._envs.close()
