@@ -87,7 +87,7 @@ def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: di
         CheckpointError: it cannot be written; older ones are untouched.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    content = save_arrays({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+    content = save_arrays({name: np.array(x, order="C") for name, x in arrays.items()})
     serial = max(_serials(directory), default=0) + 1
     stem = f"{serial:06d}-step{step}"
     write_file(directory / f"{stem}.safetensors", content)

@@ -1,0 +1,109 @@
+"""A finished or unfinished run, opened from its directory: its policy, its world, its numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spikedream import checkpoint, config as configuration
+from spikedream.algorithm import Algorithm, TrainState
+from spikedream.config import Config
+from spikedream.envs.host import REPORT, HostEnvironment, decode_actions
+from spikedream.evaluate import Evaluator
+from spikedream.metrics import Recorder
+from spikedream.types import PyTree, Spec
+
+
+class Policy:
+    """The greedy policy of a run, for one environment: `action = policy(obs)`, both in the environment's own units.
+
+    The weights are constants of one compiled call. A policy with persistent membranes remembers its last observations: call `reset`
+    when an episode begins.
+    """
+
+    def __init__(self, algorithm: Algorithm, state: TrainState):
+        self._spec = algorithm.spec
+        salt = jnp.zeros((), jnp.uint32)
+
+        def decide(carry: PyTree, obs: jax.Array) -> tuple[jax.Array, PyTree]:
+            act = algorithm.act(state, carry, obs[None], salt, True)
+            return act.action, act.carry
+
+        self._start: PyTree = algorithm.start(state, 1)
+        obs = jax.ShapeDtypeStruct((algorithm.spec.obs_size,), jnp.float32)
+        self._decide: Callable[..., Any] = jax.jit(decide).lower(self._start, obs).compile()
+        self.reset()
+
+    def reset(self) -> None:
+        self._carry = self._start
+
+    def __call__(self, obs: np.ndarray) -> Any:
+        """(obs_size,) to an int (discrete) or an array (action_size,).
+
+        Raises:
+            ValueError: for an observation of another shape.
+        """
+        obs = np.asarray(obs, np.float32)
+        if obs.shape != (self._spec.obs_size,):
+            raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {obs.shape}")
+        action, self._carry = self._decide(self._carry, obs)
+        action = decode_actions(self._spec, np.asarray(action))[0]
+        return int(action) if self._spec.discrete else action
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        directory: as `spikedream train` writes it.
+
+    Raises:
+        CheckpointError: the directory, its configuration or its newest checkpoint is missing or damaged.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise checkpoint.CheckpointError(f"no run directory {self.directory}")
+        file = self.directory / "config.yaml"
+        if not file.is_file():
+            raise checkpoint.CheckpointError(f"{self.directory} is not a run directory: it has no config.yaml")
+        self.config: Config = configuration.load(file)
+        env = HostEnvironment(self.config.env, self.config.env_kwargs, self.config.max_episode_steps, self.config.seed)
+        self.spec: Spec = env.spec
+        env.close()
+        self.algorithm = self.config.algorithm(self.spec)
+        template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        arrays, self.counters = checkpoint.load(self.directory / "checkpoints")
+        self.state: TrainState = checkpoint.unflatten(template, "state", arrays)
+        self._policy: Policy | None = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """`result.json`, or None while the run is unfinished."""
+        file = self.directory / "result.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row per turn."""
+        return Recorder.rows(self.directory)
+
+    @property
+    def policy(self) -> Policy:
+        if self._policy is None:
+            self._policy = Policy(self.algorithm, self.state)
+        return self._policy
+
+    def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
+        """Returns of greedy episodes, (episodes,), on seeds that neither learning nor its own evaluations used. The same
+        `repetition` gives the same seeds."""
+        evaluator = Evaluator(self.config, episodes)
+        try:
+            return evaluator(self.algorithm, self.state, REPORT, repetition).returns
+        finally:
+            evaluator.close()
