@@ -1,0 +1,115 @@
+"""spikedream: spiking agents that learn by dreaming inside spiking world models.
+
+import spikedream as sd
+run = sd.train("cartpole", seed=0)
+run.evaluate(100).mean()
+action = run.policy(obs)
+"""
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spikedream import config as _configuration
+from spikedream.checkpoint import CheckpointError
+from spikedream.config import Config, ConfigError
+from spikedream.envs.host import BrokenEnvironment
+from spikedream.metrics import Listener
+from spikedream.report import write_report
+from spikedream.run import Run
+from spikedream.runners.sync import Diverged, Interrupted, Trainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Interrupted", "Run", "load", "resume", "train",
+]  # fmt: skip
+
+
+class _Silence:
+    """The listener of a run that nobody watches."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def record(self, row: Mapping[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def train(
+    what: str | Config,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+    report: bool = True,
+) -> Run:
+    """Learn until solved or out of budget.
+
+    Args:
+        what: a preset's name, a Gymnasium id, or a whole configuration.
+        seed: in place of the configuration's.
+        out: the run directory; by default `runs/<name>/<date-time>-s<seed>`.
+        settings: changes to the configuration, nested as in a preset file: `{"agent": {"horizon": 20}}`.
+        listener: is told how it goes.
+        report: write `report.html` at the end.
+
+    Raises:
+        ConfigError, BrokenEnvironment, Diverged: as their messages say.
+        FileExistsError: `out` holds a run already.
+    """
+    config = _configuration.named(what) if isinstance(what, str) else what
+    config = _configuration.merge(config, settings or {})
+    config = config if seed is None else replace(config, seed=seed)
+    directory = Path(out) if out is not None else _new_directory(config)
+    if (directory / "config.yaml").exists():
+        raise FileExistsError(f"{directory} holds a run already; go on with it by `resume`, or choose another directory")
+    return _go(config, directory, listener, report, resume=False)
+
+
+def resume(directory: str | Path, listener: Listener | None = None, report: bool = True) -> Run:
+    """Go on with an unfinished run from its newest checkpoint, as if it had never stopped; a finished one is returned as it is."""
+    run = load(directory)
+    if run.counters["finished"] and run.result is not None:
+        return run
+    return _go(run.config, run.directory, listener, report, resume=True)
+
+
+def load(directory: str | Path) -> Run:
+    """Open a run directory. Raises CheckpointError where it is missing or damaged."""
+    _use_compilation_cache()
+    return Run(directory)
+
+
+def _go(config: Config, directory: Path, listener: Listener | None, report: bool, resume: bool) -> Run:
+    _use_compilation_cache()
+    training = Trainer(config, directory, listener or _Silence(), resume)
+    try:
+        training.train()
+    finally:
+        training.close()
+    run = Run(directory)
+    if report:
+        write_report(run)
+    return run
+
+
+def _new_directory(config: Config) -> Path:
+    name = config.preset.replace("/", "-").replace(":", "-")
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / name / f"{now}-s{config.seed}"
+
+
+def _use_compilation_cache() -> None:
+    """Compiled phases are kept between processes, unless the user has chosen a place or switched it off."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and os.environ.get(
+        "JAX_ENABLE_COMPILATION_CACHE", "1"
+    ) not in (
+        "0",
+        "false",
+    ):
+        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(root / "spikedream" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

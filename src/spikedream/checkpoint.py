@@ -58,7 +58,7 @@ def unflatten(template: PyTree, prefix: str, arrays: dict[str, np.ndarray]) -> P
                 f"{name} is {arrays[name].dtype}{list(arrays[name].shape)} in the checkpoint,"
                 f" {wanted.dtype}{list(wanted.shape)} in the configuration"
             )
-        restored.append(jax.random.wrap_key_data(arrays[name]) if is_key else jnp.array(arrays[name]))
+        restored.append(jax.random.wrap_key_data(jnp.array(arrays[name])) if is_key else jnp.array(arrays[name]))
     return jax.tree_util.tree_unflatten(structure, restored)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
+import tyro
 import yaml
 
 from spikedream.agents.dreamer import Dreamer
@@ -61,7 +62,7 @@ class Evaluation:
 class Config:
     """Everything that decides a run's outcome."""
 
-    name: str = "custom"  # of the preset or environment that it was made from; only a label
+    preset: Annotated[str, tyro.conf.Suppress] = "custom"  # name of the or environment that it was made from; only a label
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
@@ -164,7 +165,7 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path} takes {_type_name(hint)}, not {value!r}")
         element = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return tuple(_plain(v, h, f"{path}[{i}]") for i, (v, h) in enumerate(zip(value, element, strict=True)))
-    if hint is bool and isinstance(value, bool) or hint is str and isinstance(value, str):
+    if (hint is bool and isinstance(value, bool)) or (hint is str and isinstance(value, str)):
         return value
     if hint in (int, float) and not isinstance(value, bool):
         try:
@@ -196,18 +197,20 @@ def presets() -> dict[str, str]:
 
 
 def named(name: str) -> Config:
-    """The configuration of a preset, or the defaults on an environment id.
+    """The configuration of a preset, of a YAML file, or the defaults on an environment id.
 
     Raises:
-        ConfigError: when `name` is neither.
+        ConfigError: when `name` is none of these.
     """
     known = presets()
+    if name.endswith((".yaml", ".yml")):
+        return load(Path(name))
     if name in known:
         text = (resources.files("spikedream.presets") / f"{name}.yaml").read_text()
-        return dataclasses.replace(parse(text, f"preset {name}"), name=name)
+        return dataclasses.replace(parse(text, f"preset {name}"), preset=name)
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({_nearest(name, known)}), and environment ids look like CartPole-v1")
-    return Config(name=name, env=name)
+    return Config(preset=name, env=name)
 
 
 def parse(text: str, origin: str) -> Config:
@@ -229,4 +232,9 @@ def save(config: Config, path: Path) -> None:
 
 
 def load(path: Path) -> Config:
-    return parse(path.read_text(), str(path))
+    """Raises ConfigError where the file is missing or wrong."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse(text, str(path))

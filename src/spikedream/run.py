@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream import checkpoint, config as configuration
+from spikedream import checkpoint
+from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import REPORT, HostEnvironment, decode_actions

@@ -76,8 +76,8 @@ class Dreamer:
             )
         distribution: ActionDistribution = Categorical(spec.action_size) if spec.discrete else TanhNormal(spec.action_size)
         actor_key, critic_key = jax.random.split(key)
-        actor = self.actor.init(spec.obs_size, distribution.parameters, actor_key)
-        critic = self.critic.init(spec.obs_size, self.value.parameters, critic_key)
+        actor: PyTree = self.actor.init(spec.obs_size, distribution.parameters, actor_key)
+        critic: PyTree = self.critic.init(spec.obs_size, self.value.parameters, critic_key)
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
         actor_optimizer, critic_optimizer = self._optimizers()
         return DreamerState(
@@ -108,9 +108,7 @@ class Dreamer:
         action = state.distribution.sample(out.value, action_key)
         return Decision(action, out.carry, state.distribution.log_prob(out.value, action), out.spikes)
 
-    def update(
-        self, state: DreamerState, world: World, experience: Experience, key: Array
-    ) -> tuple[DreamerState, Metrics]:
+    def update(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
         start_key, dream_key, learn_key = jax.random.split(key, 3)
         obs = self._starts(state, experience, start_key)
         if self.gradient == "model":
@@ -214,9 +212,7 @@ class Dreamer:
         return state, jax.tree.map(lambda x: x[-1, -1], losses)
 
     def _learn_batch(self, state: DreamerState, batch: Lesson):
-        (critic_loss, critic_rate), critic_gradient = jax.value_and_grad(self._critic_loss, has_aux=True)(
-            state.critic, batch
-        )
+        (critic_loss, critic_rate), critic_gradient = jax.value_and_grad(self._critic_loss, has_aux=True)(state.critic, batch)
         (actor_loss, entropy), actor_gradient = jax.value_and_grad(self._actor_loss, has_aux=True)(
             state.actor, state.distribution, batch
         )

@@ -148,8 +148,8 @@ class HostEnvironment:
         else:
             actions.append(action)  # in place: a copy each step would make long episodes quadratic
             self.position = Position(episode, actions, following)
-        as_float = np.float32
-        return Transition(obs, action, as_float(reward), following, as_float(terminated), as_float(truncated))
+        fields: tuple[Any, ...] = (obs, action, reward, following, terminated, truncated)
+        return Transition(*(np.asarray(x, np.float32) for x in fields))  # pyright: ignore[reportArgumentType] - host arrays
 
     def restore(self, position: Position) -> bool:
         """Go back to `position` by replaying its actions. Where the environment is not deterministic, that leads elsewhere: then

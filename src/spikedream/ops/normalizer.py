@@ -45,6 +45,4 @@ def measure(obs: Array, reward: Array, valid: Array) -> Normalizer:
     high = jnp.where(valid > 0, reward, -jnp.inf).max()
     largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
     reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
-    return Normalizer(
-        mean, jnp.where(deviation > 1e-6, deviation, 1.0), reward_scale, low / reward_scale, high / reward_scale
-    )
+    return Normalizer(mean, jnp.where(deviation > 1e-6, deviation, 1.0), reward_scale, low / reward_scale, high / reward_scale)

@@ -20,7 +20,8 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from spikedream import checkpoint, config as configuration
+from spikedream import checkpoint
+from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.checkpoint import CheckpointError
 from spikedream.config import Config
@@ -66,9 +67,9 @@ class CompileClock:
         self._main = threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/") and threading.get_ident() == self._main:
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def wait(self, compiled: Future) -> Callable[..., Any]:
         start = time.perf_counter()
@@ -313,7 +314,7 @@ class Trainer:
         progress, row = self.progress, self.progress.row
         result = {
             "env": self.config.env,
-            "preset": self.config.name,
+            "preset": self.config.preset,
             "seed": self.config.seed,
             "solved": progress.solved_at is not None,
             "threshold": self.threshold,

@@ -103,9 +103,7 @@ class Readout(Protocol):
         """State at rest; None where there is none."""
         ...
 
-    def decode(
-        self, params: PyTree, state: PyTree, spikes: Array, v: Array
-    ) -> tuple[Array, PyTree, tuple[Array, ...]]:
+    def decode(self, params: PyTree, state: PyTree, spikes: Array, v: Array) -> tuple[Array, PyTree, tuple[Array, ...]]:
         """From the last hidden layer's `spikes` (ticks, in_size) and final membrane `v` (in_size,), in units of the threshold, to
         the output (out_size,), the new state, and the spike trains of any spiking output layer."""
         ...

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.snn.codings import AnyEncoder, AnyReadout, DirectCurrent, Linear, MembraneReadout, linear
-from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams
+from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.types import PyTree
 
 
@@ -102,7 +102,9 @@ class SpikingNetwork:
             spikes = jnp.stack(train)
             trains.append(spikes)
             after.append(state)
-        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, after[-1].v / jnp.exp(params.layers[-1].neuron.threshold))
+        value, readout, out_trains = self.readout.decode(
+            params.readout, readout, spikes, after[-1].v / firing_threshold(params.layers[-1].neuron)
+        )
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
 

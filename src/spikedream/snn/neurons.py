@@ -6,8 +6,8 @@ steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per
 one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron).
 
 `x[t]` is the input current, `s[t]` the spikes (0 or 1), `v[t]` the membrane potential, R the recurrent weights (absent unless
-`recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0. The gradient flows through the reset too, unless
-`detach_reset`: a soft-reset neuron then conserves charge in the backward pass as it does in the forward one.
+`recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0. The gradient flows through the reset too,
+unless `detach_reset`: a soft-reset neuron then conserves charge in the backward pass as it does in the forward one.
 """
 
 from dataclasses import dataclass
@@ -59,6 +59,12 @@ def _decays(bounds: tuple[float, float], size: int) -> Array:
     return _logit(jnp.linspace(*bounds, size, dtype=jnp.float32))
 
 
+def _factor(logit: Array | None) -> Array:
+    """A decay factor in (0, 1) from its logit."""
+    assert logit is not None
+    return jax.nn.sigmoid(logit)
+
+
 def _recurrent(params: NeuronParams, state: NeuronState, x: Array) -> Array:
     return x if params.recurrent is None else x + state.spikes @ params.recurrent
 
@@ -67,7 +73,8 @@ def _recurrent_weights(size: int, key: Array) -> Array:
     return jax.random.normal(key, (size, size)) * 0.5 / jnp.sqrt(size)
 
 
-def _threshold(params: NeuronParams) -> Array:
+def firing_threshold(params: NeuronParams) -> Array:
+    """(size,), before any adaptation."""
     assert params.threshold is not None
     return jnp.exp(params.threshold)
 
@@ -121,8 +128,8 @@ class LIF:
 
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, self.learn_threshold)
-        u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
-        return NeuronState(*_fire(self, u, _threshold(params)))
+        u = _factor(params.decay) * state.v + _recurrent(params, state, x)
+        return NeuronState(*_fire(self, u, firing_threshold(params)))
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,10 @@ class CubaLIF:
 
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, self.learn_threshold)
-        current = jax.nn.sigmoid(params.synapse_decay) * state.current + _recurrent(params, state, x)
-        u = jax.nn.sigmoid(params.decay) * state.v + current
-        return NeuronState(*_fire(self, u, _threshold(params)), current=current)
+        assert state.current is not None
+        current = _factor(params.synapse_decay) * state.current + _recurrent(params, state, x)
+        u = _factor(params.decay) * state.v + current
+        return NeuronState(*_fire(self, u, firing_threshold(params)), current=current)
 
 
 @dataclass(frozen=True)
@@ -197,10 +205,11 @@ class AdaptiveLIF:
 
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, self.learn_threshold)
-        c = jax.nn.sigmoid(params.adaptation_decay)
+        assert state.adaptation is not None
+        c = _factor(params.adaptation_decay)
         adaptation = c * state.adaptation + (1 - c) * state.spikes
-        u = jax.nn.sigmoid(params.decay) * state.v + _recurrent(params, state, x)
-        threshold = _threshold(params) + self.adaptation * adaptation
+        u = _factor(params.decay) * state.v + _recurrent(params, state, x)
+        threshold = firing_threshold(params) + self.adaptation * adaptation
         return NeuronState(*_fire(self, u, threshold), adaptation=adaptation)
 
 
@@ -224,7 +233,7 @@ class LeakyIntegrator:
 
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, learn_threshold=True)
-        return state._replace(v=jax.nn.sigmoid(params.decay) * state.v + x)
+        return state._replace(v=_factor(params.decay) * state.v + x)
 
 
 AnyNeuron = LIF | CubaLIF | AdaptiveLIF

@@ -14,8 +14,8 @@ import optax
 from jax import Array
 
 from spikedream.snn.codings import RateReadout
-from spikedream.snn.neurons import LIF
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition
 
 
@@ -28,7 +28,7 @@ class Member(eqx.Module):
 
 
 class EnsembleState(eqx.Module):
-    members: Member  # leaves (members, ...)
+    members: PyTree  # a Member, leaves (members, ...)
     optimizer: PyTree  # leaves (members, ...)
     key: Array  # decides which transitions are held out from which member, for the whole run
     scale: Array  # (obs_size,) root mean square of the normalised state change
@@ -44,9 +44,9 @@ class Carry(NamedTuple):
 class Fit(NamedTuple):
     """State of the fitting loop."""
 
-    members: Member
+    members: PyTree  # Member
     optimizer: PyTree
-    best: Member
+    best: PyTree
     best_loss: Array  # (members,) lowest held-out loss so far
     waited: Array  # () int32, checks since any member improved
     updates: Array  # () int32
@@ -85,9 +85,11 @@ class Ensemble:
 
     def init(self, spec: Spec, key: Array) -> EnsembleState:
         member_key, holdout_key = jax.random.split(key)
-        members = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
+        members: PyTree = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
         optimizer = jax.vmap(self._optimizer().init)(members)
-        return EnsembleState(members, optimizer, holdout_key, jnp.ones(spec.obs_size), *(jnp.zeros(spec.obs_size) for _ in range(2)))
+        return EnsembleState(
+            members, optimizer, holdout_key, jnp.ones(spec.obs_size), *(jnp.zeros(spec.obs_size) for _ in range(2))
+        )
 
     def _init_member(self, spec: Spec, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)

@@ -30,7 +30,9 @@ def load_dynamics(name: str) -> Dynamics:
         from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
         from gymnasium.envs.phys2d.pendulum import PendulumFunctional
     except ImportError as error:
-        raise ImportError(f"TrueEnvironment needs Gymnasium's JAX environments: pip install 'spikedream[truth]' ({error})") from error
+        raise ImportError(
+            f"TrueEnvironment needs Gymnasium's JAX environments: pip install 'spikedream[truth]' ({error})"
+        ) from error
     if name == "CartPole":
         return Dynamics(CartPoleFunctional(), lambda obs: obs, jnp.argmax)
     return Dynamics(

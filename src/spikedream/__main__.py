@@ -1,0 +1,5 @@
+"""`python -m spikedream`."""
+
+from spikedream.cli import main
+
+main()

@@ -1,0 +1,159 @@
+"""Many seeds of one preset, and what can be said of them: `spikedream bench`."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import spikedream
+from spikedream import config as configuration
+from spikedream.config import Config
+
+SCORES = {  # column: (key in a seed's record, format)
+    "real steps to solve": ("real_steps_to_solve", ".0f"),
+    "process seconds": ("process_seconds", ".1f"),
+    "of them compiling": ("compile_seconds", ".1f"),
+    "fresh evaluation": ("fresh_return_mean", ".1f"),
+    "firing rate": ("firing_rate", ".3f"),
+    "peak memory MB": ("peak_memory_mb", ".0f"),
+}
+
+
+@dataclass
+class Bench:
+    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept."""
+
+    name: tyro.conf.Positional[str]  # a preset or an environment id
+    seeds: int = 20  # how many, numbered from `first_seed`
+    first_seed: int = 0
+    twin: bool = False  # run the conventional twin beside it
+    out: Path | None = None  # runs/bench/<name> when absent
+    flags: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FLAG VALUE ...")] = ()  # settings for `train`, after all else
+
+
+def run_bench(command: Bench, console: Console) -> int:
+    """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run."""
+    config = configuration.named(command.name)
+    out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
+    variants: dict[str, Config] = {"spiking": config}
+    if command.twin:
+        variants["conventional twin"] = configuration.twin(config)
+    table = {}
+    for label, variant in variants.items():
+        records = []
+        for seed in range(command.first_seed, command.first_seed + command.seeds):
+            record = _seed(variant, out / label.split()[0], seed, command.flags)
+            records.append(record)
+            console.print(_line(label, record), highlight=False, soft_wrap=True)
+        table[label] = summarise(records)
+    (out / "bench.json").write_text(json.dumps(table, indent=2))
+    console.print(_draw(command.name, table))
+    return 0 if all(s["failed"] == 0 for s in table.values()) else 1
+
+
+def _seed(config: Config, out: Path, seed: int, flags: tuple[str, ...]) -> dict[str, Any]:
+    """One training process, timed from the outside, then 100 greedy episodes on seeds that it never saw."""
+    directory = out / f"s{seed}"
+    file = directory / "bench.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    settings = directory.parent / f"s{seed}.yaml"
+    configuration.save(config, settings)
+    arguments = [
+        sys.executable,
+        "-m",
+        "spikedream",
+        "train",
+        str(settings),
+        "--seed",
+        str(seed),
+        "--out",
+        str(directory),
+        *flags,
+    ]
+    start = time.perf_counter()
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    settings.unlink()
+    if done.returncode != 0:
+        return {"seed": seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    run = spikedream.load(directory)
+    assert run.result is not None
+    rate = {"firing_rate": run.result["firing_rate"].get("actor_greedy", 0.0)}
+    record = run.result | rate | {"process_seconds": seconds, "fresh_return_mean": float(run.evaluate(100).mean())}
+    file.write_text(json.dumps(record, indent=2))
+    return record
+
+
+def _line(label: str, record: dict[str, Any]) -> str:
+    if "failed" in record:
+        return f"{label} seed {record['seed']}: FAILED: {record['failed']}"
+    outcome = f"solved at {record['real_steps_to_solve']}" if record["solved"] else f"not solved in {record['real_steps']}"
+    return (
+        f"{label} seed {record['seed']}: {outcome} real steps, return {record['eval_return_mean']:.1f},"
+        f" fresh {record['fresh_return_mean']:.1f}, {record['process_seconds']:.1f} s"
+    )
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median, interquartile mean with a 95 % bootstrap interval, and worst, of each score. Unsolved seeds count with the steps they
+    were given, which flatters them: the number of solved seeds stands beside."""
+    ran = [r for r in records if "failed" not in r]
+    summary: dict[str, Any] = {
+        "seeds": [r["seed"] for r in records],
+        "failed": len(records) - len(ran),
+        "solved": sum(r["solved"] for r in ran),
+        "stay good": sum(r["solved"] and r["fresh_return_mean"] >= r["threshold"] for r in ran),
+    }
+    for name, (key, _) in SCORES.items():
+        values = np.array([r[key] if r[key] is not None else r["real_steps"] for r in ran], float)
+        if len(values):
+            summary[name] = statistics(values)
+    return summary
+
+
+def statistics(values: np.ndarray) -> dict[str, float]:
+    """Of one score over seeds, (seeds,). The interquartile mean and its interval are rliable's (Agarwal et al. 2021)."""
+
+    def iqm(x: np.ndarray, axis: int = -1) -> Any:
+        return stats.trim_mean(x, 0.25, axis=axis)
+
+    low = high = float(iqm(values))
+    if len(values) > 1 and np.ptp(values) > 0:
+        interval = stats.bootstrap((values,), iqm, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        low, high = (float(x) for x in interval.confidence_interval)
+    return {
+        "median": float(np.median(values)),
+        "iqm": float(iqm(values)),
+        "low": low,
+        "high": high,
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+    }
+
+
+def _draw(name: str, table: dict[str, dict[str, Any]]) -> Table:
+    drawn = Table(title=f"{name}: median · IQM [95 % interval] · lowest to highest", title_justify="left")
+    drawn.add_column("")
+    for label in table:
+        drawn.add_column(label, justify="right")
+    solved = [f"{s['solved']} of {len(s['seeds'])}" for s in table.values()]
+    drawn.add_row("solved", *solved)
+    drawn.add_row("still solved on 100 fresh episodes", *(f"{s['stay good']} of {s['solved']}" for s in table.values()))
+    for score, (_, form) in SCORES.items():
+        cells = []
+        for s in table.values():
+            v = {k: format(x, form) for k, x in s[score].items()} if score in s else None
+            cells.append(f"{v['median']} · {v['iqm']} [{v['low']}, {v['high']}] · {v['lowest']} to {v['highest']}" if v else "-")
+        drawn.add_row(score, *cells)
+    return drawn

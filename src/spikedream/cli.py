@@ -1,0 +1,197 @@
+"""The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import spikedream
+from spikedream import config as configuration
+from spikedream.bench import Bench, run_bench
+from spikedream.config import Config, ConfigError
+from spikedream.display import display
+from spikedream.report import record_video
+from spikedream.run import Run
+
+EXPECTED = (
+    spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,
+    ValueError,
+)  # fmt: skip
+
+
+@dataclass
+class Train:
+    """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part."""
+
+    name: tyro.conf.Positional[str]  # a preset (`spikedream presets`) or a Gymnasium id, also as module:Id-v0
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: Path | None = None  # the run directory; runs/<name>/<date-time>-s<seed> when absent
+
+
+@dataclass
+class Evaluate:
+    """Greedy episodes of a run on fresh seeds."""
+
+    run: tyro.conf.Positional[Path]
+    episodes: int = 100
+    repetition: int = 0  # another number, other seeds
+    video: bool = False  # also record one episode
+
+
+@dataclass
+class Resume:
+    """Go on with a stopped run, to the numbers of an undisturbed one."""
+
+    run: tyro.conf.Positional[Path]
+
+
+@dataclass
+class Presets:
+    """List the named experiments."""
+
+
+def train(arguments: list[str], console: Console) -> int:
+    command = _parse_train(arguments)
+    title = f"{command.config.preset} · {command.config.env} · seed {command.config.seed}"
+    with display(console, title) as listener:
+        run = spikedream.train(command.config, out=command.out, listener=listener)
+    return _conclude(run, console)
+
+
+def _parse_train(arguments: list[str]) -> Train:
+    names = [a for a in arguments[:1] if not a.startswith("-")]
+    base = configuration.named(names[0]) if names else Config()
+    base, rest = _swap_parts(base, arguments)
+    default = Train(name=names[0] if names else tyro.MISSING, config=base)
+    return tyro.cli(
+        Train,
+        prog="spikedream train",
+        args=rest,
+        default=default,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _swap_parts(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
+    """Takes out of the command line the flags that name a part (`--world-model.dynamics MLP`) and puts those parts in, so that the
+    rest can be parsed as fields of the parts chosen."""
+    rest, i = [], 0
+    while i < len(arguments):
+        flag, given, value = arguments[i].partition("=")
+        path = flag.removeprefix("--").replace("-", "_").split(".")
+        if not given and i + 1 < len(arguments):
+            value = arguments[i + 1]
+        if flag.startswith("--") and value and _is_part(base, path):
+            change: Any = value
+            for name in reversed(path):
+                change = {name: change}
+            base = configuration.merge(base, change)
+            i += 1 if given else 2
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return base, rest
+
+
+def _is_part(base: Any, path: list[str]) -> bool:
+    for name in path:
+        if not dataclasses.is_dataclass(base) or not hasattr(base, name):
+            return False
+        base = getattr(base, name)
+    return dataclasses.is_dataclass(base)
+
+
+def resume(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Resume, prog="spikedream resume", args=arguments)
+    with display(console, str(command.run)) as listener:
+        run = spikedream.resume(command.run, listener=listener)
+    return _conclude(run, console)
+
+
+def evaluate(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    run = spikedream.load(command.run)
+    returns = run.evaluate(command.episodes, command.repetition)
+    console.print(
+        f"{run.config.env}: return {returns.mean():.1f} ± {returns.std():.1f} over {len(returns)} greedy episodes on fresh seeds"
+        f" (lowest {returns.min():.1f}, highest {returns.max():.1f})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if command.video:
+        console.print(f"video: {record_video(run)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def presets(arguments: list[str], console: Console) -> int:
+    tyro.cli(Presets, prog="spikedream presets", args=arguments)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, description in configuration.presets().items():
+        table.add_row(f"[bold]{name}[/]", description)
+    console.print(table)
+    return 0
+
+
+def bench(arguments: list[str], console: Console) -> int:
+    return run_bench(tyro.cli(Bench, prog="spikedream bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)), console)
+
+
+def _conclude(run: Run, console: Console) -> int:
+    result = run.result
+    assert result is not None, "a run that ended without an exception has a result"
+    if result["solved"]:
+        outcome = f"solved after {result['real_steps_to_solve']} real steps"
+    elif result["threshold"] is None:
+        outcome = f"{result['real_steps']} real steps done (no threshold: give one with --threshold)"
+    else:
+        outcome = f"not solved in {result['real_steps']} real steps"
+    console.print(
+        f"{run.config.env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
+        f" {result['eval_episodes']} greedy episodes · {result['wall_seconds']:.1f} s"
+        f" ({result['compile_seconds']:.1f} s of it compiling)\n{run.directory / 'report.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
+    "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
+}  # fmt: skip
+
+USAGE = """usage: spikedream COMMAND ...
+
+  train PRESET_OR_ENV_ID   learn an environment
+  evaluate RUN             greedy episodes of a run, on fresh seeds
+  resume RUN               go on with a stopped run
+  presets                  list the named experiments
+  bench PRESET             many seeds, with intervals
+
+`spikedream COMMAND --help` says more."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console()
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        print(spikedream.__version__ if "--version" in arguments else USAGE)
+        sys.exit(0 if arguments else 2)
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"spikedream: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        status = command(arguments[1:], console)
+    except EXPECTED as error:
+        print(f"spikedream: {error}", file=sys.stderr)
+        status = 1
+    except spikedream.Interrupted as stop:
+        print(f"spikedream: {stop}", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,17 @@
+"""Strict numerics, one thread a worker, and a compilation cache that outlives the run."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the numbers below are claims about the mathematics, not about a device
+os.environ.setdefault("NPROC", "1")  # XLA's thread pool: the networks are tiny, and pytest-xdist brings its own processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jax
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikedream" / "xla-tests"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

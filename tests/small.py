@@ -1,0 +1,98 @@
+"""What several test files share: the registered kinds, small parts, and experience to feed them."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spikedream.ops.replay import Replay, empty
+from spikedream.snn.codings import AnyEncoder
+from spikedream.types import Spec, Transition
+
+DISCRETE = Spec(4, 2, discrete=True)  # cart-pole's
+CONTINUOUS = Spec(3, 1, discrete=False, action_low=(-2.0,), action_high=(2.0,))  # pendulum's
+SPECS = {"discrete": DISCRETE, "continuous": CONTINUOUS}
+
+# Fields that decide how much work a part does, by name.
+SIZES = {
+    "hidden": (6, 5), "ticks": 3, "fields": 4, "neurons": 4, "members": 2, "batch": 8, "updates": 4, "check_every": 2,
+    "trajectories": 4, "horizon": 3, "passes": 2, "minibatches": 2, "bins": 11,
+}  # fmt: skip
+
+
+def kinds(union: Any) -> tuple[type, ...]:
+    """The classes of a union; of a single class, that class."""
+    return typing.get_args(union) if isinstance(union, types.UnionType) or typing.get_origin(union) is typing.Union else (union,)
+
+
+def encoders() -> list[Any]:
+    """Every encoder, with every choice of its mode."""
+    found = []
+    for kind in kinds(AnyEncoder):
+        modes = typing.get_args(typing.get_type_hints(kind).get("mode"))
+        found += [kind(mode=mode) for mode in modes] if modes else [kind()]
+    return found
+
+
+def small(part: Any, **changes: Any) -> Any:
+    """`part` and the parts that it holds with the sizes above, then `changes` on the top one."""
+    fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    sized = {
+        name: small(value) if dataclasses.is_dataclass(value) else SIZES[name]
+        for name, value in fields.items()
+        if dataclasses.is_dataclass(value) or name in SIZES
+    }
+    return dataclasses.replace(part, **{**sized, **changes})
+
+
+def filled(spec: Spec, rows: int, capacity: int, key: jax.Array) -> Replay:
+    """A normalised replay of random steps; about one in eight ends its episode."""
+    obs_key, change_key, action_key, reward_key, end_key = jax.random.split(key, 5)
+    obs = 2 * jax.random.normal(obs_key, (rows, spec.obs_size)) + 1
+    if spec.discrete:
+        action = jax.nn.one_hot(jax.random.randint(action_key, (rows,), 0, spec.action_size), spec.action_size)
+    else:
+        action = jax.random.uniform(action_key, (rows, spec.action_size), minval=-1, maxval=1)
+    steps = Transition(
+        obs,
+        action,
+        jax.random.uniform(reward_key, (rows,), minval=-1, maxval=1),
+        obs + 0.1 * jax.random.normal(change_key, obs.shape),
+        (jax.random.uniform(end_key, (rows,)) < 0.125).astype(jnp.float32),
+        jnp.zeros(rows),
+    )
+    return holding(spec, steps, capacity)
+
+
+def holding(spec: Spec, steps: Transition, capacity: int) -> Replay:
+    """A normalised replay that holds `steps`, fields (rows, ...)."""
+    rows, ring = steps.reward.shape[0], empty(spec, capacity)
+    data = jax.tree.map(lambda place, values: place.at[:rows].set(values), ring.data, steps)
+    return Replay(data, jnp.asarray(rows, jnp.int32), ring.normalizer).normalise()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees hold the same bits in the same places."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(
+        x.dtype == y.dtype and np.array_equal(_bits(x), _bits(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def finite(tree: Any) -> bool:
+    numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert numbers, "the tree holds no numbers"
+    return all(bool(jnp.isfinite(x).all()) for x in numbers)
+
+
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def _bits(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
