@@ -26,7 +26,8 @@ SIZES = {
 
 def kinds(union: Any) -> tuple[type, ...]:
     """The classes of a union; of a single class, that class."""
-    return typing.get_args(union) if isinstance(union, types.UnionType) or typing.get_origin(union) is typing.Union else (union,)
+    several = isinstance(union, types.UnionType) or typing.get_origin(union) is typing.Union
+    return typing.get_args(union) if several else (union,)
 
 
 def encoders() -> list[Any]:
@@ -79,9 +80,8 @@ def same(a: Any, b: Any) -> bool:
     """Whether two trees hold the same bits in the same places."""
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
-    return all(
-        x.dtype == y.dtype and np.array_equal(_bits(x), _bits(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(x.dtype == y.dtype and np.array_equal(_bits(x), _bits(y)) for x, y in pairs)
 
 
 def finite(tree: Any) -> bool:

@@ -20,7 +20,7 @@ import yaml
 from spikedream.agents.dreamer import Dreamer
 from spikedream.algorithm import Algorithm
 from spikedream.snn.networks import SpikingNetwork
-from spikedream.types import Spec
+from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment
 
@@ -40,6 +40,9 @@ class Collect:
     seed_episodes: int = 4  # with random actions, in the first turn
     steps: int = 25  # with the agent's own, in each turn after that
 
+    def __post_init__(self) -> None:
+        check_bounds(self, seed_episodes=(1, None), steps=(1, None))
+
 
 @dataclass(frozen=True)
 class Improve:
@@ -49,6 +52,9 @@ class Improve:
     then: int = 200
     block: int = 50  # updates in one compiled call
 
+    def __post_init__(self) -> None:
+        check_bounds(self, first=(0, None), then=(0, None), block=(1, None))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -56,6 +62,9 @@ class Evaluation:
 
     episodes: int = 100
     confirmations: int = 0  # further evaluations that must also reach the threshold before the run stops as solved
+
+    def __post_init__(self) -> None:
+        check_bounds(self, episodes=(1, None), confirmations=(0, None))
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,11 @@ class Config:
     evaluation: Evaluation = Evaluation()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
+
+    def __post_init__(self) -> None:
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), replay=(1, None))
+        if self.max_episode_steps is not None:
+            check_bounds(self, max_episode_steps=(1, None))
 
     def algorithm(self, spec: Spec) -> Algorithm:
         return Algorithm(spec, self.world_model, self.agent, self.replay, self.improve.block)
@@ -132,7 +146,10 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
             raise ConfigError(f"unknown setting {where!r}; {_nearest(str(name), hints)}")
     prefix = f"{path}." if path else ""
     new = {n: merge(getattr(base, n), v, hints[n], prefix + n) for n, v in changes.items()}
-    return dataclasses.replace(base, **new)
+    try:
+        return dataclasses.replace(base, **new)
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 def _nearest(name: str, choices: typing.Iterable[str]) -> str:

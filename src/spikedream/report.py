@@ -22,14 +22,7 @@ from plotly.subplots import make_subplots
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.checkpoint import write_file
-from spikedream.envs.host import (
-    REPORT,
-    BrokenEnvironment,
-    HostEnvironment,
-    episode_seed,
-    make_arguments,
-    reward_threshold,
-)
+from spikedream.envs.host import REPORT, BrokenEnvironment, HostEnvironment, episode_seed, make_arguments, reward_threshold
 from spikedream.run import Run
 from spikedream.types import Decision, PyTree, World
 
@@ -145,7 +138,7 @@ def _threshold(run: Run) -> float | None:
 def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Label and value of everything in the summary; of a run that is not finished, as far as it has come."""
     last = rows[-1] if rows else {}
-    facts = run.result or {**run.counters, **last, "real_steps_to_solve": run.counters["solved_at"]}
+    facts = run.result or {**last, **run.counters, "real_steps_to_solve": run.counters["solved_at"]}
     rates = facts.get("firing_rate") or {k.split("/")[1]: v for k, v in last.items() if k.startswith("firing_rate/")}
     solved = "not finished" if run.result is None else "yes" if facts["solved"] else "no"
     mean, std = facts.get("eval_return_mean"), facts.get("eval_return_std")
@@ -162,7 +155,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("threshold", _number(_threshold(run))),
         ("wall time", f"{_number(facts['wall_seconds'])} s"),
         ("of it compiling", f"{_number(run.counters['compile_seconds'])} s"),
-        *((f"firing rate, {name.replace('_', ' ')}", _number(rate)) for name, rate in rates.items()),
+        *((f"firing rate, {name.replace('_', ' ')}", _number(rate)) for name, rate in rates.items() if any(rates.values())),
     ]
 
 
@@ -175,16 +168,16 @@ def _number(value: float | None) -> str:
 # ---- pictures
 
 
-def _panels(titles: list[str], columns: int, height: int, gap: int = 90, **options: Any) -> go.Figure:
-    """One panel for each title, left to right and top to bottom; `height` of a panel and `gap` between rows in pixels."""
+def _panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int = 35, **options: Any) -> go.Figure:
+    """One panel for each title, left to right and top to bottom; `height` of a panel, `gap` between rows and space at the `top` in pixels."""
     rows, columns = math.ceil(len(titles) / columns), min(columns, len(titles))
     plot = rows * height + (rows - 1) * gap
     spacing = {"vertical_spacing": gap / plot if rows > 1 else 0, "horizontal_spacing": 0.1}
     figure = make_subplots(rows, columns, subplot_titles=titles, **spacing, **options)
     figure.update_layout(
         template="plotly_white",
-        height=plot + 115,
-        margin={"l": 70, "r": 20, "t": 60, "b": 55},
+        height=plot + top + 55,
+        margin={"l": 70, "r": 20, "t": top, "b": 55},
         font={"family": FONT, "size": 13, "color": INK},
         legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
     )
@@ -216,22 +209,22 @@ def _learning_curve(rows: list[dict[str, Any]], threshold: float | None) -> str:
     if not rows:
         return _note("No turn is finished yet.")
     x, mean, std = (np.array([row[name] for row in rows]) for name in ("real_steps", "eval_return_mean", "eval_return_std"))
-    figure = _panels([""], 1, 260)
+    figure = _panels([""], 1, 260, top=60)
     figure.add_trace(_band(x, mean - std, mean + std, "± one standard deviation over episodes"))
     figure.add_trace(go.Scatter(x=x, y=mean, mode="lines+markers", line_color=MODEL, name="mean return of greedy episodes"))
     if threshold is not None:
         # A trace and not a shape: so the axis makes room for it.
-        line = {"x": [x[0], x[-1]], "y": [threshold, threshold], "line": {"color": MUTED, "dash": "dash"}}
+        line = {"x": [0, x[-1]], "y": [threshold, threshold], "line": {"color": MUTED, "dash": "dash"}}
         figure.add_trace(go.Scatter(**line, mode="lines", name=f"solved at {_number(threshold)}"))
-    figure.update_xaxes(title="real environment steps")
-    figure.update_yaxes(title="return")
+    figure.update_xaxes(title_text="real environment steps", rangemode="tozero")
+    figure.update_yaxes(title_text="return")
     return _html(figure)
 
 
 def _dream_curves(rows: list[dict[str, Any]]) -> str:
     quantities = {
         "model_loss": ("Model error", "training loss"),
-        "dream_uncertainty": ("Uncertainty in dreams", "disagreement<br>(typical changes)"),
+        "dream_uncertainty": ("Uncertainty in dreams", "disagreement"),
         "dream_return": ("Return of a dream", "sum of scaled rewards"),
         "dream_survival": ("Dreams alive at the horizon", "share"),
     }
@@ -243,8 +236,8 @@ def _dream_curves(rows: list[dict[str, Any]]) -> str:
         place: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
         x, y = [row["real_steps"] for row in rows], [row.get(name) for row in rows]
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", line_color=MODEL, showlegend=False), **place)
-        figure.update_yaxes(title=unit, rangemode="tozero", **place)
-        figure.update_xaxes(title="real environment steps", **place)
+        figure.update_yaxes(title_text=unit, rangemode="tozero", **place)
+        figure.update_xaxes(title_text="real environment steps", rangemode="tozero", **place)
     return _html(figure)
 
 
@@ -256,7 +249,7 @@ def _dream_against_reality(run: Run, episode: Episode, dreamed: np.ndarray) -> s
     start = np.broadcast_to(episode.obs[0], (members, 1, size))
     dreamed, true = np.concatenate([start, dreamed], axis=1), episode.obs[: horizon + 1]
     scale, mean, x = np.asarray(run.state.replay.normalizer.scale), dreamed.mean(0), np.arange(horizon + 1)
-    figure = _panels([f"observation[{i}]" for i in range(shown)], 2, 160)
+    figure = _panels([f"observation[{i}]" for i in range(shown)], 2, 160, top=75)
     for i in range(shown):
         place: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
         legend, low, high = {"showlegend": i == 0}, dreamed[:, :, i].min(0), dreamed[:, :, i].max(0)
@@ -271,13 +264,13 @@ def _dream_against_reality(run: Run, episode: Episode, dreamed: np.ndarray) -> s
         bottom, top = max(low.min(), true[:, i].min() - room), min(high.max(), true[:, i].max() + room)
         bottom, top = min(bottom, true[:, i].min()), max(top, true[:, i].max())
         figure.update_yaxes(range=[bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom)], **place)
-        figure.update_xaxes(title="environment step", **place)
+        figure.update_xaxes(title_text="environment step", **place)
     error = (np.abs(mean - true) / scale[None]).mean(1)
     marks = ", ".join(f"{error[t]:.2g} after {t}" for t in (1, 10, 25, 50) if t <= horizon)
     text = (
-        f"One greedy episode of {len(episode.actions)} steps with return {_number(float(episode.rewards.sum()))}; the world model"
-        " starts at its first observation and gets its actions, but sees no later observation. Environment units. Mean error in"
-        f" standard deviations of the experience, by steps: {marks}."
+        f"One greedy episode of {len(episode.actions)} steps, return {_number(float(episode.rewards.sum()))}. The world model starts"
+        " at its first observation and gets its actions, but sees no later observation. All in the environment's units; mean error"
+        f" in standard deviations of the experience: {marks} steps."
     )
     return _note(text) + _html(figure)
 
@@ -298,22 +291,15 @@ def _spikes(policy: tuple[np.ndarray, ...], world: tuple[np.ndarray, ...], horiz
         hover = "step %{x:.2f}, neuron %{y}: %{z}<extra></extra>"
         heatmap = go.Heatmap(z=image, x0=0.5 / ticks, dx=1 / ticks, hovertemplate=hover, **scale)
         raster.add_trace(heatmap, row=i + 1, col=1)
-        raster.update_yaxes(title="neuron", row=i + 1, col=1)
-    raster.update_xaxes(title="environment step (one column for each tick)", row=len(layers), col=1)
+        raster.update_yaxes(title_text="neuron", row=i + 1, col=1)
+    raster.update_xaxes(title_text="environment step (one column for each tick)", row=len(layers), col=1)
 
     rates = [float(t.mean()) for _, t, _ in layers]
-    bars = go.Bar(
-        x=rates,
-        y=[name for name, _, _ in layers],
-        text=[f"{rate:.3f}" for rate in rates],
-        marker_color=[colour for _, _, colour in layers],
-        orientation="h",
-        textposition="outside",
-        cliponaxis=False,
-    )
+    names, _, colours = zip(*layers, strict=True)
+    text = {"text": [f"{rate:.3f}" for rate in rates], "textposition": "outside"}
     figure = _panels(["Firing rates"], 1, 34 * len(layers) + 10)
-    figure.add_trace(bars)
-    figure.update_xaxes(title="spikes per neuron and tick", rangemode="tozero")
+    figure.add_trace(go.Bar(x=rates, y=names, marker_color=colours, orientation="h", **text))
+    figure.update_xaxes(title_text="spikes per neuron and tick", range=[0, 1.12 * max(*rates, 0.01)])
     figure.update_yaxes(autorange="reversed", automargin=True)
     note = _note("The same episode; the world model's first member, predicting each real step.")
     return silent + note + _html(raster) + _html(figure)

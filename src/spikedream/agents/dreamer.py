@@ -18,7 +18,7 @@ from spikedream.ops.dream import Dream, dream
 from spikedream.ops.returns import lambda_returns, survival
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, firing_rate
+from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
 
 
 class DreamerState(eqx.Module):
@@ -55,6 +55,7 @@ class Dreamer:
     trajectories: int = 64
     horizon: int = 16
     restart: float = 0.05  # share of the dreams that begin at a replayed state even though their predecessor could go on
+    start_noise: float = 0.3  # standard deviation, in those of the observations, of what is added to a replayed start
     gamma: float = 0.99
     return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)
@@ -67,6 +68,26 @@ class Dreamer:
     target_rate: float = 0.05  # of the slow critic, per update
     uncertainty_penalty: float = 1.0  # reward lost per unit of ensemble disagreement
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+
+    def __post_init__(self) -> None:
+        at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
+        check_bounds(self, trajectories=at_least_one, horizon=at_least_one, passes=at_least_one, minibatches=at_least_one)
+        check_bounds(
+            self,
+            restart=share,
+            start_noise=not_negative,
+            gamma=(0, 0.99999),
+            return_lambda=share,
+            clip=(1e-6, 1),
+            target_rate=share,
+        )
+        check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
+        check_bounds(self, gradient_clip=(1e-9, None), uncertainty_penalty=not_negative, advantage_floor=(1e-9, None))
+        if self.trajectories * self.horizon % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
+                " (trajectories x horizon)"
+            )
 
     def init(self, spec: Spec, key: Array) -> DreamerState:
         if self.gradient == "model" and spec.discrete:
@@ -145,8 +166,9 @@ class Dreamer:
     def _starts(self, state: DreamerState, experience: Experience, key: Array) -> Array:
         """A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state: (trajectories,
         obs_size). So dreams reach states that a few real episodes never visited, without a long horizon."""
-        replay_key, alive_key = jax.random.split(key)
+        replay_key, noise_key, alive_key = jax.random.split(key, 3)
         fresh = experience.sample(replay_key, (self.trajectories,)).obs
+        fresh = fresh + self.start_noise * jax.random.normal(noise_key, fresh.shape)
         go_on = jax.random.uniform(alive_key, (self.trajectories,)) < state.pool_alive * (1 - self.restart)
         return jnp.where(go_on[:, None], experience.normalizer.obs(state.pool), fresh)
 

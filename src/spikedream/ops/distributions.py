@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.types import check_bounds
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -91,6 +93,9 @@ class TwoHot:
 
     bins: int = 41
     limit: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_bounds(self, bins=(2, None), limit=(1e-3, None))
 
     @property
     def parameters(self) -> int:

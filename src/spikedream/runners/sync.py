@@ -236,11 +236,14 @@ class Trainer:
         row = {name: float(value) for m in metrics for name, value in m.items() if name != "imagined_steps"}
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
-            raise Diverged(
-                f"{', '.join(wrong)} became NaN or infinite in turn {self.progress.turn};"
-                f" the last good checkpoint is in {self.directory / 'checkpoints'}. A lower learning rate often helps"
-            )
+            raise self._diverged(wrong)
         self.progress.row |= row
+
+    def _diverged(self, names: list[str]) -> Diverged:
+        return Diverged(
+            f"{', '.join(names)} became NaN or infinite in turn {self.progress.turn};"
+            f" the last good checkpoint is in {self.directory / 'checkpoints'}. A lower learning rate often helps"
+        )
 
     # ---- stopping and resuming
 
@@ -287,6 +290,9 @@ class Trainer:
         self.clock.seconds = 0.0
         position = self.env.position
         arrays = checkpoint.flatten(self.state, "state") | checkpoint.flatten(self.carry, "carry")
+        wrong = [name for name, x in arrays.items() if x.dtype == np.float32 and not np.isfinite(x).all()]
+        if wrong:
+            raise self._diverged(wrong[:3])
         if position.obs is not None:
             arrays["position.obs"] = position.obs
             arrays["position.actions"] = np.asarray(position.actions, np.float32).reshape(-1, self.env.spec.action_size)

@@ -14,7 +14,7 @@ from jax import Array
 
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
 from spikedream.snn.surrogates import ArcTan, spike
-from spikedream.types import PyTree
+from spikedream.types import PyTree, check_bounds
 
 
 class Encoder(Protocol):
@@ -55,6 +55,9 @@ class GaussianPopulation:
     span: float = 3.0  # the means lie evenly in [-span, span], in standard deviations of the input
     width: float = 0.5  # initial standard deviation of the fields
     mode: Literal["deterministic", "poisson"] = "deterministic"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, fields=(2, None), span=(1e-6, None), width=(1e-6, None))
 
     def init(self, in_size: int) -> ReceptiveFields:
         mean = jnp.tile(jnp.linspace(-self.span, self.span, self.fields, dtype=jnp.float32), (in_size, 1))
@@ -208,6 +211,9 @@ class PopulationReadout:
     neurons: int = 8
     neuron: AnyNeuron = CubaLIF()
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, neurons=(1, None))
 
     def init(self, in_size: int, out_size: int, key: Array) -> PopulationWeights:
         synapse, neuron = jax.random.split(key)

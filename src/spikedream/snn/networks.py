@@ -14,7 +14,7 @@ from jax import Array
 
 from spikedream.snn.codings import AnyEncoder, AnyReadout, DirectCurrent, Linear, MembraneReadout, linear
 from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
-from spikedream.types import PyTree
+from spikedream.types import PyTree, check_bounds
 
 
 class Output(NamedTuple):
@@ -70,6 +70,11 @@ class SpikingNetwork:
     bias: tuple[float, float] = (-0.5, 1.0)  # initial bias currents, spread evenly so that neurons differ in what wakes them
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
+
+    def __post_init__(self) -> None:
+        check_bounds(self, hidden=(1, None), ticks=(1, None))
+        if self.fan_in is not None:
+            check_bounds(self, fan_in=(1, None))
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
@@ -149,6 +154,9 @@ class MLP:
     gain: float = 1.0  # scale of the output layer's initial weights
     skip: bool = False
     fan_in: int | None = None  # inputs that each unit of the first layer listens to; None for all
+
+    def __post_init__(self) -> None:
+        check_bounds(self, hidden=(1, None))
 
     def init(self, in_size: int, out_size: int, key: Array) -> MLPParams:
         sizes = (in_size, *self.hidden)

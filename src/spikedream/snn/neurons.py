@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
+from spikedream.types import check_bounds
 
 Reset = Literal["soft", "hard"]
+OPEN_UNIT, POSITIVE = (1e-6, 1 - 1e-6), (1e-6, None)
 
 
 class NeuronParams(eqx.Module):
@@ -116,6 +118,9 @@ class LIF:
     recurrent: bool = False
     surrogate: AnySurrogate = ArcTan()
 
+    def __post_init__(self) -> None:
+        check_bounds(self, decay=OPEN_UNIT, threshold=POSITIVE)
+
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
             decay=_decays(self.decay, size),
@@ -151,6 +156,9 @@ class CubaLIF:
     learn_threshold: bool = False
     recurrent: bool = False
     surrogate: AnySurrogate = Rectangular()
+
+    def __post_init__(self) -> None:
+        check_bounds(self, decay=OPEN_UNIT, synapse_decay=OPEN_UNIT, threshold=POSITIVE)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
@@ -192,6 +200,9 @@ class AdaptiveLIF:
     recurrent: bool = False
     surrogate: AnySurrogate = ArcTan()
 
+    def __post_init__(self) -> None:
+        check_bounds(self, decay=OPEN_UNIT, adaptation_decay=OPEN_UNIT, threshold=POSITIVE)
+
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
             decay=_decays(self.decay, size),
@@ -224,6 +235,9 @@ class LeakyIntegrator:
 
     decay: tuple[float, float] = (0.9, 0.9)
     learn_decay: bool = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self, decay=OPEN_UNIT)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(decay=_decays(self.decay, size))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.types import check_bounds
+
 
 class Surrogate(Protocol):
     def derivative(self, excess: Array) -> Array:
@@ -26,6 +28,9 @@ class ArcTan:
 
     sharpness: float = 2.0
 
+    def __post_init__(self) -> None:
+        check_bounds(self, sharpness=(1e-6, None))
+
     def derivative(self, excess: Array) -> Array:
         return self.sharpness / 2 / (1 + jnp.square(jnp.pi / 2 * self.sharpness * excess))
 
@@ -35,6 +40,9 @@ class FastSigmoid:
     """SuperSpike (Zenke & Ganguli 2018): 1 / (1 + a|x|)^2."""
 
     sharpness: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, sharpness=(1e-6, None))
 
     def derivative(self, excess: Array) -> Array:
         return 1 / jnp.square(1 + self.sharpness * jnp.abs(excess))
@@ -46,6 +54,9 @@ class Rectangular:
 
     width: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_bounds(self, width=(1e-6, None))
+
     def derivative(self, excess: Array) -> Array:
         return jnp.where(jnp.abs(excess) < self.width / 2, 1 / self.width, 0.0)
 
@@ -55,6 +66,9 @@ class Triangular:
     """max(0, 1 - |x|/w) / w, zero beyond w (Bellec et al. 2018)."""
 
     width: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, width=(1e-6, None))
 
     def derivative(self, excess: Array) -> Array:
         return jnp.maximum(0.0, 1 - jnp.abs(excess) / self.width) / self.width

@@ -16,7 +16,7 @@ from jax import Array
 from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 
 
 class Member(eqx.Module):
@@ -82,6 +82,14 @@ class Ensemble:
     support_weight: float = 1.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.5  # by how much of its own width that range is widened at each end
     obs_bound: float = 20.0  # imagined observations stay within this many standard deviations
+
+    def __post_init__(self) -> None:
+        at_least_one, not_negative = (1, None), (0, None)
+        check_bounds(self, members=at_least_one, batch=at_least_one, updates=at_least_one, check_every=at_least_one)
+        check_bounds(self, patience=at_least_one, learning_rate=not_negative, weight_decay=not_negative, holdout=(0, 0.9))
+        check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
+        check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
+        check_bounds(self, obs_bound=(1, None))
 
     def init(self, spec: Spec, key: Array) -> EnsembleState:
         member_key, holdout_key = jax.random.split(key)

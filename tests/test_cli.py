@@ -1,0 +1,198 @@
+"""The command line from the outside: what works, and one clear line for what cannot."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from spikedream.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))  # for ids such as `environments:Walk-v0`
+
+TINY = ["--improve.first", "2", "--improve.then", "2"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of `spikedream ARGUMENTS`."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return stop.value.code if isinstance(stop.value.code, int) else 1, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "debug", "--seed", "3", "--out", str(directory)])
+    assert stop.value.code == 0
+    return directory
+
+
+def test_a_run_directory_holds_what_the_design_promises(run: Path) -> None:
+    assert {f.name for f in run.iterdir()} == {
+        "config.yaml", "result.json", "metrics.jsonl", "tensorboard", "checkpoints", "report.html",
+    }  # fmt: skip
+    result = json.loads((run / "result.json").read_text())
+    assert result["env"] == "CartPole-v1" and result["preset"] == "debug" and result["seed"] == 3
+    assert result["real_steps"] == 60 and result["solved"] is False and result["real_steps_to_solve"] is None
+    assert result["imagined_steps"] > 0 and result["updates"] > 0 and result["eval_episodes"] == 4
+    assert result["wall_seconds"] > result["compile_seconds"] > 0
+    assert 0 < result["firing_rate"]["actor"] < 1 and 0 < result["firing_rate"]["world_model"] < 1
+    assert result["versions"]["jax"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["real_steps"] == 60 and [row["turn"] for row in rows] == list(range(len(rows)))
+
+
+def test_evaluate_is_repeatable_and_another_repetition_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = call(capsys, "evaluate", str(run), "--episodes", "7")
+    again = call(capsys, "evaluate", str(run), "--episodes", "7")
+    other = call(capsys, "evaluate", str(run), "--episodes", "7", "--repetition", "1")
+    assert first == again and first[0] == 0 and "over 7 greedy episodes" in first[1]
+    assert other[1] != first[1]
+
+
+def test_resume_of_a_finished_run_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "result.json").read_bytes()
+    assert call(capsys, "resume", str(run))[0] == 0
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "presets")
+    assert status == 0
+    for name in ("cartpole", "pendulum", "cartpole-mlp", "pendulum-mlp", "debug"):
+        assert name in out
+
+
+def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from spikedream import config
+
+    out = tmp_path / "run"
+    status, *_ = call(
+        capsys, "train", "debug", *TINY, "--out", str(out), "--agent.actor", "MLP", "--agent.actor.hidden", "6", "5",
+        "--agent.horizon", "3", "--world-model.dynamics.neuron", "AdaptiveLIF", "--budget", "40", "--threshold", "9000",
+    )  # fmt: skip
+    assert status == 0
+    saved = config.load(out / "config.yaml")
+    assert type(saved.agent.actor).__name__ == "MLP" and saved.agent.actor.hidden == (6, 5)
+    assert saved.agent.horizon == 3 and saved.budget == 40 and saved.threshold == 9000
+    assert type(saved.world_model.dynamics.neuron).__name__ == "AdaptiveLIF"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "cartpoel"], "did you mean 'cartpole'"),
+        (["train", "CartPoll-v1"], "nearest: CartPole-v1"),
+        (["train", "no_such_module_here:Walk-v0"], "cannot import the module"),
+        (["train", "no/such/file.yaml"], "cannot read no/such/file.yaml"),
+        (["train", "environments:Images-v0"], "supported are flat Box observations"),
+        (["train", "environments:DictObservation-v0"], "supported are flat Box observations"),
+        (["train", "environments:ManyActions-v0"], "supported are Discrete and flat bounded Box"),
+        (["train", "environments:Unbounded-v0"], "supported are bounded Box actions"),
+        (["train", "environments:Endless-v0"], "--max-episode-steps"),
+        (["train", "debug", "--agent.gamma", "1.5"], "gamma is 1.5; it must be"),
+        (["train", "debug", "--agent.actor", "MPL"], "did you mean 'MLP'"),
+        (["train", "debug", "--agent.gradient", "model"], "needs a continuous action space"),
+        (["train", "debug", "--world-model", "TrueEnvironment", "--env", "Pendulum-v1"], "observes 4 numbers"),
+        (["evaluate", "no/such/run"], "no run directory no/such/run"),
+        (["resume", "no/such/run"], "no run directory no/such/run"),
+        (["evaluate", "."], "it has no config.yaml"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call(capsys, *arguments)
+    assert status == 1 and says in err
+    assert err.startswith("spikedream: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "debug", "--agent.horizn", "3"], "--agent.horizn"),
+        (["train", "debug", "--agent.horizon", "long"], "--agent.horizon"),
+        (["train"], "NAME"),
+        (["evaluate"], "RUN"),
+        (["dance"], "there are train, evaluate"),
+    ],
+)
+def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capsys, *arguments)
+    assert status == 2 and says in out + err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("agent: {horizn: 3}", "unknown setting 'agent.horizn'; did you mean 'horizon'?"),
+        ("agent: {horizon: long}", "agent.horizon takes a whole number, not 'long'"),
+        ("agent: {horizon: 2.5}", "agent.horizon takes a whole number, not 2.5"),
+        ("collect: 3", "collect takes a mapping"),
+        ("world_model: {kind: Ensembel}", "did you mean 'Ensemble'?"),
+        ("agent: {actor: {hidden: 64}}", "agent.actor.hidden takes a list of whole numbers"),
+        ("agent: {trajectories: 0}", "agent.trajectories is 0; it must be at least 1"),
+        ("[1, 2]", "is not a mapping of settings"),
+        ("a: b: c", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_file_is_explained(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    status, _, err = call(capsys, "train", str(file), "--out", str(tmp_path / "run"))
+    assert status == 1 and says in err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ("Raises", "raised RuntimeError in step(): the motor is on fire"),
+        ("NanObservation", "an observation that is not finite"),
+        ("NanReward", "a reward that is not finite"),
+        ("WrongShape", "an observation of shape (3,)"),
+    ],
+)
+def test_an_environment_that_breaks_stops_the_run_and_loses_nothing(
+    env: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    status, _, err = call(
+        capsys, "train", "debug", *TINY, "--env", f"environments:{env}-v0", "--collect.seed-episodes", "5", "--out", str(out)
+    )
+    assert status == 1 and says in err and err.count("\n") == 1
+    assert list((out / "checkpoints").glob("*.json")), "the checkpoint before the failure is still there"
+
+
+def test_a_directory_with_a_run_in_it_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "config.yaml").read_bytes()
+    status, _, err = call(capsys, "train", "debug", "--out", str(run))
+    assert status == 1 and "holds a run already" in err and (run / "config.yaml").read_bytes() == before
+
+
+def newest(run: Path, ending: str) -> Path:
+    return sorted((run / "checkpoints").glob(f"*{ending}"))[-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda run: newest(run, ".safetensors").write_bytes(newest(run, ".safetensors").read_bytes()[:-7]), "SHA-256 differs"),
+        (lambda run: newest(run, ".safetensors").unlink(), "cannot be read"),
+        (lambda run: newest(run, ".json").write_text("{"), "cannot be read"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint in"),
+        (lambda run: (run / "config.yaml").unlink(), "it has no config.yaml"),
+        (lambda run: (run / "config.yaml").write_text("agent: {actor: {hidden: [9]}}"), "in the checkpoint,"),
+    ],
+    ids=["truncated", "arrays gone", "head broken", "no checkpoints", "no config", "another config"],
+)
+def test_a_damaged_run_is_refused(damage, says: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    damage(copy)
+    status, _, err = call(capsys, "evaluate", str(copy))
+    assert status == 1 and says in err and err.count("\n") == 1

@@ -1,0 +1,144 @@
+"""A run that was stopped anywhere goes on to the numbers of an undisturbed one."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import spikedream
+from spikedream import checkpoint
+from spikedream.checkpoint import CheckpointError
+
+HERE = Path(__file__).parent
+SETTINGS = {"budget": 90, "improve": {"first": 20, "then": 20}, "collect": {"steps": 7}, "threshold": 1e9}
+sys.path.insert(0, str(HERE))
+
+
+def outcome(directory: Path) -> list[dict]:
+    """What the run measured, less its times."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in rows]
+
+
+def final_arrays(directory: Path) -> dict[str, np.ndarray]:
+    return checkpoint.load(directory / "checkpoints").arrays
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("resume") / "undisturbed"
+    spikedream.train("debug", seed=5, out=directory, settings=SETTINGS, report=False)
+    return directory
+
+
+def start(directory: Path) -> subprocess.Popen:
+    code = (
+        "import sys, spikedream as sd\n"
+        f"try: sd.train('debug', seed=5, out={str(directory)!r}, settings={SETTINGS!r}, report=False)\n"
+        "except sd.Interrupted as stop: print(stop); sys.exit(130)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def rows_written(directory: Path) -> int:
+    file = directory / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_resumes_bit_for_bit(number: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "stopped"
+    process = start(directory)
+    wait_for(lambda: rows_written(directory) >= 2, process)
+    process.send_signal(number)
+    process.wait(60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    assert not (directory / "result.json").exists()
+    run = spikedream.resume(directory, report=False)
+    assert outcome(directory) == outcome(undisturbed)
+    here, there = final_arrays(directory), final_arrays(undisturbed)
+    assert here.keys() == there.keys()
+    for name in here:
+        np.testing.assert_array_equal(here[name], there[name], err_msg=name)
+    assert run.result is not None and run.result["real_steps"] == 90
+
+
+def test_a_kill_before_the_first_turn_is_over_loses_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "early"
+    process = start(directory)
+    wait_for(lambda: any((directory / "checkpoints").glob("*.json")), process)
+    process.kill()
+    process.wait(60)
+    spikedream.resume(directory, report=False)
+    assert outcome(directory) == outcome(undisturbed)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, 1, {"x": np.arange(3)}, {"real_steps": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device; the checkpoint before it is still there"):
+        checkpoint.save(tmp_path, 2, {"x": np.arange(4)}, {"real_steps": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path).counters == {"real_steps": 1}
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in range(5):
+        checkpoint.save(tmp_path, step, {"x": np.array(step)}, {"real_steps": step})
+    assert checkpoint.load(tmp_path).counters == {"real_steps": 4}
+    assert len(list(tmp_path.iterdir())) == 2 * checkpoint.KEPT
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def record(self, row) -> None: ...
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_says_so(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from spikedream import config
+    from spikedream.runners.sync import Trainer
+
+    settings = config.merge(config.named("debug"), SETTINGS | {"env": "environments:Unseeded-v0", "collect": {"seed_episodes": 1}})
+    notes = Notes()
+    first = Trainer(replace(settings, seed=1), tmp_path / "run", notes)
+    first._collect_step()
+    assert first.env.position.obs is not None
+    first.save()
+    first.close()
+    second = Trainer(first.config, tmp_path / "run", notes, resume=True)
+    second.close()
+    assert notes.texts == ["environments:Unseeded-v0 is not deterministic: the episode under way is given up for a fresh one"]
+    assert second.env.position.obs is None and second.env.position.episode == 1
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    settings = SETTINGS | {"agent": {"learning_rate": 1e30, "gradient_clip": 1e30}}
+    with pytest.raises(spikedream.Diverged, match="became NaN or infinite in turn"):
+        spikedream.train("debug", out=tmp_path / "run", settings=settings, report=False)
+    arrays = final_arrays(tmp_path / "run")
+    assert all(np.isfinite(x).all() for x in arrays.values() if x.dtype == np.float32)
