@@ -19,7 +19,7 @@ SPECS = {"discrete": DISCRETE, "continuous": CONTINUOUS}
 
 # Fields that decide how much work a part does, by name.
 SIZES = {
-    "hidden": (6, 5), "ticks": 3, "fields": 4, "neurons": 4, "members": 2, "batch": 8, "updates": 4, "check_every": 2,
+    "hidden": (6,), "ticks": 2, "fields": 4, "neurons": 4, "members": 2, "batch": 8, "updates": 4, "check_every": 2,
     "trajectories": 4, "horizon": 3, "passes": 2, "minibatches": 2, "bins": 11,
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device; the checkpoint before it is still there"):
+    with pytest.raises(CheckpointError, match="No space left on device; what was there before is untouched"):
         checkpoint.save(tmp_path, 2, {"x": np.arange(4)}, {"real_steps": 2})
     monkeypatch.undo()
     assert checkpoint.load(tmp_path).counters == {"real_steps": 1}

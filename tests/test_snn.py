@@ -209,7 +209,7 @@ def test_gradient_through_the_reset_is_there_unless_detached(reset, detach, u):
 @pytest.mark.parametrize("readout", [RateReadout(), MembraneReadout()], ids=["rate", "membrane"])
 def test_what_is_not_to_be_learned_gets_no_gradient(kind, decay, threshold, readout):
     neuron = kind(threshold=0.8, learn_decay=decay, learn_threshold=threshold)
-    network = SpikingNetwork(hidden=(12,), ticks=3, neuron=neuron, readout=readout, gain=2.0)
+    network = SpikingNetwork(hidden=(12,), ticks=5, neuron=neuron, readout=readout, gain=2.0)
     params = network.init(3, 2, KEY)
     loss = jax.jit(jax.grad(lambda p: network(p, jnp.array([1.0, -0.5, 0.7])).value.sum()))
     slopes = loss(params).layers[0].neuron

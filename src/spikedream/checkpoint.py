@@ -77,7 +77,7 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; the checkpoint before it is still there") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
 
 
 def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:

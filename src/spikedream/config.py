@@ -71,7 +71,7 @@ class Evaluation:
 class Config:
     """Everything that decides a run's outcome."""
 
-    preset: Annotated[str, tyro.conf.Suppress] = "custom"  # name of the or environment that it was made from; only a label
+    preset: Annotated[str, tyro.conf.Suppress] = "custom"  # name of the preset or environment that it was made from; only a label
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit

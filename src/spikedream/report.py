@@ -151,7 +151,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("real steps", _number(facts["real_steps"])),
         ("imagined steps", _number(facts["imagined_steps"])),
         ("agent updates", _number(facts["updates"])),
-        ("final return, mean ± std", f"{_number(mean)} ± {_number(std)}"),
+        ("final return, mean ± std", "–" if mean is None else f"{_number(mean)} ± {_number(std)}"),
         ("threshold", _number(_threshold(run))),
         ("wall time", f"{_number(facts['wall_seconds'])} s"),
         ("of it compiling", f"{_number(run.counters['compile_seconds'])} s"),
@@ -169,7 +169,7 @@ def _number(value: float | None) -> str:
 
 
 def _panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int = 35, **options: Any) -> go.Figure:
-    """One panel for each title, left to right and top to bottom; `height` of a panel, `gap` between rows and space at the `top` in pixels."""
+    """A panel for each title, row by row; `height` of a panel, `gap` between rows and space at the `top` are in pixels."""
     rows, columns = math.ceil(len(titles) / columns), min(columns, len(titles))
     plot = rows * height + (rows - 1) * gap
     spacing = {"vertical_spacing": gap / plot if rows > 1 else 0, "horizontal_spacing": 0.1}
@@ -200,9 +200,9 @@ def _tiles(facts: list[tuple[str, str]]) -> str:
 
 
 def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, **options: Any) -> go.Scatter:
-    outline = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([high, low[::-1]])}
     look = {"fill": "toself", "fillcolor": "rgba(78,121,167,0.2)", "line_width": 0, "mode": "lines", "hoverinfo": "skip"}
-    return go.Scatter(**outline, **look, name=name, **options)
+    x, y = np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])
+    return go.Scatter(x=x, y=y, name=name, **look, **options)
 
 
 def _learning_curve(rows: list[dict[str, Any]], threshold: float | None) -> str:
@@ -249,9 +249,10 @@ def _dream_against_reality(run: Run, episode: Episode, dreamed: np.ndarray) -> s
     start = np.broadcast_to(episode.obs[0], (members, 1, size))
     dreamed, true = np.concatenate([start, dreamed], axis=1), episode.obs[: horizon + 1]
     scale, mean, x = np.asarray(run.state.replay.normalizer.scale), dreamed.mean(0), np.arange(horizon + 1)
-    figure = _panels([f"observation[{i}]" for i in range(shown)], 2, 160, top=75)
+    columns = 3 if shown % 3 == 0 else 2
+    figure = _panels([f"observation[{i}]" for i in range(shown)], columns, 160, top=75)
     for i in range(shown):
-        place: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
+        place: dict[str, Any] = {"row": i // columns + 1, "col": i % columns + 1}
         legend, low, high = {"showlegend": i == 0}, dreamed[:, :, i].min(0), dreamed[:, :, i].max(0)
         if members > 1:
             figure.add_trace(_band(x, low, high, f"range of the {members} members", **legend), **place)
@@ -268,9 +269,9 @@ def _dream_against_reality(run: Run, episode: Episode, dreamed: np.ndarray) -> s
     error = (np.abs(mean - true) / scale[None]).mean(1)
     marks = ", ".join(f"{error[t]:.2g} after {t}" for t in (1, 10, 25, 50) if t <= horizon)
     text = (
-        f"One greedy episode of {len(episode.actions)} steps, return {_number(float(episode.rewards.sum()))}. The world model starts"
-        " at its first observation and gets its actions, but sees no later observation. All in the environment's units; mean error"
-        f" in standard deviations of the experience: {marks} steps."
+        f"One greedy episode of {len(episode.actions)} steps, return {_number(float(episode.rewards.sum()))}. The world model"
+        " starts at its first observation and gets its actions, but sees no later observation. All in the environment's units;"
+        f" mean error in standard deviations of the experience: {marks} steps."
     )
     return _note(text) + _html(figure)
 
@@ -299,7 +300,7 @@ def _spikes(policy: tuple[np.ndarray, ...], world: tuple[np.ndarray, ...], horiz
     text = {"text": [f"{rate:.3f}" for rate in rates], "textposition": "outside"}
     figure = _panels(["Firing rates"], 1, 34 * len(layers) + 10)
     figure.add_trace(go.Bar(x=rates, y=names, marker_color=colours, orientation="h", **text))
-    figure.update_xaxes(title_text="spikes per neuron and tick", range=[0, 1.12 * max(*rates, 0.01)])
+    figure.update_xaxes(title_text="spikes per neuron and tick", range=[0, 1.2 * max(*rates, 0.01)])
     figure.update_yaxes(autorange="reversed", automargin=True)
     note = _note("The same episode; the world model's first member, predicting each real step.")
     return silent + note + _html(raster) + _html(figure)
@@ -329,7 +330,7 @@ PAGE = """<!doctype html>
 
 
 def record_video(run: Run, episodes: int = 1) -> Path:
-    """Play greedy episodes and write `videos/episode-<i>.mp4` for each into the run's directory; returns the path of the first.
+    """Film greedy episodes, each as `videos/episode-<i>.mp4` in the run's directory; returns the path of the first.
 
     Raises:
         BrokenEnvironment: the environment cannot draw itself, or failed.
@@ -351,15 +352,14 @@ def _drawing_environment(run: Run) -> gymnasium.Env:
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     arguments = make_arguments(run.config.env, run.config.env_kwargs, run.config.max_episode_steps)
-    cannot = f"{run.config.env} cannot be filmed"
     try:
         with warnings.catch_warnings(action="ignore"):  # an unknown render mode only warns; it is an error below
             env = gymnasium.make(**arguments | {"render_mode": "rgb_array", "disable_env_checker": True})
     except Exception as error:
-        raise BrokenEnvironment(f"{cannot}: {type(error).__name__}: {error}") from error
+        raise BrokenEnvironment(f"{run.config.env} cannot be filmed: {type(error).__name__}: {error}") from error
     if "rgb_array" not in (env.metadata.get("render_modes") or ()):
         env.close()
-        raise BrokenEnvironment(f"{cannot}: its metadata names no render mode 'rgb_array'")
+        raise BrokenEnvironment(f"{run.config.env} cannot be filmed: its metadata names no render mode 'rgb_array'")
     return env
 
 

@@ -54,8 +54,8 @@ class Dreamer:
     gradient: Literal["clipped", "reinforce", "model"] = "clipped"
     trajectories: int = 64
     horizon: int = 16
-    restart: float = 0.05  # share of the dreams that begin at a replayed state even though their predecessor could go on
-    start_noise: float = 0.3  # standard deviation, in those of the observations, of what is added to a replayed start
+    restart: float = 0.1  # share of the dreams that begin at a replayed state even though their predecessor could go on
+    start_noise: float = 0.5  # standard deviation, in those of the observations, of what is added to a replayed start
     gamma: float = 0.99
     return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from spikedream.types import Spec, Transition
 
 # What an episode's seed is for; the streams of one run never meet.
-LEARN, EVALUATE, CONFIRM, REPORT = range(4)
+LEARN, EVALUATE, CONFIRM, REPORT, EXPLORE = range(5)
 
 
 class BrokenEnvironment(Exception):
@@ -29,7 +29,7 @@ class Position(NamedTuple):
 
 def episode_seed(run_seed: int, stream: int, *index: int) -> int:
     """A seed for `Env.reset`, independent between runs, streams and episodes."""
-    return int(np.random.SeedSequence([run_seed, stream, *index]).generate_state(1)[0] >> 1)
+    return int(np.random.SeedSequence([run_seed, stream, len(index), *index]).generate_state(1)[0] >> 1)
 
 
 def make_arguments(env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None) -> dict[str, Any]:

@@ -25,7 +25,16 @@ from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.checkpoint import CheckpointError
 from spikedream.config import Config
-from spikedream.envs.host import CONFIRM, EVALUATE, LEARN, HostEnvironment, Position, random_action, reward_threshold
+from spikedream.envs.host import (
+    CONFIRM,
+    EVALUATE,
+    EXPLORE,
+    HostEnvironment,
+    Position,
+    episode_seed,
+    random_action,
+    reward_threshold,
+)
 from spikedream.evaluate import Evaluated, Evaluator
 from spikedream.metrics import Listener, Recorder
 from spikedream.types import Metrics, PyTree
@@ -159,7 +168,7 @@ class Trainer:
             self.env.reset()
             self.carry = self.algorithm.start(self.state, 1)
         if progress.turn == 0:
-            rng = np.random.default_rng([self.config.seed, LEARN, progress.real_steps])
+            rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, progress.real_steps))
             action = random_action(self.env.spec, rng)
         else:
             assert self.env.position.obs is not None

@@ -79,8 +79,8 @@ class Ensemble:
     check_every: int = 200  # updates between checks on held-out data
     patience: int = 4  # checks without improvement before fitting stops
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
-    support_weight: float = 1.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
-    support_margin: float = 0.5  # by how much of its own width that range is widened at each end
+    support_weight: float = 0.2  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
+    support_margin: float = 0.2  # by how much of its own width that range is widened at each end
     obs_bound: float = 20.0  # imagined observations stay within this many standard deviations
 
     def __post_init__(self) -> None:
