@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the numbers below are claims about the mathematics, not about a device
 os.environ.setdefault("NPROC", "1")  # XLA's thread pool: the networks are tiny, and pytest-xdist brings its own processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling is most of the work: a third less of it
 
 import jax
 

@@ -73,9 +73,7 @@ def test_lif_soft_reset_keeps_what_lies_above_threshold():
     neuron = LIF(decay=(0.5, 0.5), threshold=1.0, reset="soft")
     trace = run(neuron, neuron.init(1, KEY), [0.6] * 9)
     np.testing.assert_array_equal(trace.spikes, [0, 0, 1] * 3)
-    np.testing.assert_allclose(
-        trace.v, [0.6, 0.9, 0.05, 0.625, 0.9125, 0.05625, 0.628125, 0.9140625, 0.05703125], rtol=1e-5
-    )
+    np.testing.assert_allclose(trace.v, [0.6, 0.9, 0.05, 0.625, 0.9125, 0.05625, 0.628125, 0.9140625, 0.05703125], rtol=1e-5)
 
 
 def test_soft_reset_without_leak_fires_as_often_as_the_charge_fills_the_threshold():

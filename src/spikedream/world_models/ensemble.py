@@ -34,6 +34,7 @@ class EnsembleState(eqx.Module):
     scale: Array  # (obs_size,) root mean square of the normalised state change
     low: Array  # (obs_size,) smallest normalised observation in the experience
     high: Array  # (obs_size,) largest
+    endings: Array  # () 1 once the experience holds a termination; before that none is predicted
 
 
 class Carry(NamedTuple):
@@ -95,9 +96,8 @@ class Ensemble:
         member_key, holdout_key = jax.random.split(key)
         members: PyTree = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
         optimizer = jax.vmap(self._optimizer().init)(members)
-        return EnsembleState(
-            members, optimizer, holdout_key, jnp.ones(spec.obs_size), *(jnp.zeros(spec.obs_size) for _ in range(2))
-        )
+        low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
+        return EnsembleState(members, optimizer, holdout_key, jnp.ones(spec.obs_size), low, high, jnp.zeros(()))
 
     def _init_member(self, spec: Spec, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
@@ -126,7 +126,7 @@ class Ensemble:
         obs = jnp.clip(carry.obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
         ending = jax.vmap(lambda m: self.ending(m.ending, obs))(state.members)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
-        probability = jax.nn.sigmoid(ending.value[:, 0])
+        probability = jax.nn.sigmoid(ending.value[:, 0]) * state.endings
         return Carry(obs, carry.member), Prediction(
             obs=obs,
             reward=change[-1],
@@ -198,7 +198,7 @@ class Ensemble:
         high = jnp.where(seen, everything.next_obs, -jnp.inf).max(0)
         margin = self.support_margin * (high - low)
         low, high = low - margin, high + margin
-        after = EnsembleState(fit.best, fit.optimizer, state.key, scale, low, high)
+        after = EnsembleState(fit.best, fit.optimizer, state.key, scale, low, high, jnp.minimum(terminals, 1.0))
         metrics = {"model_loss": fit.train_loss, "model_updates": fit.updates}
         if self.holdout > 0:
             metrics["model_holdout_loss"] = fit.best_loss.mean()

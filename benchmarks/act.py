@@ -1,0 +1,31 @@
+"""The greedy action for one observation, called from Python: `python benchmarks/act.py RUN`."""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+import spikedream
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    run = spikedream.load(options.run)
+    obs = np.zeros(run.spec.obs_size, np.float32)
+    policy = run.policy
+    policy(obs)
+    times = []
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        for _ in range(500):
+            policy(obs)
+        times.append((time.perf_counter() - start) / 500 * 1e3)
+    print(f"{statistics.median(times):.3f} ms an action (lowest {min(times):.3f}, highest {max(times):.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Dreaming throughput: imagined steps a second, spiking and conventional, with the actor's and critic's updates.
+
+    python benchmarks/dreaming.py [--trajectories 512 --horizon 15 --members 4]
+
+Each figure is the median over repeated calls after a warm-up, everything blocked on; the two are measured in turn, so that their
+ratio holds on a machine whose speed drifts.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spikedream import config as configuration
+from spikedream.config import Config
+from spikedream.ops.dream import dream
+from spikedream.types import Spec, Transition, World
+
+SPEC = Spec(4, 2, discrete=True)  # CartPole
+
+
+def prepare(config: Config) -> tuple[Any, Any]:
+    """An algorithm and its state with a replay of random transitions."""
+    algorithm = config.algorithm(SPEC)
+    state = algorithm.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    for _ in range(64):
+        obs, following = rng.normal(size=(2, 4)).astype(np.float32)
+        action = np.eye(2, dtype=np.float32)[rng.integers(2)]
+        state = algorithm.remember(state, Transition(obs, action, *(np.float32(1)), following, np.float32(0), np.float32(0)))
+    return algorithm, state
+
+
+def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
+    """The whole update, and its parts, as compiled calls."""
+    algorithm, state = prepare(config)
+    agent, world = config.agent, World(config.world_model, state.world)
+    key = jax.random.key(1)
+    obs = jax.random.normal(key, (agent.trajectories, SPEC.obs_size))
+
+    def whole(agent_state: Any) -> Any:
+        return agent.update(agent_state, world, state.replay, key)
+
+    def rollout(agent_state: Any) -> Any:
+        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (agent.trajectories, *x.shape)), agent.start(agent_state))
+        return dream(world, lambda c, o, k: agent.act(agent_state, world, c, o, k, False), carry, obs, agent.horizon, key)
+
+    def fit(world_state: Any) -> Any:
+        return config.world_model.update(world_state, state.replay, key)
+
+    return {
+        "one update: dream, actor, critic": (jax.jit(whole), (state.agent,)),
+        "  the dream alone": (jax.jit(rollout), (state.agent,)),
+        "one world-model fit": (jax.jit(fit), (state.world,)),
+    }
+
+
+def measure(call: Callable[..., Any], arguments: tuple) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call(*arguments))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trajectories", type=int, default=512)
+    parser.add_argument("--horizon", type=int, default=15)
+    parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    config = configuration.named("cartpole")
+    agent = replace(config.agent, trajectories=options.trajectories, horizon=options.horizon)
+    config = replace(config, agent=agent, world_model=replace(config.world_model, members=options.members))
+    spiking, twin = parts(config), parts(configuration.twin(config))
+    steps = options.trajectories * options.horizon
+    print(
+        f"{options.trajectories} trajectories x {options.horizon} steps, {options.members} members, on {jax.devices()[0].device_kind}"
+    )
+    print(f"{'':36}{'spiking':>12}{'conventional':>14}{'ratio':>8}")
+    for name in spiking:
+        for call, arguments in (spiking[name], twin[name]):
+            measure(call, arguments)  # compile
+        pairs = [(measure(*spiking[name]), measure(*twin[name])) for _ in range(options.repeats)]
+        ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
+        print(f"{name:36}{ours * 1e3:9.1f} ms{theirs * 1e3:11.1f} ms{statistics.median(a / b for a, b in pairs):8.2f}")
+        if name.startswith("one update"):
+            print(f"{'  imagined steps a second':36}{steps / ours:12,.0f}{steps / theirs:14,.0f}")
+
+
+if __name__ == "__main__":
+    main()
