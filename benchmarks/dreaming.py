@@ -25,21 +25,21 @@ from spikedream.types import Spec, Transition, World
 SPEC = Spec(4, 2, discrete=True)  # CartPole
 
 
-def prepare(config: Config) -> tuple[Any, Any]:
-    """An algorithm and its state with a replay of random transitions."""
+def prepare(config: Config) -> Any:
+    """A training state with a replay of random transitions."""
     algorithm = config.algorithm(SPEC)
     state = algorithm.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     for _ in range(64):
         obs, following = rng.normal(size=(2, 4)).astype(np.float32)
         action = np.eye(2, dtype=np.float32)[rng.integers(2)]
-        state = algorithm.remember(state, Transition(obs, action, *(np.float32(1)), following, np.float32(0), np.float32(0)))
-    return algorithm, state
+        state = algorithm.remember(state, Transition(obs, action, np.float32(1), following, np.float32(0), np.float32(0)))
+    return state
 
 
 def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
     """The whole update, and its parts, as compiled calls."""
-    algorithm, state = prepare(config)
+    state = prepare(config)
     agent, world = config.agent, World(config.world_model, state.world)
     key = jax.random.key(1)
     obs = jax.random.normal(key, (agent.trajectories, SPEC.obs_size))

@@ -257,7 +257,8 @@ class Dreamer:
         log_prob = jax.vmap(distribution.log_prob)(out, batch.action)
         entropy = jax.vmap(distribution.entropy)(out)
         if self.gradient == "clipped":
-            ratio = jnp.exp(log_prob - batch.log_prob)
+            # A ratio beyond e^10 is clipped by the surrogate anyway, but its exponential could overflow.
+            ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -10, 10))
             clipped = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)
             gain = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
         else:

@@ -49,8 +49,8 @@ class TanhNormal:
 
     def _normal(self, parameters: Array) -> tuple[Array, Array]:
         mean, raw = jnp.split(parameters, 2)
-        # 2 sigmoid(0) - 1 = 0: an untrained network acts with a deviation in the middle of the range.
-        return mean, self.min_std + (self.max_std - self.min_std) * jax.nn.sigmoid(raw + 1.0)
+        # Means stay where the tanh still has a slope in float32: beyond +-4 the action no longer changes, only its log-density.
+        return 4 * jnp.tanh(mean / 4), self.min_std + (self.max_std - self.min_std) * jax.nn.sigmoid(raw + 1.0)
 
     def mode(self, parameters: Array) -> Array:
         return jnp.tanh(self._normal(parameters)[0])
