@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CONTINUOUS, DISCRETE, holding
+from small import CONTINUOUS, DISCRETE, finite, holding
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.config import twin
@@ -126,12 +126,12 @@ def test_support_uncertainty_is_the_distance_from_the_widened_range_of_the_data(
 
 def test_ensemble_learns_where_episodes_end(fitted):
     model, state, experience = fitted
-    obs = jax.random.uniform(jax.random.key(4), (600, 2), minval=-1.2, maxval=jnp.array([[BOUND, 1.2]]))
-    action = jax.random.uniform(jax.random.key(5), (600, 1), minval=-1, maxval=1)
+    obs = jax.random.uniform(jax.random.key(4), (2000, 2), minval=-1.2, maxval=jnp.array([[BOUND, 1.2]]))
+    action = jax.random.uniform(jax.random.key(5), (2000, 1), minval=-1, maxval=1)
     reached = np.asarray(linear_step(obs, action))[:, 0]
     said = np.asarray(predict(model, state, experience.normalizer.obs(obs), action).terminated) > 0.5
     beyond, short = reached > BOUND + 0.1, reached < BOUND - 0.2
-    assert beyond.sum() > 10 and short.sum() > 300
+    assert beyond.sum() > 15 and short.sum() > 1000
     assert said[beyond].mean() > 0.95
     assert said[short].mean() < 0.03
 
@@ -144,10 +144,9 @@ def noise_experience(std, rows):
     return holding(PLANE, Transition(obs, action, jnp.full(rows, 0.5), following, jnp.zeros(rows), jnp.zeros(rows)), rows)
 
 
-@pytest.mark.parametrize("model", [ENSEMBLE, twin(ENSEMBLE)], ids=["spiking", "conventional"])
-def test_gaussian_head_recovers_the_noise(model):
+def test_gaussian_head_recovers_the_noise():
     std = np.array([0.4, 0.1])
-    model = replace(model, gaussian=True, members=2, updates=800)
+    model = replace(twin(ENSEMBLE), gaussian=True, members=2, updates=800)
     experience = noise_experience(jnp.asarray(std, jnp.float32), 1000)
     state, _ = jax.jit(model.update)(jax.jit(lambda k: model.init(PLANE, k))(KEY), experience, KEY)
     obs = jnp.tile(jnp.array([[0.3, -0.2]]), (2000, 1))
@@ -290,13 +289,13 @@ def test_agent_finds_the_best_action(spec, gradient):
     agent = replace(DREAMER, gradient=gradient)
     state, metrics = practise(agent, Still(spec.discrete), spec, 250)
     assert_best(agent, state)
+    assert finite(state) and finite(metrics)
     # dream_return is the sum over a horizon of four; at best each step pays one.
     assert float(metrics["dream_return"][:5].mean()) < float(metrics["dream_return"][-20:].mean()) <= 4
 
 
-@pytest.mark.parametrize("spec", [ARMS, DIAL], ids=["discrete", "continuous"])
-def test_spiking_agent_finds_the_best_action(spec):
-    state, metrics = practise(SPIKING, Still(spec.discrete), spec, 250)
+def test_spiking_agent_finds_the_best_action():
+    state, metrics = practise(SPIKING, Still(discrete=True), ARMS, 250)
     assert_best(SPIKING, state)
     assert 0 < float(metrics["firing_rate/actor"][-1]) < 1
 
