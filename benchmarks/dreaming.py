@@ -79,9 +79,7 @@ def main() -> None:
     config = replace(config, agent=agent, world_model=replace(config.world_model, members=options.members))
     spiking, twin = parts(config), parts(configuration.twin(config))
     steps = options.trajectories * options.horizon
-    print(
-        f"{options.trajectories} trajectories x {options.horizon} steps, {options.members} members, on {jax.devices()[0].device_kind}"
-    )
+    print(f"{options.trajectories} x {options.horizon} steps, {options.members} members, on {jax.devices()[0].device_kind}")
     print(f"{'':36}{'spiking':>12}{'conventional':>14}{'ratio':>8}")
     for name in spiking:
         for call, arguments in (spiking[name], twin[name]):

@@ -44,7 +44,8 @@ def unflatten(template: PyTree, prefix: str, arrays: dict[str, np.ndarray]) -> P
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [prefix + jax.tree_util.keystr(path) for path, _ in leaves]
-    strange = sorted(name for name in arrays if name.startswith(prefix) and name not in set(names))
+    ours = (name for name in arrays if name.startswith(prefix) and name[len(prefix) :][:1] in ("", ".", "["))
+    strange = sorted(set(ours) - set(names))
     if strange:
         raise CheckpointError(f"the checkpoint holds {strange[0]}, which the configuration does not have")
     restored = []

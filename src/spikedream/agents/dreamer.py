@@ -37,6 +37,7 @@ class Lesson(NamedTuple):
 
     obs: Array
     carry: PyTree
+    key: Array  # that the actor's encoder, if random, drew from
     action: Array
     log_prob: Array  # when it was dreamed
     advantage: Array
@@ -183,10 +184,10 @@ class Dreamer:
         policy = partial(self.act, state, world, greedy=False)
         imagined = dream(world, lambda c, o, k: policy(c, o, k), carry, obs, self.horizon, key)
 
-        value = self._values(state.target, imagined.prediction.obs)
+        value = self._values(state.target, imagined.prediction.obs, imagined.key)
         low, high = jnp.minimum(experience.normalizer.reward_low, 0), jnp.maximum(experience.normalizer.reward_high, 0)
         prediction = imagined.prediction
-        penalty = self.uncertainty_penalty * jax.lax.stop_gradient(prediction.uncertainty)
+        penalty = self.uncertainty_penalty * prediction.uncertainty
         reward = (1 - self.gamma) * (jnp.clip(prediction.reward, low, high) - penalty)
         discount = self.gamma * (1 - prediction.terminated)
         returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
@@ -197,9 +198,10 @@ class Dreamer:
             Lesson(
                 imagined.obs,
                 imagined.carry,
+                imagined.key,
                 imagined.decision.action,
                 imagined.decision.log_prob,
-                self._advantage(returns - self._values(state.critic, imagined.obs), weight),
+                self._advantage(returns - self._values(state.critic, imagined.obs, imagined.key), weight),
                 returns,
                 weight,
             )
@@ -207,9 +209,13 @@ class Dreamer:
         entropy_bonus = self.entropy * (imagined.decision.log_prob * weight).mean()
         return entropy_bonus - (returns * weight).mean(), (imagined, lessons)
 
-    def _values(self, critic: PyTree, obs: Array) -> Array:
+    def _values(self, critic: PyTree, obs: Array, key: Array) -> Array:
         """(horizon, trajectories, obs_size) -> (horizon, trajectories)."""
-        return jax.vmap(jax.vmap(lambda o: self.value.mean(self.critic(critic, o, self.critic.start(critic)).value)))(obs)
+
+        def value(obs: Array, key: Array) -> Array:
+            return self.value.mean(self.critic(critic, obs, self.critic.start(critic), key).value)
+
+        return jax.vmap(jax.vmap(value))(obs, key)
 
     def _advantage(self, raw: Array, weight: Array) -> Array:
         """Weighted to zero mean and unit deviation; `advantage_floor` keeps noise from being blown up once all is well."""
@@ -253,7 +259,9 @@ class Dreamer:
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array]:
         """REINFORCE with the advantage as given, or PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
-        out = jax.vmap(lambda obs, carry: self.actor(actor, obs, carry).value)(batch.obs, batch.carry)
+        out = jax.vmap(lambda obs, carry, key: self.actor(actor, obs, carry, jax.random.split(key)[0]).value)(
+            batch.obs, batch.carry, batch.key
+        )
         log_prob = jax.vmap(distribution.log_prob)(out, batch.action)
         entropy = jax.vmap(distribution.entropy)(out)
         if self.gradient == "clipped":
@@ -268,6 +276,6 @@ class Dreamer:
         return -(gain * batch.weight).sum() / total - self.entropy * entropy, entropy
 
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:
-        out = jax.vmap(lambda obs: self.critic(critic, obs, self.critic.start(critic)))(batch.obs)
+        out = jax.vmap(lambda obs, key: self.critic(critic, obs, self.critic.start(critic), key))(batch.obs, batch.key)
         losses = jax.vmap(self.value.loss)(out.value, batch.target)
         return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6), firing_rate(out.spikes)

@@ -16,6 +16,7 @@ class Dream(NamedTuple):
 
     obs: Array  # (horizon, batch, obs_size) what the policy saw
     carry: PyTree  # (horizon, batch, ...) the policy's memory when it saw it
+    key: Array  # (horizon, batch) the randomness that it decided with
     decision: Decision  # (horizon, batch, ...); `spikes` reduced to one firing rate per layer, (horizon,)
     prediction: Prediction  # (horizon, batch, ...) what the world answered; `spikes` likewise
 
@@ -38,11 +39,12 @@ def dream(world: World, policy: Policy, carry: PyTree, obs: Array, horizon: int,
     def step(state: tuple[PyTree, PyTree, Array], key: Array):
         memory, carry, obs = state
         policy_key, world_key = jax.random.split(key)
-        decision = jax.vmap(policy)(carry, obs, jax.random.split(policy_key, batch))
+        policy_keys = jax.random.split(policy_key, batch)
+        decision = jax.vmap(policy)(carry, obs, policy_keys)
         following, prediction = jax.vmap(world.step)(memory, decision.action, jax.random.split(world_key, batch))
         # Whole spike trains of a dream would be most of its memory traffic.
         decision = decision._replace(spikes=tuple(train.mean() for train in decision.spikes))
         prediction = prediction._replace(spikes=tuple(train.mean() for train in prediction.spikes))
-        return (following, decision.carry, prediction.obs), Dream(obs, carry, decision, prediction)
+        return (following, decision.carry, prediction.obs), Dream(obs, carry, policy_keys, decision, prediction)
 
     return jax.lax.scan(step, (memory, carry, obs), jax.random.split(key, horizon))[1]

@@ -38,7 +38,8 @@ def identity(obs_size: int) -> Normalizer:
 def measure(obs: Array, reward: Array, valid: Array) -> Normalizer:
     """Statistics of the rows where `valid` (capacity,) is 1: `obs` (capacity, obs_size), `reward` (capacity,)."""
     count = jnp.maximum(valid.sum(), 1)
-    mean = (obs * valid[:, None]).sum(0) / count
+    # Summed about the first row: a large constant would otherwise leave rounding errors that look like variation.
+    mean = obs[0] + ((obs - obs[:1]) * valid[:, None]).sum(0) / count
     variance = (jnp.square(obs - mean[None]) * valid[:, None]).sum(0) / count
     deviation = jnp.sqrt(variance)
     low = jnp.where(valid > 0, reward, jnp.inf).min()

@@ -219,7 +219,7 @@ class PopulationReadout:
         synapse, neuron = jax.random.split(key)
         size = out_size * self.neurons
         # Half of a population raises its output and half lowers it, so that silence and full activity both mean zero.
-        sign = jnp.where(jnp.arange(self.neurons) % 2 == 0, 1.0, -1.0)
+        sign = jnp.where(jnp.arange(self.neurons) % 2 == 0, 1.0, -1.0).astype(jnp.float32)
         decoder = jnp.tile(sign * self.gain / self.neurons**0.5, (out_size, 1))
         # The bias current starts the population near half its range of rates, where the gradient flows.
         bias = jnp.full(size, 0.2, jnp.float32)

@@ -58,7 +58,8 @@ class SpikingParams(eqx.Module):
 class SpikingNetwork:
     """Encoder, hidden layers of spiking neurons over `ticks` ticks, readout. What travels between layers is binary.
 
-    With `persistent`, membranes are kept in the carry from one environment step to the next; without, every call starts from rest.
+    With `persistent`, membranes are kept in the carry from one environment step to the next; without, or with an empty carry,
+    a call starts from rest.
     """
 
     hidden: tuple[int, ...] = (64,)
@@ -94,7 +95,7 @@ class SpikingNetwork:
         return self._rest(params) if self.persistent else ()
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        states, readout = carry if self.persistent else self._rest(params)
+        states, readout = carry if self.persistent and carry else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         trains, after = [], []
         for layer, state in zip(params.layers, states, strict=True):
@@ -108,10 +109,14 @@ class SpikingNetwork:
             trains.append(spikes)
             after.append(state)
         value, readout, out_trains = self.readout.decode(
-            params.readout, readout, spikes, after[-1].v / firing_threshold(params.layers[-1].neuron)
+            params.readout, readout, spikes, after[-1].v / self._threshold(params.layers[-1].neuron)
         )
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
+
+    def _threshold(self, neuron: NeuronParams) -> Array:
+        threshold = firing_threshold(neuron)
+        return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
 
     def curvature(self, params: SpikingParams) -> Array:
         return self.readout.curvature(params.readout)
@@ -120,7 +125,7 @@ class SpikingNetwork:
         return _l1(params.readout)
 
     def twin(self) -> "MLP":
-        return MLP(hidden=self.hidden, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
+        return MLP(self.hidden, gain=self.readout.gain, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
 
 
 def _thin(synapse: Linear, fan_in: int | None) -> Linear:

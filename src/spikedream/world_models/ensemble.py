@@ -29,7 +29,6 @@ class Member(eqx.Module):
 
 class EnsembleState(eqx.Module):
     members: PyTree  # a Member, leaves (members, ...)
-    optimizer: PyTree  # leaves (members, ...)
     key: Array  # decides which transitions are held out from which member, for the whole run
     scale: Array  # (obs_size,) root mean square of the normalised state change
     low: Array  # (obs_size,) smallest normalised observation in the experience
@@ -91,13 +90,14 @@ class Ensemble:
         check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
         check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
         check_bounds(self, obs_bound=(1, None))
+        if self.updates % min(self.check_every, self.updates):
+            raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
 
     def init(self, spec: Spec, key: Array) -> EnsembleState:
         member_key, holdout_key = jax.random.split(key)
         members: PyTree = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
-        optimizer = jax.vmap(self._optimizer().init)(members)
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
-        return EnsembleState(members, optimizer, holdout_key, jnp.ones(spec.obs_size), low, high, jnp.zeros(()))
+        return EnsembleState(members, holdout_key, jnp.ones(spec.obs_size), low, high, jnp.zeros(()))
 
     def _init_member(self, spec: Spec, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
@@ -110,7 +110,9 @@ class Ensemble:
 
     def _optimizer(self) -> optax.GradientTransformation:
         rate = optax.cosine_decay_schedule(self.learning_rate, self.updates, alpha=0.01)
-        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adamw(rate, weight_decay=self.weight_decay))
+        return optax.chain(
+            optax.clip_by_global_norm(self.gradient_clip), optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices)
+        )
 
     # ---- predicting
 
@@ -118,26 +120,27 @@ class Ensemble:
         return Carry(obs, jax.random.randint(key, (), 0, self.members))
 
     def step(self, state: EnsembleState, carry: Carry, action: Array, key: Array) -> tuple[Carry, Prediction]:
+        noise_key, dynamics_key, ending_key = jax.random.split(key, 3)
         inputs = jnp.concatenate([carry.obs, action])
-        mean, log_variance, spikes = jax.vmap(self._predict, in_axes=(0, None))(state.members, inputs)
+        mean, log_variance, spikes = jax.vmap(self._predict, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
         change, deviation = mean[carry.member], jnp.exp(0.5 * log_variance[carry.member])
         if self.gaussian:
-            change = change + deviation * jax.random.normal(key, change.shape)
+            change = change + deviation * jax.random.normal(noise_key, change.shape)
         obs = jnp.clip(carry.obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
-        ending = jax.vmap(lambda m: self.ending(m.ending, obs))(state.members)
+        ending = jax.vmap(lambda m: self.ending(m.ending, obs, key=ending_key))(state.members)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0]) * state.endings
         return Carry(obs, carry.member), Prediction(
             obs=obs,
             reward=change[-1],
             terminated=probability.max() if self.termination == "max" else probability.mean(),
-            uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean()) + self.support_weight * outside.sum(),
+            uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean() + 1e-12) + self.support_weight * outside.sum(),
             spikes=(*spikes, *ending.spikes),
         )
 
-    def _predict(self, member: Member, inputs: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+    def _predict(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """(mean, log-variance, spikes) of scaled state change and reward, (obs_size + 1,) each."""
-        out = self.dynamics(member.dynamics, inputs)
+        out = self.dynamics(member.dynamics, inputs, key=key)
         if not self.gaussian:
             return out.value, jnp.zeros_like(out.value), out.spikes
         mean, log_variance = jnp.split(out.value, 2)
@@ -158,6 +161,8 @@ class Ensemble:
         terminals = (everything.terminated * filled).sum()
         weight = jnp.clip((filled.sum() - terminals) / jnp.maximum(terminals, 1), 1.0, self.terminal_weight)
 
+        fit_key, check_key = jax.random.split(key)
+        length = min(self.check_every, self.updates)
         optimizer = self._optimizer()
         loss = eqx.Partial(self._loss, scale=scale, weight=weight)
         # Each member draws, with replacement, from the transitions that it may see.
@@ -169,19 +174,20 @@ class Ensemble:
             return experience.gather(jax.vmap(lambda c, t: jnp.searchsorted(c, t, side="right"))(cumulative, targets))
 
         def one_update(fit: Fit, key: Array) -> tuple[Fit, Array]:
-            batch = draw(visible, key, self.batch)
-            values, gradients = jax.vmap(jax.value_and_grad(loss))(fit.members, batch)
+            draw_key, spike_key = jax.random.split(key)
+            batch = draw(visible, draw_key, self.batch)
+            values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None))(fit.members, batch, spike_key)
             changes, opt = jax.vmap(optimizer.update)(gradients, fit.optimizer, fit.members)
             return fit._replace(members=optax.apply_updates(fit.members, changes), optimizer=opt), values.mean()
 
         def block(fit: Fit) -> Fit:
-            keys = jax.random.split(jax.random.fold_in(key, fit.updates), self.check_every)
+            keys = jax.random.split(jax.random.fold_in(fit_key, fit.updates), length)
             fit, losses = jax.lax.scan(one_update, fit, keys)
-            fit = fit._replace(updates=fit.updates + self.check_every, train_loss=losses.mean())
+            fit = fit._replace(updates=fit.updates + length, train_loss=losses.mean())
             if self.holdout == 0:
                 return fit._replace(best=fit.members)
-            check = draw(hidden, jax.random.fold_in(key, -1), 256)
-            return _keep_best(fit, jax.vmap(loss)(fit.members, check))
+            check = draw(hidden, check_key, 256)
+            return _keep_best(fit, jax.vmap(loss, in_axes=(0, 0, None))(fit.members, check, check_key))
 
         first = Fit(
             state.members,
@@ -198,7 +204,7 @@ class Ensemble:
         high = jnp.where(seen, everything.next_obs, -jnp.inf).max(0)
         margin = self.support_margin * (high - low)
         low, high = low - margin, high + margin
-        after = EnsembleState(fit.best, fit.optimizer, state.key, scale, low, high, jnp.minimum(terminals, 1.0))
+        after = EnsembleState(fit.best, state.key, scale, low, high, jnp.minimum(terminals, 1.0))
         metrics = {"model_loss": fit.train_loss, "model_updates": fit.updates}
         if self.holdout > 0:
             metrics["model_holdout_loss"] = fit.best_loss.mean()
@@ -209,10 +215,11 @@ class Ensemble:
         draw = jax.random.uniform(key, (self.members, experience.capacity))
         return (draw < self.holdout).astype(jnp.float32)
 
-    def _loss(self, member: Member, batch: Transition, *, scale: Array, weight: Array) -> Array:
+    def _loss(self, member: Member, batch: Transition, key: Array, *, scale: Array, weight: Array) -> Array:
         """Of one member on its own mini-batch, fields (batch, ...)."""
+        keys = jax.random.split(key, batch.reward.shape[0])
         inputs = jnp.concatenate([batch.obs, batch.action], axis=1)
-        mean, log_variance, _ = jax.vmap(self._predict, in_axes=(None, 0))(member, inputs)
+        mean, log_variance, _ = jax.vmap(self._predict, in_axes=(None, 0, 0))(member, inputs, keys)
         change = (batch.next_obs - batch.obs) / scale[None]
         error = jnp.square(mean - jnp.concatenate([change, batch.reward[:, None]], axis=1))
         if self.gaussian:
@@ -223,11 +230,16 @@ class Ensemble:
         regression = regression + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
         sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         # Every state that was acted in is an example of not having ended.
-        ended = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.next_obs)
-        alive = jax.vmap(lambda obs: self.ending(member.ending, obs).value[0])(batch.obs)
+        ended = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(batch.next_obs, keys)
+        alive = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(batch.obs, keys)
         cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
         cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0)
         return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """Only weights decay: a neuron's time constant or threshold has no reason to tend to zero."""
+    return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
 def _keep_best(fit: Fit, losses: Array) -> Fit:

@@ -19,6 +19,7 @@ from spikedream.types import Experience, Metrics, Prediction, Spec
 
 class Dynamics(NamedTuple):
     functional: Any  # Gymnasium's `FuncEnv`
+    params: Any
     state: Callable[[Array], Array]  # raw observation to the environment's own state
     action: Callable[[Array], Array]  # encoded action to the environment's own
 
@@ -27,16 +28,18 @@ class Dynamics(NamedTuple):
 def load_dynamics(name: str) -> Dynamics:
     """Raises ImportError with what to install: these environments need flax."""
     try:
-        from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
-        from gymnasium.envs.phys2d.pendulum import PendulumFunctional
+        from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
+        from gymnasium.envs.phys2d.pendulum import PendulumFunctional, PendulumParams
     except ImportError as error:
         raise ImportError(
             f"TrueEnvironment needs Gymnasium's JAX environments: pip install 'spikedream[truth]' ({error})"
         ) from error
     if name == "CartPole":
-        return Dynamics(CartPoleFunctional(), lambda obs: obs, jnp.argmax)
+        # Its default pole moment is mass + length; that of CartPole-v1, and of the physics, is mass x length.
+        return Dynamics(CartPoleFunctional(), CartPoleParams(polemass_length=0.05), lambda obs: obs, jnp.argmax)
     return Dynamics(
         PendulumFunctional(),
+        PendulumParams(),
         lambda obs: jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]]),
         lambda action: 2.0 * action,  # a torque of up to 2 N m
     )
@@ -67,7 +70,7 @@ class TrueEnvironment:
         dynamics = load_dynamics(self.dynamics)
         env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(carry))
         act = dynamics.action(action)
-        after = env.transition(before, act, key)
+        after = env.transition(before, act, key, params=dynamics.params)
         obs = state.normalizer.obs(env.observation(after, key))
         reward = jnp.asarray(env.reward(before, act, after, key), jnp.float32).reshape(())
         return obs, Prediction(

@@ -1,0 +1,122 @@
+"""The configuration: presets, files, twins, and no setting that nobody reads."""
+
+import dataclasses
+import functools
+import typing
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from small import DISCRETE, filled
+
+from spikedream import config as configuration
+from spikedream.config import Config
+from spikedream.snn.networks import MLP, SpikingNetwork
+
+# Fields that act outside `fit` and `dream`; test_cli.py and test_resume.py hold them.
+SHELL = {
+    "seed",
+    "budget",
+    "threshold",
+    "max_episode_steps",
+    "replay",
+    "collect",
+    "improve",
+    "evaluation",
+    "env",
+    "env_kwargs",
+    "preset",
+}
+# Fields whose effect needs other settings than the small configuration's; each is tested under its own name elsewhere.
+CONDITIONAL = {
+    "world_model.patience",  # test_probes: early stopping
+    "agent.gradient_clip", "world_model.gradient_clip",  # no effect on gradients below the bound
+    "agent.advantage_floor",  # acts once the deviation of the advantages is below it
+    "agent.clip",  # acts once a ratio leaves the clipping range
+    "world_model.obs_bound",  # acts on far states only
+    "world_model.terminal_weight",  # an upper bound
+    "world_model.support_margin",  # acts beyond the range of the experience
+}  # fmt: skip
+
+
+def small_config() -> Config:
+    changes = {
+        "world_model": {
+            "members": 2, "updates": 4, "check_every": 2, "batch": 8, "holdout": 0.2,
+            "dynamics": {"hidden": [6], "ticks": 3}, "ending": {"hidden": [8], "ticks": 3},
+        },
+        "agent": {
+            "trajectories": 4, "horizon": 4, "restart": 0.5,
+            "actor": {"hidden": [6], "ticks": 3, "readout": {"neurons": 2}}, "critic": {"hidden": [6], "ticks": 3},
+        },
+    }  # fmt: skip
+    return configuration.merge(Config(), changes)
+
+
+def numeric_fields(part: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Dotted names and values of every number below `part`."""
+    for f in dataclasses.fields(part):
+        value, name = getattr(part, f.name), f"{path}{f.name}"
+        if dataclasses.is_dataclass(value) and f.name not in SHELL:
+            yield from numeric_fields(value, f"{name}.")
+        elif f.name not in SHELL and name not in CONDITIONAL and not isinstance(value, bool):
+            first = value[0] if isinstance(value, tuple) and value else value
+            if isinstance(first, int | float):
+                yield name, value
+
+
+def changed(value: Any) -> Any:
+    """Another value that is valid wherever the first one was."""
+    if isinstance(value, tuple):
+        return [changed(value[0]), *value[1:]] if len(value) > 1 else [changed(value[0])]
+    if isinstance(value, int):
+        return value * 2
+    return value * 0.9 if value else 0.1
+
+
+def outcome(config: Config) -> list[np.ndarray]:
+    """What two turns of fitting and dreaming leave behind."""
+    algorithm = config.algorithm(DISCRETE)
+    state = algorithm.init(jax.random.key(0))
+    state = dataclasses.replace(state, replay=filled(DISCRETE, 24, 32, jax.random.key(1)))
+    for _ in range(2):
+        state, _ = algorithm.fit(state)
+        state, _ = algorithm.dream(state)
+    return [np.asarray(x) for x in jax.tree.leaves((state.world, state.agent)) if jax.dtypes.issubdtype(x.dtype, np.floating)]
+
+
+@functools.cache
+def base_outcome() -> list[np.ndarray]:
+    return outcome(dataclasses.replace(small_config(), improve=configuration.Improve(block=2)))
+
+
+@pytest.mark.parametrize(("name", "value"), list(numeric_fields(small_config())))
+def test_every_number_changes_the_outcome(name: str, value: Any) -> None:
+    change: Any = changed(value)
+    for key in reversed(name.split(".")):
+        change = {key: change}
+    config = configuration.merge(dataclasses.replace(small_config(), improve=configuration.Improve(block=2)), change)
+    ours, base = outcome(config), base_outcome()
+    assert len(ours) != len(base) or any(a.shape != b.shape or not np.array_equal(a, b) for a, b in zip(ours, base, strict=True))
+
+
+@pytest.mark.parametrize("name", list(configuration.presets()))
+def test_every_preset_loads_and_survives_its_file(name: str, tmp_path) -> None:
+    config = configuration.named(name)
+    assert config.preset == name
+    configuration.save(config, tmp_path / "config.yaml")
+    assert configuration.load(tmp_path / "config.yaml") == config
+
+
+def test_a_twin_has_no_spiking_network_and_the_same_widths() -> None:
+    config = configuration.named("cartpole")
+    twin = configuration.twin(config)
+    assert isinstance(twin.agent.actor, MLP) and isinstance(twin.world_model.dynamics, MLP)
+    assert isinstance(config.agent.actor, SpikingNetwork) and twin.agent.actor.hidden == config.agent.actor.hidden
+    assert dataclasses.replace(twin, preset="cartpole-mlp") == configuration.named("cartpole-mlp")
+    assert dataclasses.replace(twin.agent, actor=config.agent.actor, critic=config.agent.critic) == config.agent
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    assert configuration.parse("agent: {learning_rate: 3e-4}", "here").agent.learning_rate == 3e-4

@@ -1,0 +1,34 @@
+"""The main job on the real environment, from the command line, in a process of its own as a user would run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spikedream
+
+
+def learn(directory: Path, *arguments: str) -> dict:
+    # Without the settings that conftest.py makes for tests of tiny networks.
+    plain = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS")}
+    command = [sys.executable, "-m", "spikedream", "train", *arguments, "--out", str(directory)]
+    subprocess.run(command, check=True, env=plain, stdout=subprocess.DEVNULL)
+    return json.loads((directory / "result.json").read_text())
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_the_all_spiking_agent_learns_cartpole_by_dreaming(seed: int, tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "cartpole", "--seed", str(seed))
+    assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475
+    assert all(0.01 < rate < 0.99 for rate in result["firing_rate"].values()), "every network spikes"
+    assert result["peak_memory_mb"] <= 1500
+    assert spikedream.load(tmp_path / "run").evaluate(100).mean() >= 450
+
+
+def test_the_all_spiking_agent_learns_to_swing_up_the_pendulum(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "pendulum", "--seed", "11", "--threshold", "-350")
+    assert result["solved"] and result["real_steps"] <= 2000
+    assert spikedream.load(tmp_path / "run").evaluate(20).mean() >= -500  # a motionless pendulum gets about -1,200
