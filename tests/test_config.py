@@ -36,7 +36,7 @@ CONDITIONAL = {
     "agent.clip",  # acts once a ratio leaves the clipping range
     "world_model.obs_bound",  # acts on far states only
     "world_model.terminal_weight",  # an upper bound
-    "world_model.support_margin",  # acts beyond the range of the experience
+    "world_model.support_margin", "world_model.support_weight",  # act beyond the range of the experience; test_probes
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def small_config() -> Config:
             "dynamics": {"hidden": [6], "ticks": 3}, "ending": {"hidden": [8], "ticks": 3},
         },
         "agent": {
-            "trajectories": 4, "horizon": 4, "restart": 0.5,
+            "trajectories": 8, "horizon": 4, "restart": 0.5,
             "actor": {"hidden": [6], "ticks": 3, "readout": {"neurons": 2}}, "critic": {"hidden": [6], "ticks": 3},
         },
     }  # fmt: skip
@@ -72,7 +72,7 @@ def changed(value: Any) -> Any:
         return [changed(value[0]), *value[1:]] if len(value) > 1 else [changed(value[0])]
     if isinstance(value, int):
         return value * 2
-    return value * 0.9 if value else 0.1
+    return value * 0.5 if value else 0.1
 
 
 def outcome(config: Config) -> list[np.ndarray]:
