@@ -117,8 +117,8 @@ def test_bad_input_gets_one_clear_line(
         (["train", "debug", "--agent.horizn", "3"], "--agent.horizn"),
         (["train", "debug", "--agent.horizon", "long"], "--agent.horizon"),
         (["train", "debug", "--agent.gamma", "1.5"], "gamma is 1.5; it must be"),
-        (["train"], "NAME"),
-        (["evaluate"], "RUN"),
+        (["train"], "Required options"),
+        (["evaluate"], "Required options"),
         (["dance"], "there are train, evaluate"),
     ],
 )

@@ -33,6 +33,7 @@ CONDITIONAL = {
     "world_model.patience",  # test_probes: early stopping
     "agent.gradient_clip", "world_model.gradient_clip",  # no effect on gradients below the bound
     "agent.advantage_floor",  # acts once the deviation of the advantages is below it
+    "agent.restart",  # acts on dreams that outlive their horizon; test_probes
     "agent.clip",  # acts once a ratio leaves the clipping range
     "world_model.obs_bound",  # acts on far states only
     "world_model.terminal_weight",  # an upper bound

@@ -197,7 +197,7 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         element, *rest = typing.get_args(hint)
-        return f"a list of {_type_name(element)}s" if ... in rest else f"a list of {len(rest) + 1} numbers"
+        return f"a list of {_type_name(element).removeprefix('a ')}s" if ... in rest else f"a list of {len(rest) + 1} numbers"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
