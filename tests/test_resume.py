@@ -86,6 +86,23 @@ def test_a_kill_before_the_first_turn_is_over_loses_nothing(undisturbed: Path, t
     assert outcome(directory) == outcome(undisturbed)
 
 
+def test_a_kill_before_the_first_checkpoint_begins_anew(undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "at once"
+    directory.mkdir()
+    (directory / "config.yaml").write_bytes((undisturbed / "config.yaml").read_bytes())
+    spikedream.resume(directory, report=False)
+    assert outcome(directory) == outcome(undisturbed)
+
+
+def test_arrays_without_a_head_are_ignored_and_cleared_away(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"x": np.arange(3)}, {"real_steps": 1})
+    (tmp_path / "000002-step2.safetensors").write_bytes(b"half a che")
+    (tmp_path / ".000003-step3.safetensors.tmp").write_bytes(b"less")
+    assert checkpoint.load(tmp_path).counters == {"real_steps": 1}
+    checkpoint.save(tmp_path, 4, {"x": np.arange(3)}, {"real_steps": 4})
+    assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json"} and len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, 1, {"x": np.arange(3)}, {"real_steps": 1})
 

@@ -71,6 +71,15 @@ def train(
 
 def resume(directory: str | Path, listener: Listener | None = None, report: bool = True) -> Run:
     """Go on with an unfinished run from its newest checkpoint, as if it had never stopped; a finished one is returned as it is."""
+    directory = Path(directory)
+    metrics = directory / "metrics.jsonl"
+    if (
+        (directory / "config.yaml").is_file()
+        and not any((directory / "checkpoints").glob("*.json"))
+        and not (metrics.exists() and metrics.stat().st_size)
+    ):
+        # Killed before the first checkpoint and before anything was learned: beginning anew loses nothing.
+        return _go(_configuration.load(directory / "config.yaml"), directory, listener, report, resume=False)
     run = load(directory)
     if run.counters["finished"] and run.result is not None:
         return run

@@ -94,9 +94,10 @@ def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: di
     write_file(directory / f"{stem}.safetensors", content)
     head = {"sha256": hashlib.sha256(content).hexdigest(), "counters": counters}
     write_file(directory / f"{stem}.json", json.dumps(head, indent=1).encode())
-    for old in sorted(directory.glob("*.json"))[:-KEPT]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    kept = {head.stem for head in sorted(directory.glob("*.json"))[-KEPT:]}
+    for file in directory.iterdir():  # also arrays without a head: the process was killed between the two
+        if file.stem not in kept:
+            file.unlink()
 
 
 def _serials(directory: Path) -> list[int]:

@@ -191,6 +191,9 @@ def main(arguments: list[str] | None = None) -> None:
     except EXPECTED as error:
         print(f"spikedream: {error}", file=sys.stderr)
         status = 1
+    except KeyboardInterrupt:
+        print("spikedream: interrupted; `spikedream resume RUN` goes on from the newest checkpoint", file=sys.stderr)
+        status = 130
     except spikedream.Interrupted as stop:
         print(f"spikedream: {stop}", file=sys.stderr)
         status = 130
