@@ -342,7 +342,7 @@ class Trainer:
             "eval_episodes": self.config.evaluation.episodes,
             "wall_seconds": round(progress.wall_seconds, 3),
             "compile_seconds": round(progress.compile_seconds, 3),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mb": peak_memory_mb(),
             "firing_rate": {k.split("/")[1]: v for k, v in row.items() if k.startswith("firing_rate/")},
             "versions": versions(),
         }
@@ -353,6 +353,15 @@ class Trainer:
         self.evaluator.close()
         self.env.close()
         self.clock.close()
+
+
+def peak_memory_mb() -> int:
+    """Of this process. Linux's `ru_maxrss` would count the parent's memory too, when the process was forked from a larger one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) // 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:
