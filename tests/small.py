@@ -3,13 +3,14 @@
 import dataclasses
 import types
 import typing
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.ops.replay import Replay, empty
+from spikedream.ops.replay import Replay, ReplayBuffer
 from spikedream.snn.codings import AnyEncoder
 from spikedream.types import Spec, Transition
 
@@ -65,15 +66,16 @@ def filled(spec: Spec, rows: int, capacity: int, key: jax.Array) -> Replay:
         obs + 0.1 * jax.random.normal(change_key, obs.shape),
         (jax.random.uniform(end_key, (rows,)) < 0.125).astype(jnp.float32),
         jnp.zeros(rows),
+        jnp.full(rows, -0.7),
     )
     return holding(spec, steps, capacity)
 
 
 def holding(spec: Spec, steps: Transition, capacity: int) -> Replay:
     """A normalised replay that holds `steps`, fields (rows, ...)."""
-    rows, ring = steps.reward.shape[0], empty(spec, capacity)
+    rows, ring = steps.reward.shape[0], ReplayBuffer(capacity).init(spec)
     data = jax.tree.map(lambda place, values: place.at[:rows].set(values), ring.data, steps)
-    return Replay(data, jnp.asarray(rows, jnp.int32), ring.normalizer).normalise()
+    return replace(ring, data=data, count=jnp.asarray(rows, jnp.int32)).normalise()
 
 
 def same(a: Any, b: Any) -> bool:

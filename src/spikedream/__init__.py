@@ -18,6 +18,7 @@ import jax
 from spikedream import config as _configuration
 from spikedream.checkpoint import CheckpointError
 from spikedream.config import Config, ConfigError
+from spikedream.envs import hidden_velocity
 from spikedream.envs.host import BrokenEnvironment
 from spikedream.metrics import Listener
 from spikedream.report import write_report
@@ -25,6 +26,7 @@ from spikedream.run import Run
 from spikedream.runners.sync import Diverged, Interrupted, Trainer
 
 __version__ = "0.1.0"
+hidden_velocity.register()
 __all__ = [
     "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Interrupted", "Run", "load", "resume", "train",
 ]  # fmt: skip

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.replay import Replay, empty
-from spikedream.types import Agent, Metrics, PyTree, Spec, Transition, World, WorldModel, firing_rate
+from spikedream.ops.replay import Replay, ReplayBuffer
+from spikedream.types import Agent, Bonus, Metrics, PyTree, Spec, Transition, World, WorldModel, firing_rate
 
 
 class TrainState(eqx.Module):
@@ -26,6 +26,7 @@ class TrainState(eqx.Module):
 
     world: PyTree
     agent: PyTree
+    bonus: PyTree
     replay: Replay
     key: Array
 
@@ -33,6 +34,7 @@ class TrainState(eqx.Module):
 class Act(NamedTuple):
     action: Array  # (batch, action_size), normalised
     carry: PyTree  # (batch, ...)
+    log_prob: Array  # (batch,)
     rate: Array  # (batch,) firing rate of the policy's neurons, spikes per tick
 
 
@@ -44,39 +46,46 @@ class Algorithm:
         spec: sizes of the environment's spaces.
         world_model: what is fitted.
         agent: what acts, and improves in dreams.
-        capacity: transitions that replay holds.
+        bonus: intrinsic reward, if any.
+        buffer: how experience is kept.
         block: agent updates in one compiled call.
     """
 
     spec: Spec
     world_model: WorldModel
     agent: Agent
-    capacity: int
+    bonus: Bonus | None
+    buffer: ReplayBuffer
     block: int
+
+    def world(self, state: TrainState) -> World:
+        return World(self.world_model, state.world, self.bonus, state.bonus)
 
     @partial(jax.jit, static_argnums=0)
     def init(self, key: Array) -> TrainState:
         world_key, agent_key, key = jax.random.split(key, 3)
-        world, agent = self.world_model.init(self.spec, world_key), self.agent.init(self.spec, agent_key)
-        return TrainState(world, agent, empty(self.spec, self.capacity), key)
+        world = self.world_model.init(self.spec, world_key)
+        bonus = () if self.bonus is None else self.bonus.init(self.spec, jax.random.fold_in(world_key, 1))
+        agent = self.agent.init(self.spec, World(self.world_model, world, self.bonus, bonus), agent_key)
+        return TrainState(world, agent, bonus, self.buffer.init(self.spec), key)
 
     @partial(jax.jit, static_argnums=(0, 2))
     def start(self, state: TrainState, batch: int) -> PyTree:
         """The policy's memory at the start of `batch` episodes."""
-        resting = self.agent.start(state.agent)
+        resting = self.agent.start(state.agent, self.world(state))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), resting)
 
     @partial(jax.jit, static_argnums=(0, 5))
     def act(self, state: TrainState, carry: PyTree, obs: Array, salt: Array, greedy: bool) -> Act:
         """Decide for a batch of raw observations, (batch, obs_size). The state's key does not advance: `salt` () uint32 tells
         apart the decisions between two phases."""
-        world = World(self.world_model, state.world)
+        world = self.world(state)
         obs = state.replay.normalizer.obs(obs)
         keys = jax.random.split(jax.random.fold_in(state.key, salt), obs.shape[0])
 
         def decide(carry: PyTree, obs: Array, key: Array) -> Act:
             decision = self.agent.act(state.agent, world, carry, obs, key, greedy)
-            return Act(decision.action, decision.carry, firing_rate(decision.spikes))
+            return Act(decision.action, decision.carry, decision.log_prob, firing_rate(decision.spikes))
 
         return jax.vmap(decide)(carry, obs, keys)
 
@@ -87,16 +96,26 @@ class Algorithm:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def fit(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """Measure the normaliser anew, then fit the world model."""
+        """Measure the normaliser anew, then fit the world model and the bonus, and set priorities."""
         fit_key, key = jax.random.split(state.key)
-        replay = state.replay.normalise()
-        world, metrics = self.world_model.update(state.world, replay, fit_key)
-        return TrainState(world, state.agent, replay, key), metrics
+        bonus_key, error_key = jax.random.split(jax.random.fold_in(fit_key, 1))
+        replay, world, metrics = state.replay.normalise(), state.world, {}
+        if self.agent.uses_world or self.bonus is not None:
+            world, metrics = self.world_model.update(world, replay, fit_key)
+        fitted, bonus = World(self.world_model, world, self.bonus, state.bonus), state.bonus
+        if self.bonus is not None:
+            bonus, more = self.bonus.update(bonus, fitted, replay, bonus_key)
+            metrics |= more
+        if self.buffer.priority == "model_error":
+            replay = replay.prioritise(self.world_model.errors(world, replay, error_key))
+        elif self.buffer.priority == "td_error":
+            replay = replay.prioritise(self.agent.errors(state.agent, fitted, replay, error_key))
+        return TrainState(world, state.agent, bonus, replay, key), metrics
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """`block` agent updates; metrics are their mean, counts their sum."""
-        world = World(self.world_model, state.world)
+        world = self.world(state)
         dream_key, key = jax.random.split(state.key)
 
         def update(agent: PyTree, key: Array) -> tuple[PyTree, Metrics]:
@@ -104,4 +123,4 @@ class Algorithm:
 
         agent, metrics = jax.lax.scan(update, state.agent, jax.random.split(dream_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
-        return TrainState(state.world, agent, state.replay, key), metrics
+        return TrainState(state.world, agent, state.bonus, state.replay, key), metrics

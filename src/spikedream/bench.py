@@ -12,11 +12,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.statistics import summary
 
 SCORES = {  # column: (key in a seed's record, format)
     "real steps to solve": ("real_steps_to_solve", ".0f"),
@@ -109,7 +109,7 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Median, interquartile mean with a 95 % bootstrap interval, and worst, of each score. Unsolved seeds count with the steps they
     were given, which flatters them: the number of solved seeds stands beside."""
     ran = [r for r in records if "failed" not in r]
-    summary: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "seeds": [r["seed"] for r in records],
         "failed": len(records) - len(ran),
         "solved": sum(r["solved"] for r in ran),
@@ -118,28 +118,8 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     for name, (key, _) in SCORES.items():
         values = np.array([r[key] if r[key] is not None else r["real_steps"] for r in ran], float)
         if len(values):
-            summary[name] = statistics(values)
-    return summary
-
-
-def statistics(values: np.ndarray) -> dict[str, float]:
-    """Of one score over seeds, (seeds,). The interquartile mean and its interval are rliable's (Agarwal et al. 2021)."""
-
-    def iqm(x: np.ndarray, axis: int = -1) -> Any:
-        return stats.trim_mean(x, 0.25, axis=axis)
-
-    low = high = float(iqm(values))
-    if len(values) > 1 and np.ptp(values) > 0:
-        interval = stats.bootstrap((values,), iqm, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-        low, high = (float(x) for x in interval.confidence_interval)
-    return {
-        "median": float(np.median(values)),
-        "iqm": float(iqm(values)),
-        "low": low,
-        "high": high,
-        "lowest": float(values.min()),
-        "highest": float(values.max()),
-    }
+            scores[name] = summary(values)
+    return scores
 
 
 def _draw(name: str, table: dict[str, dict[str, Any]]) -> Table:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from rich.table import Table
 import spikedream
 from spikedream import config as configuration
 from spikedream.bench import Bench, run_bench
+from spikedream.compare import Compare, run_compare
 from spikedream.config import Config, ConfigError
 from spikedream.display import display
 from spikedream.report import record_video
 from spikedream.run import Run
+from spikedream.study import Study, run_study
 
 EXPECTED = (
     spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,
@@ -100,11 +103,12 @@ def _swap_parts(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
 
 
 def _is_part(base: Any, path: list[str]) -> bool:
+    hint = None
     for name in path:
         if not dataclasses.is_dataclass(base) or not hasattr(base, name):
             return False
-        base = getattr(base, name)
-    return dataclasses.is_dataclass(base)
+        hint, base = typing.get_type_hints(type(base))[name], getattr(base, name)
+    return bool(configuration.kinds(hint))
 
 
 def resume(arguments: list[str], console: Console) -> int:
@@ -142,6 +146,14 @@ def bench(arguments: list[str], console: Console) -> int:
     return run_bench(tyro.cli(Bench, prog="spikedream bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)), console)
 
 
+def compare(arguments: list[str], console: Console) -> int:
+    return run_compare(tyro.cli(Compare, prog="spikedream compare", args=arguments), console)
+
+
+def study(arguments: list[str], console: Console) -> int:
+    return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console)
+
+
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
@@ -163,6 +175,7 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
+    "compare": compare, "study": study,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -172,6 +185,8 @@ USAGE = """usage: spikedream COMMAND ...
   resume RUN               go on with a stopped run
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals
+  compare RUN_OR_GLOB ...  runs side by side: curves, intervals, who is better
+  study STUDY              methods x environments x seeds from a file, and their comparison
 
 `spikedream COMMAND --help` says more."""
 

@@ -18,15 +18,24 @@ import tyro
 import yaml
 
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.planner import Planner
+from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
+from spikedream.bonuses.disagreement import Disagreement
+from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
+from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
+from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.ops.replay import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
-AnyWorldModel = Ensemble | TrueEnvironment
-AnyAgent = Dreamer
+AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
+AnyAgent = Dreamer | Planner | PPO
+AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 
 class ConfigError(Exception):
@@ -37,11 +46,11 @@ class ConfigError(Exception):
 class Collect:
     """How much real experience a turn adds."""
 
-    seed_episodes: int = 4  # with random actions, in the first turn
+    seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
     steps: int = 25  # with the agent's own, in each turn after that
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed_episodes=(1, None), steps=(1, None))
+        check_bounds(self, seed_episodes=(0, None), steps=(1, None))
 
 
 @dataclass(frozen=True)
@@ -78,20 +87,21 @@ class Config:
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
-    replay: int = 10_000  # transitions kept; the oldest make way
+    replay: ReplayBuffer = ReplayBuffer()
     collect: Collect = Collect()
     improve: Improve = Improve()
     evaluation: Evaluation = Evaluation()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
+    bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), replay=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None))
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
     def algorithm(self, spec: Spec) -> Algorithm:
-        return Algorithm(spec, self.world_model, self.agent, self.replay, self.improve.block)
+        return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
 
 
 def twin(part: Any) -> Any:
@@ -105,12 +115,14 @@ def twin(part: Any) -> Any:
 
 # ---- to and from plain data
 
+PLAIN = (Config, Collect, Improve, Evaluation, ReplayBuffer, AdaptiveWeight)  # written without a kind: there is no other
+
 
 def to_data(value: Any) -> Any:
     """Dataclasses to plain mappings; every part is written with its kind."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         data = {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return data if type(value) in (Config, Collect, Improve, Evaluation) else {"kind": type(value).__name__, **data}
+        return data if type(value) in PLAIN else {"kind": type(value).__name__, **data}
     return [to_data(x) for x in value] if isinstance(value, tuple) else value
 
 
@@ -127,8 +139,10 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         ConfigError: for an unknown key or a value of the wrong type, naming the setting.
     """
     hint = hint or type(base)
-    kinds = _kinds(hint)
-    if not kinds:
+    options = kinds(hint)
+    if changes is None and type(None) in typing.get_args(hint):
+        return None
+    if not options:
         return _plain(changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
@@ -136,9 +150,9 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         raise ConfigError(f"{path or 'the configuration'} takes a mapping of settings, not {changes!r}")
     changes = dict(changes)
     kind = changes.pop("kind", type(base).__name__)
-    if kind not in kinds:
-        raise ConfigError(f"{path} has no kind {kind!r}; {_nearest(str(kind), kinds)}")
-    base = base if kind == type(base).__name__ else kinds[kind]()
+    if kind not in options:
+        raise ConfigError(f"{path} has no kind {kind!r}; {_nearest(str(kind), options)}")
+    base = base if kind == type(base).__name__ else options[kind]()
     hints = typing.get_type_hints(type(base))
     for name in changes:
         if name not in hints:
@@ -158,7 +172,7 @@ def _nearest(name: str, choices: typing.Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
 
 
-def _kinds(hint: Any) -> dict[str, type]:
+def kinds(hint: Any) -> dict[str, type]:
     """The dataclasses that a declared type allows, by name; empty for plain types."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     return {option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)}

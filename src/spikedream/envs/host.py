@@ -91,6 +91,11 @@ def random_action(spec: Spec, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(-1, 1, spec.action_size).astype(np.float32)
 
 
+def random_log_prob(spec: Spec) -> float:
+    """Log-density of every `random_action`."""
+    return -spec.action_size * math.log(2) if not spec.discrete else -math.log(spec.action_size)
+
+
 def check_observation(env_id: str, obs: Any, size: int) -> np.ndarray:
     obs = np.asarray(obs, np.float32)
     if obs.shape != (size,):
@@ -133,8 +138,9 @@ class HostEnvironment:
         self.position = Position(self.position.episode, [], obs)
         return obs
 
-    def step(self, action: np.ndarray) -> Transition:
-        """Take one encoded action, (action_size,). Afterwards `position.obs` is None if the episode has ended."""
+    def step(self, action: np.ndarray, log_prob: float = 0.0) -> Transition:
+        """Take one encoded action, (action_size,), that was chosen with this log-density. Afterwards `position.obs` is None if the
+        episode has ended."""
         episode, actions, obs = self.position
         assert obs is not None, "step() before reset()"
         following, reward, terminated, truncated, _ = self._call("step", decode_actions(self.spec, action[None])[0])
@@ -148,7 +154,7 @@ class HostEnvironment:
         else:
             actions.append(action)  # in place: a copy each step would make long episodes quadratic
             self.position = Position(episode, actions, following)
-        fields: tuple[Any, ...] = (obs, action, reward, following, terminated, truncated)
+        fields: tuple[Any, ...] = (obs, action, reward, following, terminated, truncated, log_prob)
         return Transition(*(np.asarray(x, np.float32) for x in fields))  # pyright: ignore[reportArgumentType] - host arrays
 
     def restore(self, position: Position) -> bool:

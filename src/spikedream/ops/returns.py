@@ -30,3 +30,31 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float)
 def survival(terminated: Array) -> Array:
     """Probability of being alive before each step, (T,), from the termination probabilities of the steps, (T,)."""
     return jnp.concatenate([jnp.ones(1), jnp.cumprod(1 - terminated)[:-1]])
+
+
+def vtrace(reward: Array, discount: Array, value: Array, following: Array, ratio: Array, goes_on: Array, lambda_: float) -> Array:
+    """Targets for the value of each state on a trajectory of another policy (Espeholt et al. 2018, IMPALA, eq. 1, both clips at 1):
+
+        vs[t] = v[t] + rho[t] (r[t] + d[t] v'[t] - v[t]) + d[t] lambda rho[t] (vs[t+1] - v'[t]),   rho = min(1, ratio)
+
+    Args:
+        reward: (T,).
+        discount: (T,) gamma times the probability of continuing after step t.
+        value: (T,) v, of the state in which step t is taken.
+        following: (T,) v', of the state after step t.
+        ratio: (T,) probability of the action under the policy to evaluate over that under the one that acted.
+        goes_on: (T,) 1 where entry t + 1 is the step after step t.
+        lambda_: of the trace.
+
+    Returns:
+        (T,).
+    """
+    clipped = jnp.minimum(ratio, 1.0)
+    error = clipped * (reward + discount * following - value)
+    trace = discount * lambda_ * clipped * goes_on
+
+    def back(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        correction = step[0] + step[1] * later
+        return correction, correction
+
+    return value + jax.lax.scan(back, jnp.zeros(()), (error, trace), reverse=True)[1]

@@ -33,6 +33,7 @@ from spikedream.envs.host import (
     Position,
     episode_seed,
     random_action,
+    random_log_prob,
     reward_threshold,
 )
 from spikedream.evaluate import Evaluated, Evaluator
@@ -152,7 +153,7 @@ class Trainer:
         """Whole random episodes in the first turn, then some steps with the agent's own noisy policy."""
         progress, collect = self.progress, self.config.collect
         while self.progress.real_steps < self.config.budget:
-            if progress.turn == 0:
+            if progress.turn == 0 and collect.seed_episodes:
                 done, total = self.env.position.episode, collect.seed_episodes
             else:
                 done, total = progress.collected, collect.steps
@@ -167,15 +168,15 @@ class Trainer:
         if self.env.position.obs is None:
             self.env.reset()
             self.carry = self.algorithm.start(self.state, 1)
-        if progress.turn == 0:
+        if progress.turn == 0 and self.config.collect.seed_episodes:
             rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, progress.real_steps))
-            action = random_action(self.env.spec, rng)
+            action, log_prob = random_action(self.env.spec, rng), random_log_prob(self.env.spec)
         else:
             assert self.env.position.obs is not None
             salt = np.uint32(progress.real_steps)
             act = self.algorithm.act(self.state, self.carry, self.env.position.obs[None], salt, False)
-            self.carry, action = act.carry, np.asarray(act.action[0])
-        self.state = self.algorithm.remember(self.state, self.env.step(action))
+            self.carry, action, log_prob = act.carry, np.asarray(act.action[0]), float(act.log_prob[0])
+        self.state = self.algorithm.remember(self.state, self.env.step(action, log_prob))
         progress.real_steps += 1
         progress.collected += 1
 

@@ -38,8 +38,8 @@ class Network(Protocol):
         """Sum of the magnitudes of the readout's weights; a penalty on it leaves few hidden neurons in use."""
         ...
 
-    def twin(self) -> "MLP":
-        """The conventional network of the same widths."""
+    def twin(self) -> "MLP | GRU":
+        """The conventional network of the same widths, with a memory where this one has one."""
         ...
 
 
@@ -124,7 +124,9 @@ class SpikingNetwork:
     def readout_l1(self, params: SpikingParams) -> Array:
         return _l1(params.readout)
 
-    def twin(self) -> "MLP":
+    def twin(self) -> "MLP | GRU":
+        if self.persistent:
+            return GRU(self.hidden[-1], gain=self.readout.gain)
         return MLP(self.hidden, gain=self.readout.gain, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
 
 
@@ -163,6 +165,10 @@ class MLP:
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None))
 
+    @property
+    def persistent(self) -> bool:
+        return False
+
     def init(self, in_size: int, out_size: int, key: Array) -> MLPParams:
         sizes = (in_size, *self.hidden)
         *keys, last, skip = jax.random.split(key, len(sizes) + 1)
@@ -194,4 +200,44 @@ class MLP:
         return self
 
 
-AnyNetwork = SpikingNetwork | MLP
+class GRUParams(eqx.Module):
+    cell: eqx.nn.GRUCell
+    output: Linear
+
+
+@dataclass(frozen=True)
+class GRU:
+    """Gated recurrent unit (Cho et al. 2014) with a linear readout: the conventional twin of a persistent spiking network."""
+
+    hidden: int = 64
+    gain: float = 1.0  # scale of the readout's initial weights
+
+    def __post_init__(self) -> None:
+        check_bounds(self, hidden=(1, None))
+
+    @property
+    def persistent(self) -> bool:
+        return True
+
+    def init(self, in_size: int, out_size: int, key: Array) -> GRUParams:
+        cell_key, output_key = jax.random.split(key)
+        return GRUParams(eqx.nn.GRUCell(in_size, self.hidden, key=cell_key), linear(self.hidden, out_size, output_key, self.gain))
+
+    def start(self, params: GRUParams) -> PyTree:
+        return jnp.zeros(self.hidden)
+
+    def __call__(self, params: GRUParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+        state = params.cell(x, self.start(params) if isinstance(carry, tuple) else carry)
+        return Output(params.output(state[None])[0], state, ())
+
+    def curvature(self, params: GRUParams) -> Array:
+        return jnp.zeros(())
+
+    def readout_l1(self, params: GRUParams) -> Array:
+        return _l1(params.output)
+
+    def twin(self) -> "GRU":
+        return self
+
+
+AnyNetwork = SpikingNetwork | MLP | GRU

@@ -4,7 +4,8 @@ Spiking or conventional by the fields `dynamics` and `ending`; the members diffe
 of them never sees. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.ops.calibration import coverage, deviation_factor
+from spikedream.ops.fitting import adamw, fit
 from spikedream.snn.codings import RateReadout
-from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import AnyNetwork, Output, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 
@@ -33,24 +36,15 @@ class EnsembleState(eqx.Module):
     scale: Array  # (obs_size,) root mean square of the normalised state change
     low: Array  # (obs_size,) smallest normalised observation in the experience
     high: Array  # (obs_size,) largest
+    rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
+    spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
+    confidence: Array  # () exp(-mean squared error) on held-out transitions; 0 before the first fit
 
 
-class Carry(NamedTuple):
+class Memory(NamedTuple):
     obs: Array  # (obs_size,)
     member: Array  # () int32, whose predictions this trajectory follows
-
-
-class Fit(NamedTuple):
-    """State of the fitting loop."""
-
-    members: PyTree  # Member
-    optimizer: PyTree
-    best: PyTree
-    best_loss: Array  # (members,) lowest held-out loss so far
-    waited: Array  # () int32, checks since any member improved
-    updates: Array  # () int32
-    train_loss: Array  # () mean over the last block
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,10 @@ class Ensemble:
     gradient_clip: float = 10.0  # global norm, per member
     batch: int = 64
     updates: int = 2000  # per phase, at most
-    holdout: float = 0.0  # share of the transitions that each member never trains on; 0 switches early stopping off
+    holdout: float = 0.0  # share of the transitions that are never trained on; 0 switches early stopping and calibration off
     check_every: int = 200  # updates between checks on held-out data
     patience: int = 4  # checks without improvement before fitting stops
+    adversarial: float = 0.0  # radius, in standard deviations, of worst-case perturbations of the observation while fitting
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.2  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -89,56 +84,114 @@ class Ensemble:
         check_bounds(self, patience=at_least_one, learning_rate=not_negative, weight_decay=not_negative, holdout=(0, 0.9))
         check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
         check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
-        check_bounds(self, obs_bound=(1, None))
+        check_bounds(self, obs_bound=(1, None), adversarial=not_negative)
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
 
-    def init(self, spec: Spec, key: Array) -> EnsembleState:
+    def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
+        """`latent`: further inputs of the dynamics, beside observation and action."""
         member_key, holdout_key = jax.random.split(key)
-        members: PyTree = jax.vmap(lambda k: self._init_member(spec, k))(jax.random.split(member_key, self.members))
+        members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(jax.random.split(member_key, self.members))
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
-        return EnsembleState(members, holdout_key, jnp.ones(spec.obs_size), low, high, jnp.zeros(()))
+        spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
+        nothing = jnp.zeros(2)
+        return EnsembleState(members, holdout_key, jnp.ones(spec.obs_size), low, high, nothing, jnp.zeros(()), spread, unknown)
 
-    def _init_member(self, spec: Spec, key: Array) -> Member:
+    def _init_member(self, spec: Spec, latent: int, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
         targets = spec.obs_size + 1
         return Member(
-            self.dynamics.init(spec.obs_size + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
+            self.dynamics.init(spec.obs_size + latent + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
             self.ending.init(spec.obs_size, 1, ending),
             (jnp.full(targets, -10.0, jnp.float32), jnp.full(targets, 0.5, jnp.float32)),
         )
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        rate = optax.cosine_decay_schedule(self.learning_rate, self.updates, alpha=0.01)
-        return optax.chain(
-            optax.clip_by_global_norm(self.gradient_clip), optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices)
-        )
-
     # ---- predicting
 
-    def start(self, state: EnsembleState, obs: Array, key: Array) -> Carry:
-        return Carry(obs, jax.random.randint(key, (), 0, self.members))
+    @property
+    def recurrent(self) -> bool:
+        return False
 
-    def step(self, state: EnsembleState, carry: Carry, action: Array, key: Array) -> tuple[Carry, Prediction]:
+    def feature_size(self, spec: Spec) -> int:
+        return spec.obs_size
+
+    def feature(self, state: EnsembleState, memory: Memory) -> Array:
+        return memory.obs
+
+    def start(self, state: EnsembleState, obs: Array, key: Array) -> Memory:
+        return Memory(obs, jax.random.randint(key, (), 0, self.members))
+
+    def observe(self, state: EnsembleState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
+        return self.start(state, obs, key)
+
+    def member(self, state: EnsembleState, memory: Memory, index: Array) -> "tuple[Ensemble, EnsembleState, Memory]":
+        return replace(self, members=1), self.select(state, index), Memory(memory.obs, jnp.zeros((), jnp.int32))
+
+    def select(self, state: EnsembleState, index: Array) -> EnsembleState:
+        """The state of an ensemble that holds one member alone."""
+        alone = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=True), state.members)
+        return eqx.tree_at(lambda s: s.members, state, alone)
+
+    def step(self, state: EnsembleState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
+        prediction = self.predict(state, memory.obs, jnp.zeros(0), action, memory.member, key)
+        return Memory(prediction.obs, memory.member), prediction
+
+    def predict(self, state: EnsembleState, obs: Array, latent: Array, action: Array, member: Array, key: Array) -> Prediction:
+        """What `member` (), int32, says follows `action` in the state (obs, latent); the others give the disagreement."""
         noise_key, dynamics_key, ending_key = jax.random.split(key, 3)
-        inputs = jnp.concatenate([carry.obs, action])
-        mean, log_variance, spikes = jax.vmap(self._predict, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
-        change, deviation = mean[carry.member], jnp.exp(0.5 * log_variance[carry.member])
+        inputs = jnp.concatenate([obs, latent, action])
+        mean, log_variance, spikes = jax.vmap(self.moments, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
+        change, deviation = mean[member], jnp.zeros(mean.shape[1:])
         if self.gaussian:
+            deviation = state.spread * jnp.exp(0.5 * log_variance[member])
             change = change + deviation * jax.random.normal(noise_key, change.shape)
-        obs = jnp.clip(carry.obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
-        ending = jax.vmap(lambda m: self.ending(m.ending, obs, key=ending_key))(state.members)
+        obs = jnp.clip(obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
+        ending = self._endings(state, obs, ending_key)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0]) * state.endings
-        return Carry(obs, carry.member), Prediction(
+        return Prediction(
             obs=obs,
-            reward=change[-1],
+            reward=jnp.clip(change[-1], state.rewards[0], state.rewards[1]),
             terminated=probability.max() if self.termination == "max" else probability.mean(),
             uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean() + 1e-12) + self.support_weight * outside.sum(),
+            noise=deviation[:-1].mean(),
             spikes=(*spikes, *ending.spikes),
         )
 
-    def _predict(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+    def _endings(self, state: EnsembleState, obs: Array, key: Array) -> Output:
+        """Of each member, value (members, 1). Nothing is computed in environments where no episode has terminated yet."""
+
+        def predict(obs: Array) -> Output:
+            return jax.vmap(lambda m: self.ending(m.ending, obs, key=key))(state.members)
+
+        def skip(obs: Array) -> Output:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(predict, obs))
+
+        return jax.lax.cond(state.endings > 0, predict, skip, obs)
+
+    def confidence(self, state: EnsembleState) -> Array:
+        return state.confidence
+
+    def errors(self, state: EnsembleState, experience: Experience, key: Array) -> Array:
+        steps = experience.gather(jnp.arange(experience.capacity))
+        mean = self._all_moments(state, steps, key)[0].mean(0)
+        return jnp.square(mean - self._targets(state.scale, steps)).mean(1)
+
+    def _all_moments(self, state: EnsembleState, steps: Transition, key: Array) -> tuple[Array, Array]:
+        """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
+
+        def predict(member: Member, inputs: Array) -> tuple[Array, Array]:
+            mean, log_variance, _ = self.moments(member, inputs, key)
+            return mean, jnp.exp(0.5 * log_variance)
+
+        inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
+        return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(state.members, inputs)
+
+    def _targets(self, scale: Array, steps: Transition) -> Array:
+        """(rows, obs_size + 1) scaled state change and reward."""
+        return jnp.concatenate([(steps.next_obs - steps.obs) / scale[None], steps.reward[:, None]], axis=1)
+
+    def moments(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """(mean, log-variance, spikes) of scaled state change and reward, (obs_size + 1,) each."""
         out = self.dynamics(member.dynamics, inputs, key=key)
         if not self.gaussian:
@@ -153,103 +206,118 @@ class Ensemble:
 
     def update(self, state: EnsembleState, experience: Experience, key: Array) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
-        held_out = self._held_out(state.key, experience)  # (members, capacity)
         everything = experience.gather(jnp.arange(experience.capacity))
-        filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
-        change = jnp.square(everything.next_obs - everything.obs) * filled[:, None]
-        scale = jnp.sqrt(change.sum(0) / jnp.maximum(filled.sum(), 1)) + 1e-6
-        terminals = (everything.terminated * filled).sum()
-        weight = jnp.clip((filled.sum() - terminals) / jnp.maximum(terminals, 1), 1.0, self.terminal_weight)
-
+        state, weight = self.measure(state, experience)
         fit_key, check_key = jax.random.split(key)
-        length = min(self.check_every, self.updates)
-        optimizer = self._optimizer()
-        loss = eqx.Partial(self._loss, scale=scale, weight=weight)
-        # Each member draws, with replacement, from the transitions that it may see.
-        visible = jnp.cumsum(filled[None] * (1 - held_out), axis=1)
-        hidden = jnp.cumsum(filled[None] * held_out, axis=1)
+        loss = partial(self.loss, scale=state.scale, weight=weight)
+        trained, held = self._split(state.key, (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32))
+        # Each member draws, with replacement, from the transitions that may be trained on.
+        visible, hidden = jnp.cumsum(trained * experience.priorities()), jnp.cumsum(held)
 
-        def draw(cumulative: Array, key: Array, count: int) -> Transition:
-            targets = jax.random.uniform(key, (self.members, count)) * cumulative[:, -1:]
-            return experience.gather(jax.vmap(lambda c, t: jnp.searchsorted(c, t, side="right"))(cumulative, targets))
+        def draw(cumulative: Array, key: Array, count: int) -> tuple[Transition, Array, Array]:
+            targets = jax.random.uniform(key, (self.members, count)) * cumulative[-1]
+            index = jnp.minimum(jnp.searchsorted(cumulative, targets, side="right"), jnp.maximum(experience.size - 1, 0))
+            return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index)
 
-        def one_update(fit: Fit, key: Array) -> tuple[Fit, Array]:
-            draw_key, spike_key = jax.random.split(key)
-            batch = draw(visible, draw_key, self.batch)
-            values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None))(fit.members, batch, spike_key)
-            changes, opt = jax.vmap(optimizer.update)(gradients, fit.optimizer, fit.members)
-            return fit._replace(members=optax.apply_updates(fit.members, changes), optimizer=opt), values.mean()
+        def check(members: Member) -> Array:
+            steps, latent, _ = draw(hidden, check_key, 256)
+            return jax.vmap(loss, in_axes=(0, 0, None))(members, (steps, latent, jnp.ones(steps.reward.shape)), check_key)
 
-        def block(fit: Fit) -> Fit:
-            keys = jax.random.split(jax.random.fold_in(fit_key, fit.updates), length)
-            fit, losses = jax.lax.scan(one_update, fit, keys)
-            fit = fit._replace(updates=fit.updates + length, train_loss=losses.mean())
-            if self.holdout == 0:
-                return fit._replace(best=fit.members)
-            check = draw(hidden, check_key, 256)
-            return _keep_best(fit, jax.vmap(loss, in_axes=(0, 0, None))(fit.members, check, check_key))
-
-        first = Fit(
+        fitted = fit(
             state.members,
-            jax.vmap(optimizer.init)(state.members),
-            state.members,
-            jnp.full(self.members, jnp.inf, jnp.float32),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros(()),
+            loss,
+            lambda members, key: draw(visible, key, self.batch),
+            check if self.holdout > 0 else None,
+            adamw(self.learning_rate, self.updates, self.weight_decay, self.gradient_clip),
+            updates=self.updates,
+            block=min(self.check_every, self.updates),
+            patience=self.patience,
+            key=fit_key,
         )
-        fit = jax.lax.while_loop(lambda f: (f.updates < self.updates) & (f.waited < self.patience), block, first)
+        after = self.fitted(state, fitted.best, fitted.train_loss)
+        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates}
+        if self.holdout == 0:
+            return after, metrics
+        after, measured = self._measure(after, everything, held, check_key)
+        return after, metrics | measured | {"model_holdout_loss": fitted.best_loss.mean()}
+
+    def measure(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
+        """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
+        steps = experience.gather(jnp.arange(experience.capacity))
+        filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
+        change = jnp.square(steps.next_obs - steps.obs) * filled[:, None]
+        scale = jnp.sqrt(change.sum(0) / jnp.maximum(filled.sum(), 1)) + 1e-6
+        terminals = (steps.terminated * filled).sum()
+        weight = jnp.clip((filled.sum() - terminals) / jnp.maximum(terminals, 1), 1.0, self.terminal_weight)
         seen = (filled > 0)[:, None]
-        low = jnp.where(seen, everything.next_obs, jnp.inf).min(0)
-        high = jnp.where(seen, everything.next_obs, -jnp.inf).max(0)
-        margin = self.support_margin * (high - low)
-        low, high = low - margin, high + margin
-        after = EnsembleState(fit.best, state.key, scale, low, high, jnp.minimum(terminals, 1.0))
-        metrics = {"model_loss": fit.train_loss, "model_updates": fit.updates}
-        if self.holdout > 0:
-            metrics["model_holdout_loss"] = fit.best_loss.mean()
-        return after, metrics
+        low = jnp.where(seen, steps.next_obs, jnp.inf).min(0)
+        high = jnp.where(seen, steps.next_obs, -jnp.inf).max(0)
+        margin, normalizer = self.support_margin * (high - low), experience.normalizer
+        rewards = jnp.stack([jnp.minimum(normalizer.reward_low, 0), jnp.maximum(normalizer.reward_high, 0)])
+        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(terminals, 1.0))
+        return eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured), weight
 
-    def _held_out(self, key: Array, experience: Experience) -> Array:
-        """(members, capacity) 1 where a member may not train on a transition; drawn anew for each ring position, not each fit."""
-        draw = jax.random.uniform(key, (self.members, experience.capacity))
-        return (draw < self.holdout).astype(jnp.float32)
+    def fitted(self, state: EnsembleState, members: PyTree, loss: Array) -> EnsembleState:
+        """The state after fitting, before anything is measured on held-out data."""
+        exact = jnp.ones(state.spread.shape)
+        return eqx.tree_at(lambda s: (s.members, s.spread, s.confidence), state, (members, exact, jnp.exp(-loss)))
 
-    def _loss(self, member: Member, batch: Transition, key: Array, *, scale: Array, weight: Array) -> Array:
-        """Of one member on its own mini-batch, fields (batch, ...)."""
+    def _split(self, key: Array, filled: Array) -> tuple[Array, Array]:
+        """(capacity,) each: which transitions are trained on and which are held out, drawn once for each ring position and not for
+        each fit. Where nothing is held out yet, everything serves as both."""
+        held = filled * (jax.random.uniform(key, filled.shape) < self.holdout)
+        return jnp.where(held.sum() < filled.sum(), filled - held, filled), jnp.where(held.sum() > 0, held, filled)
+
+    def _measure(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
+        """Error and, for Gaussian heads, calibration on the transitions where `held`, (capacity,), is 1. Deviations are scaled on
+        one half of them and the coverage is measured on the other."""
+        mean, deviation = self._all_moments(state, steps, key)
+        targets = self._targets(state.scale, steps)
+        error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / held.sum()
+        state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
+        metrics = {"model_error": error, "model_confidence": state.confidence}
+        if not self.gaussian:
+            return state, metrics
+        # Of the members' equal mixture: the aleatoric plus the epistemic variance (Lakshminarayanan et al. 2017, section 2.4).
+        total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0))
+        z = (targets - mean.mean(0)) / total
+        half = jnp.arange(held.shape[0]) % 2
+        factor = deviation_factor(z, held * half)
+        state = eqx.tree_at(lambda s: s.spread, state, factor)
+        return state, metrics | {
+            "model_noise": (deviation.mean(0)[:, :-1].mean(1) * held).sum() / held.sum(),
+            "model_disagreement": (mean.std(0)[:, :-1].mean(1) * held).sum() / held.sum(),
+            **coverage(z / factor[None], held * (1 - half)),
+        }
+
+    def loss(self, member: Member, drawn: tuple[Transition, Array, Array], key: Array, *, scale: Array, weight: Array) -> Array:
+        """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,)."""
+        batch, latent, importance = drawn
         keys = jax.random.split(key, batch.reward.shape[0])
-        inputs = jnp.concatenate([batch.obs, batch.action], axis=1)
-        mean, log_variance, _ = jax.vmap(self._predict, in_axes=(None, 0, 0))(member, inputs, keys)
-        change = (batch.next_obs - batch.obs) / scale[None]
-        error = jnp.square(mean - jnp.concatenate([change, batch.reward[:, None]], axis=1))
-        if self.gaussian:
-            low, high = member.log_variance
-            regression = (error * jnp.exp(-log_variance) + log_variance).mean() + 0.01 * (high - low).mean()
-        else:
-            regression = error.mean()
-        regression = regression + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
+        regression = partial(self._regression, member, batch, latent, importance, keys, scale)
+        shift = jnp.zeros(batch.obs.shape)
+        if self.adversarial > 0:
+            # The fast gradient sign method (Goodfellow et al. 2015, section 4).
+            shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
+        regression = regression(shift) + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
         sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         # Every state that was acted in is an example of not having ended.
         ended = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(batch.next_obs, keys)
-        alive = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(batch.obs, keys)
+        acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
+        alive = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(acted_in, keys)
         cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
-        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0)
+        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0) * importance
         return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
 
-
-def _matrices(params: PyTree) -> PyTree:
-    """Only weights decay: a neuron's time constant or threshold has no reason to tend to zero."""
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
-
-
-def _keep_best(fit: Fit, losses: Array) -> Fit:
-    better = losses < fit.best_loss - 1e-4
-
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return fit._replace(
-        best=jax.tree.map(choose, fit.members, fit.best),
-        best_loss=jnp.where(better, losses, fit.best_loss),
-        waited=jnp.where(better.any(), 0, fit.waited + 1),
-    )
+    def _regression(
+        self, member: Member, batch: Transition, latent: Array, importance: Array, keys: Array, scale: Array, shift: Array
+    ) -> Array:
+        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size)."""
+        inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
+        mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
+        error = jnp.square(mean - self._targets(scale, batch))
+        if not self.gaussian:
+            return (error * importance[:, None]).mean()
+        low, high = member.log_variance
+        likelihood = error * jnp.exp(-log_variance) + log_variance
+        return (likelihood * importance[:, None]).mean() + 0.01 * (high - low).mean()

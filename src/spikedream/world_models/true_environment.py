@@ -49,6 +49,10 @@ class TrueState(eqx.Module):
     normalizer: Normalizer
 
 
+class Memory(NamedTuple):
+    obs: Array  # (obs_size,)
+
+
 @dataclass(frozen=True)
 class TrueEnvironment:
     """Hyper-parameters: which environment. `update` only takes over the normaliser."""
@@ -63,21 +67,48 @@ class TrueEnvironment:
             raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
         return TrueState(identity(spec.obs_size))
 
-    def start(self, state: TrueState, obs: Array, key: Array) -> Array:
-        return obs
+    @property
+    def members(self) -> int:
+        return 1
 
-    def step(self, state: TrueState, carry: Array, action: Array, key: Array) -> tuple[Array, Prediction]:
+    @property
+    def recurrent(self) -> bool:
+        return False
+
+    def feature_size(self, spec: Spec) -> int:
+        return spec.obs_size
+
+    def feature(self, state: TrueState, memory: Memory) -> Array:
+        return memory.obs
+
+    def start(self, state: TrueState, obs: Array, key: Array) -> Memory:
+        return Memory(obs)
+
+    def observe(self, state: TrueState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
+        return Memory(obs)
+
+    def member(self, state: TrueState, memory: Memory, index: Array) -> "tuple[TrueEnvironment, TrueState, Memory]":
+        return self, state, memory
+
+    def confidence(self, state: TrueState) -> Array:
+        return jnp.ones(())
+
+    def errors(self, state: TrueState, experience: Experience, key: Array) -> Array:
+        return jnp.zeros(experience.capacity)
+
+    def step(self, state: TrueState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
         dynamics = load_dynamics(self.dynamics)
-        env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(carry))
+        env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(memory.obs))
         act = dynamics.action(action)
         after = env.transition(before, act, key, params=dynamics.params)
         obs = state.normalizer.obs(env.observation(after, key))
         reward = jnp.asarray(env.reward(before, act, after, key), jnp.float32).reshape(())
-        return obs, Prediction(
+        return Memory(obs), Prediction(
             obs=obs,
             reward=reward / state.normalizer.reward_scale,
             terminated=jnp.asarray(env.terminal(after, key), jnp.float32).reshape(()),
             uncertainty=jnp.zeros(()),
+            noise=jnp.zeros(()),
             spikes=(),
         )
 

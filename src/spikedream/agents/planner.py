@@ -1,0 +1,163 @@
+"""An agent that plans each action anew inside the world model (model-predictive control), with what a learned policy knows if
+there is one. After PETS (Chua et al. 2018) for planning on an ensemble; POLO (Lowrey et al. 2019) and TD-MPC (Hansen et al.
+2022) for the terminal value and the policy's proposals.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.agents.dreamer import Dreamer
+from spikedream.ops.dream import Dream, dream
+from spikedream.ops.returns import survival
+from spikedream.planners.cem import CEM
+from spikedream.planners.mppi import MPPI
+from spikedream.planners.random_shooting import RandomShooting
+from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds
+
+AnyPlanner = CEM | MPPI | RandomShooting
+
+
+class PlannerState(eqx.Module):
+    policy: PyTree  # the learned policy's state; empty without one
+    spec: Spec = eqx.field(static=True)
+
+
+class Carry(NamedTuple):
+    belief: Belief
+    plan: PyTree  # what the next plan starts from
+    policy: PyTree  # the actor's memory
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Hyper-parameters. A plan's score is its discounted return in dreams of the ensemble's members, averaged over them."""
+
+    search: AnyPlanner = CEM()
+    horizon: int = 15  # steps that a plan looks ahead
+    gamma: float = 0.99  # the policy's own counts where there is one
+    particles: Literal["all", "one"] = "all"  # every member judges each candidate, or one (each member as many candidates)
+    uncertainty_penalty: float = 0.0  # reward lost per unit of uncertainty, with that of members who disagree about the plan
+    policy: Dreamer | None = None  # learns in dreams; gives the terminal value and proposes candidates
+    terminal_value: bool = True  # of the policy's critic, at the plan's end
+    proposals: int = 0  # candidates that the policy proposes
+    when: Literal["always", "collect", "evaluate"] = "always"  # elsewhere the policy acts by itself
+
+    def __post_init__(self) -> None:
+        check_bounds(self, horizon=(1, None), gamma=(0, 1), uncertainty_penalty=(0, None), proposals=(0, None))
+        if self.policy is None and (self.when != "always" or self.proposals):
+            asked = f'when = "{self.when}"' if self.when != "always" else f"proposals = {self.proposals}"
+            raise ValueError(f"{asked} needs a policy: set agent.policy to Dreamer")
+
+    @property
+    def uses_world(self) -> bool:
+        return True
+
+    @property
+    def _discount(self) -> float:
+        return self.gamma if self.policy is None else self.policy.gamma
+
+    def init(self, spec: Spec, world: World, key: Array) -> PlannerState:
+        if self.particles == "one" and self.search.candidates % world.model.members:
+            raise ValueError(
+                f"candidates is {self.search.candidates}, which {world.model.members} members cannot share equally; that is needed"
+                ' where particles is "one"'
+            )
+        return PlannerState(() if self.policy is None else self.policy.init(spec, world, key), spec)
+
+    def start(self, state: PlannerState, world: World) -> Carry:
+        actor = () if self.policy is None else self.policy.start(state.policy, world).actor
+        return Carry(world.blank(state.spec), self.search.start(state.spec, self.horizon), actor)
+
+    def act(self, state: PlannerState, world: World, carry: Carry, obs: Array, key: Array, greedy: bool) -> Decision:
+        follow_key, policy_key, plan_key = jax.random.split(key, 3)
+        memory = world.follow(carry.belief, obs, follow_key)
+        decision = Decision(jnp.zeros(state.spec.action_size), (), jnp.zeros(()), ())
+        if self.policy is not None:
+            decision = self.policy.decide(state.policy, carry.policy, world.feature(memory), policy_key, greedy)
+        plan = carry.plan
+        if self.when == "always" or (self.when == "evaluate") == greedy:
+            found = self.plan(state, world, memory, carry.policy, carry.plan, plan_key)
+            sequence = found.actions if greedy else found.sample
+            plan, decision = found.memory, decision._replace(action=sequence[0], log_prob=jnp.zeros(()))
+        belief = Belief(memory, decision.action, jnp.ones(()))
+        return decision._replace(carry=Carry(belief, plan, decision.carry))
+
+    def plan(self, state: PlannerState, world: World, memory: Any, carry: PyTree, start: PyTree, key: Array):
+        """One whole search from the world's memory, with the policy's own memory `carry`; answers a `Plan`."""
+        propose_key, plan_key = jax.random.split(key)
+        proposals = jnp.zeros((0, self.horizon, state.spec.action_size))
+        if self.policy is not None and self.proposals:
+            policy = partial(self.policy.decide, state.policy, greedy=False)
+            memories, carries = (
+                jax.tree.map(lambda x: jnp.broadcast_to(x, (self.proposals, *x.shape)), tree) for tree in (memory, carry)
+            )
+            imagined, _ = dream(world, lambda c, o, k: policy(c, o, k), carries, memories, self.horizon, propose_key)
+            proposals = jnp.swapaxes(imagined.decision.action, 0, 1)
+        return self.search.plan(state.spec, start, partial(self._score, state, world, memory), proposals, plan_key)
+
+    def _score(self, state: PlannerState, world: World, memory: Any, actions: Array, key: Array) -> Array:
+        """(candidates,) of `actions` (candidates, horizon, action_size)."""
+        members = world.model.members
+        if self.particles == "one":
+            groups = actions.reshape(members, -1, *actions.shape[1:])
+            returns, _ = jax.vmap(partial(self._returns, state, world, memory))(
+                jnp.arange(members), groups, jax.random.split(key, members)
+            )
+            return returns.reshape(-1)
+        judge = jax.vmap(partial(self._returns, state, world, memory), in_axes=(0, None, 0))
+        returns, obs = judge(jnp.arange(members), actions, jax.random.split(key, members))
+        if members == 1 or self.uncertainty_penalty == 0:
+            return returns.mean(0)
+        # Trajectories of the members part where they disagree; observations are in units of their standard deviations.
+        spread = jnp.sqrt(obs.var(0).mean(-1) + 1e-12)  # (horizon, candidates)
+        discount = self._discount ** jnp.arange(self.horizon)
+        return returns.mean(0) - (1 - self._discount) * self.uncertainty_penalty * (discount[:, None] * spread).sum(0)
+
+    def _returns(
+        self, state: PlannerState, world: World, memory: Any, member: Array, actions: Array, key: Array
+    ) -> tuple[Array, Array]:
+        """Discounted return of each sequence in the dream of one member, (candidates,), scaled by 1 - gamma as the critic's values
+        are, and the observations on the way, (horizon, candidates, obs_size)."""
+        alone, memory = world.member(memory, member)
+        count = actions.shape[0]
+        memories = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), memory)
+
+        def follow(carry: tuple[Array, Array], feature: Array, key: Array) -> Decision:
+            sequence, step = carry
+            return Decision(sequence[step], (sequence, step + 1), jnp.zeros(()), ())
+
+        imagined, _ = dream(alone, follow, (actions, jnp.zeros(count, jnp.int32)), memories, self.horizon, key)
+        prediction = imagined.prediction
+        reward = prediction.reward + prediction.bonus - self.uncertainty_penalty * prediction.uncertainty
+        alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)
+        discount = self._discount ** jnp.arange(self.horizon)
+        returns = (1 - self._discount if self._discount < 1 else 1.0) * (discount[:, None] * alive * reward).sum(0)
+        if self.policy is not None and self.terminal_value:
+            returns = returns + self._discount**self.horizon * self._terminal(state, imagined, alive, key)
+        return returns, prediction.obs
+
+    def _terminal(self, state: PlannerState, imagined: Dream, alive: Array, key: Array) -> Array:
+        """(candidates,) value of where the plans end, 0 for those that have terminated."""
+        assert self.policy is not None
+        value = jax.vmap(partial(self.policy.value_of, state.policy.target, key=key))(imagined.following[-1])
+        return alive[-1] * (1 - imagined.prediction.terminated[-1]) * value
+
+    def update(self, state: PlannerState, world: World, experience: Experience, key: Array) -> tuple[PlannerState, Metrics]:
+        if self.policy is None:
+            return state, {"imagined_steps": jnp.zeros((), jnp.int32)}
+        policy, metrics = self.policy.update(state.policy, world, experience, key)
+        return PlannerState(policy, state.spec), metrics
+
+    def errors(self, state: PlannerState, world: World, experience: Experience, key: Array) -> Array:
+        """Raises ValueError without a policy: planning alone has no value function."""
+        if self.policy is None:
+            raise ValueError(
+                'replay.priority = "td_error" needs a value function: set agent.policy to Dreamer, or use "model_error"'
+            )
+        return self.policy.errors(state.policy, world, experience, key)

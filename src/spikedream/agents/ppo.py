@@ -1,0 +1,412 @@
+"""On-policy learning from real steps, and from imagined ones as far as the world model has earned trust.
+
+Proximal policy optimisation (Schulman et al. 2017). With `imagination`, each update also learns from rollouts that the world model
+imagines onward of the newest real states: the more of them, and with the more weight, the better the model predicts transitions
+that it was not fitted to, and each only as far as the ensemble agrees. Spiking or conventional by `actor` and `critic`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from spikedream.ops.distributions import ActionDistribution, Categorical, TanhNormal, TwoHot, ValueDistribution
+from spikedream.ops.dream import Dream, dream
+from spikedream.ops.returns import survival, vtrace
+from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.surrogate import approximate_kl, clipped_gain, probability_ratio, standardise
+from spikedream.snn.codings import MembraneReadout, PopulationReadout
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """How much an update imagines.
+
+    `least` rollouts at the lowest confidence that is trusted, `most` at confidence 1, on a straight line between (after Janner et
+    al. 2019, "When to trust your model", which shortens the rollouts instead; here `uncertainty_limit` does that).
+    """
+
+    threshold: float = 0.5  # confidence, exp(-held-out loss) of the world model, below which nothing is imagined
+    least: int = 32
+    most: int = 128
+    horizon: int = 16
+    discount: float = 1.0  # an imagined step weighs this times the confidence; a real one 1
+    chunk: int = 32  # rollouts imagined in one go; a chunk that is not needed is skipped and costs nothing
+    uncertainty_limit: float | None = None  # on the sum over a rollout's steps; those after it do not count
+    recent: int = 1000  # rollouts start from this many newest real states
+    rounds: int = 1  # times in an update that the agent imagines and learns; the real steps take part in the first
+    share: ImaginedShare = ImaginedShare()  # multiplies the number of rollouts: from model-based to model-free learning
+
+    def __post_init__(self) -> None:
+        at_least_one, share = (1, None), (0, 1)
+        check_bounds(self, threshold=share, least=(0, None), most=at_least_one, horizon=at_least_one, discount=share)
+        check_bounds(self, chunk=at_least_one, recent=at_least_one, rounds=at_least_one)
+        if self.uncertainty_limit is not None:
+            check_bounds(self, uncertainty_limit=(0, None))
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least}, which is above most ({self.most})")
+        if self.most % self.chunk:
+            raise ValueError(f"chunk is {self.chunk}, which does not divide most ({self.most})")
+
+    @property
+    def chunks(self) -> int:
+        return self.most // self.chunk
+
+    def chunks_needed(self, confidence: Array, real_steps: Array) -> Array:
+        """() int32, from the world model's confidence () and the number of real steps (); rounded up to whole chunks."""
+        # At a threshold of 1 the line has no length: a perfect model gets `most`.
+        along = jnp.where(self.threshold < 1, (confidence - self.threshold) / max(1 - self.threshold, 1e-9), 1.0)
+        rollouts = (self.least + (self.most - self.least) * along) * self.share(real_steps)
+        # A hundredth of a rollout is rounding error, not a reason for one more chunk.
+        chunks = jnp.ceil((rollouts - 0.01) / self.chunk)
+        return jnp.where(confidence >= self.threshold, jnp.clip(chunks, 0, self.chunks), 0).astype(jnp.int32)
+
+    def trusted(self, uncertainty: Array) -> Array:
+        """(horizon,) 1 for the steps that count, from the uncertainty of each, (horizon,). Errors add up along a rollout."""
+        if self.uncertainty_limit is None:
+            return jnp.ones(uncertainty.shape)
+        return (jnp.cumsum(uncertainty) <= self.uncertainty_limit).astype(jnp.float32)
+
+
+class PPOState(eqx.Module):
+    actor: PyTree
+    critic: PyTree
+    actor_optimizer: PyTree
+    critic_optimizer: PyTree
+    distribution: ActionDistribution = eqx.field(static=True)
+
+
+class Steps(NamedTuple):
+    """One trajectory; leaves (steps, ...)."""
+
+    obs: Array
+    following: Array
+    action: Array
+    log_prob: Array  # under the policy as it is before learning
+    reward: Array  # normalised
+    terminated: Array  # probability
+    goes_on: Array  # 1 where the next entry is the step after this one; elsewhere the value of `following` stands for the rest
+    weight: Array  # how much the step counts
+    key: Array  # that the encoders, if random, draw from
+
+
+class Lesson(NamedTuple):
+    """What one step teaches; leaves (samples, ...)."""
+
+    steps: Steps
+    value: Array  # before learning
+    target: Array  # lambda-return
+    advantage: Array
+
+
+class Losses(NamedTuple):
+    """Of one mini-batch, () each."""
+
+    actor: Array
+    critic: Array
+    entropy: Array
+    kl: Array
+    clipped: Array  # share of the samples whose probability ratio is outside the clipping range
+
+
+class Learner(NamedTuple):
+    state: PPOState
+    losses: Losses  # of the last mini-batch looked at
+    steps: Array  # () int32, gradient steps made
+    stopped: Array  # () bool, the policy has moved far enough
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Hyper-parameters. An update takes the newest `rollout` real steps, all of them from the policy that it improves: set
+    `collect.steps` to the same number and `collect.seed_episodes` to 0. Rewards are scaled by 1 - gamma, so that values are averages
+    of rewards to come and lie in [-1, 1]."""
+
+    actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
+    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
+    value: ValueDistribution = TwoHot()
+    imagination: Imagination | None = None  # None: learns from real steps alone, without a world model
+    rollout: int = 256  # real steps in an update
+    passes: int = 10  # over the samples of an update
+    batch: int = 64  # samples in a gradient step
+    gamma: float = 0.99
+    return_lambda: float = 0.95
+    clip: float = 0.2  # of the probability ratio
+    value_clip: float = 0.2  # a value moves no further in one update
+    target_kl: float = 0.03  # learning stops for this update once the policy has moved so far
+    entropy: float = 3e-3
+    learning_rate: float = 1e-3
+    critic_learning_rate: float = 1e-3
+    gradient_clip: float = 1.0  # global norm
+    advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+
+    def __post_init__(self) -> None:
+        at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
+        check_bounds(self, rollout=at_least_one, passes=at_least_one, batch=at_least_one, return_lambda=share)
+        check_bounds(self, gamma=(0, 0.99999), clip=(1e-6, 1), value_clip=(1e-6, None), target_kl=not_negative)
+        check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
+        check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
+
+    @property
+    def uses_world(self) -> bool:
+        return self.imagination is not None
+
+    def init(self, spec: Spec, world: World, key: Array) -> PPOState:
+        """Raises ValueError where something would have to be remembered from one step of an episode to the next."""
+        if world.model.recurrent:
+            raise ValueError(
+                f"PPO keeps no memory of an episode, which {type(world.model).__name__} needs; agents that keep one are Dreamer and"
+                " Planner"
+            )
+        distribution: ActionDistribution = Categorical(spec.action_size) if spec.discrete else TanhNormal(spec.action_size)
+        actor_key, critic_key = jax.random.split(key)
+        actor: PyTree = self.actor.init(spec.obs_size, distribution.parameters, actor_key)
+        critic: PyTree = self.critic.init(spec.obs_size, self.value.parameters, critic_key)
+        if jax.tree.leaves((self.actor.start(actor), self.critic.start(critic))):
+            raise ValueError(
+                "PPO keeps no memory of an episode, which a persistent network needs; set persistent to false, or use Dreamer"
+            )
+        actor_optimizer, critic_optimizer = self._optimizers()
+        return PPOState(actor, critic, actor_optimizer.init(actor), critic_optimizer.init(critic), distribution)
+
+    def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+        def adam(rate: float) -> optax.GradientTransformation:
+            return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(rate))
+
+        return adam(self.learning_rate), adam(self.critic_learning_rate)
+
+    # ---- acting
+
+    def start(self, state: PPOState, world: World) -> PyTree:
+        return ()
+
+    def act(self, state: PPOState, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision:
+        return self.decide(state, obs, key, greedy)
+
+    def decide(self, state: PPOState, obs: Array, key: Array, greedy: bool) -> Decision:
+        network_key, action_key = jax.random.split(key)
+        out = self.actor(state.actor, obs, (), network_key)
+        if greedy:
+            return Decision(state.distribution.mode(out.value), (), jnp.zeros(()), out.spikes)
+        action = state.distribution.sample(out.value, action_key)
+        return Decision(action, (), state.distribution.log_prob(out.value, action), out.spikes)
+
+    def value_of(self, critic: PyTree, obs: Array, key: Array) -> Array:
+        """() value of one state, an average of normalised rewards to come."""
+        return self.value.mean(self.critic(critic, obs, (), key).value)
+
+    def errors(self, state: PPOState, world: World, experience: Experience, key: Array) -> Array:
+        steps = experience.gather(jnp.arange(experience.capacity))
+        before, after = (jax.vmap(lambda x: self.value_of(state.critic, x, key))(x) for x in (steps.obs, steps.next_obs))
+        target = (1 - self.gamma) * steps.reward + self.gamma * (1 - steps.terminated) * after
+        return jnp.square((target - before) / (1 - self.gamma))
+
+    # ---- one update
+
+    def update(self, state: PPOState, world: World, experience: Experience, key: Array) -> tuple[PPOState, Metrics]:
+        real_key, *round_keys = jax.random.split(key, 1 + (self.imagination.rounds if self.imagination else 1))
+        steps, metrics = self._real_steps(state, world, experience, real_key)
+        real = self._lesson(state, world, experience, steps)
+
+        def one_round(state: PPOState, now: tuple[Array, Array]) -> tuple[PPOState, Metrics]:
+            index, key = now
+            dream_key, learn_key = jax.random.split(key)
+            # After the first round the real steps are another policy's.
+            steps = real.steps._replace(weight=jnp.where(index == 0, real.steps.weight, 0.0))
+            lessons, counts = real._replace(steps=steps), {}
+            if self.imagination is not None:
+                imagined, counts = self._imagined(self.imagination, state, world, experience, dream_key)
+                lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), lessons, imagined)
+            state, learned = self._learn(state, lessons, learn_key)
+            return state, learned | counts
+
+        state, rounds = jax.lax.scan(one_round, state, (jnp.arange(len(round_keys)), jnp.stack(round_keys)))
+        # Counts are of all rounds; the rest is of the first, which has the real steps.
+        metrics |= {name: x.sum(0) if x.dtype == jnp.int32 else x[0] for name, x in rounds.items()}
+        return state, {"imagined_steps": jnp.zeros((), jnp.int32)} | metrics
+
+    def _real_steps(self, state: PPOState, world: World, experience: Experience, key: Array) -> tuple[Steps, Metrics]:
+        """The newest steps, leaves (rollout, ...).
+
+        Their log-probabilities are computed anew: the normaliser has been measured since the steps were taken, so that the same
+        parameters are by now a slightly different policy, and probability ratios must start at one.
+        """
+        end = (experience.count - 1) % experience.capacity
+        sequence = experience.sequence(end, self.rollout)
+        real, keys = sequence.steps, jax.random.split(key, self.rollout)
+        out = jax.vmap(lambda obs, key: self.actor(state.actor, obs, (), key))(real.obs, keys)
+        critic = jax.vmap(lambda obs, key: self.critic(state.critic, obs, (), key))(real.obs, keys)
+        log_prob = jax.vmap(state.distribution.log_prob)(out.value, real.action)
+        reward = real.reward + jax.vmap(world.intrinsic)(real, keys)
+        goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
+        steps = Steps(
+            real.obs, real.next_obs, real.action, log_prob, reward, real.terminated, goes_on, sequence.valid, keys
+        )  # fmt: skip
+        raw = real.reward * experience.normalizer.reward_scale * sequence.valid
+        return steps, {
+            "real_reward": raw.sum() / jnp.maximum(sequence.valid.sum(), 1),
+            "firing_rate/actor": firing_rate(out.spikes),
+            "firing_rate/critic": firing_rate(critic.spikes),
+        }
+
+    def _lesson(self, state: PPOState, world: World, experience: Experience, steps: Steps) -> Lesson:
+        """Generalised advantage estimation (Schulman et al. 2016, eq. 16) along one trajectory."""
+        value, after = (jax.vmap(partial(self.value_of, state.critic))(obs, steps.key) for obs in (steps.obs, steps.following))
+        low, high = reward_range(experience)
+        after = jnp.clip(after, low, high + world.largest_bonus)
+        reward, discount = (1 - self.gamma) * steps.reward, self.gamma * (1 - steps.terminated)
+        # With a probability ratio of one, V-trace's targets are the lambda-returns.
+        target = vtrace(reward, discount, value, after, jnp.ones(reward.shape), steps.goes_on, self.return_lambda)
+        return Lesson(steps, value, target, target - value)
+
+    # ---- imagining
+
+    def _imagined(
+        self, how: Imagination, state: PPOState, world: World, experience: Experience, key: Array
+    ) -> tuple[Lesson, Metrics]:
+        """Lessons of as many rollouts as the model's confidence allows, leaves (most x horizon, ...); weight 0 where none was made."""
+        confidence = world.model.confidence(world.state)
+        needed = how.chunks_needed(confidence, experience.count)
+        imagine = partial(self._imagine_chunk, how, state, world, experience, how.discount * confidence)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(imagine, key))
+
+        def chunk(_: None, now: tuple[Array, Array]) -> tuple[None, tuple[Lesson, Array]]:
+            index, key = now
+            return None, jax.lax.cond(index < needed, imagine, lambda key: nothing, key)
+
+        lessons, rates = jax.lax.scan(chunk, None, (jnp.arange(how.chunks), jax.random.split(key, how.chunks)))[1]
+        lessons = jax.tree.map(lambda x: x.reshape(how.most * how.horizon, *x.shape[3:]), lessons)
+        rollouts, counted = needed * how.chunk, (lessons.steps.weight > 0).sum()
+        return lessons, {
+            "imagined_steps": rollouts * how.horizon,
+            "rollouts": rollouts,
+            "rollout_length": counted / jnp.maximum(rollouts, 1),
+            "confidence": confidence,
+            "firing_rate/world_model": rates.sum() / jnp.maximum(needed, 1),
+        }
+
+    def _imagine_chunk(
+        self, how: Imagination, state: PPOState, world: World, experience: Experience, weight: Array, key: Array
+    ) -> tuple[Lesson, Array]:
+        """`chunk` rollouts from recent real states, leaves (chunk, horizon, ...), and the world model's firing rate."""
+        age_key, start_key, dream_key = jax.random.split(key, 3)
+        age = jax.random.randint(age_key, (how.chunk,), 0, jnp.clip(experience.size, 1, how.recent))
+        obs = experience.gather((experience.count - 1 - age) % experience.capacity).obs
+        memory = jax.vmap(world.start)(obs, jax.random.split(start_key, how.chunk))
+        policy = lambda carry, obs, key: self.decide(state, obs, key, greedy=False)  # noqa: E731
+        imagined, _ = dream(world, policy, (), memory, how.horizon, dream_key)
+        rate = firing_rate(imagined.prediction.spikes)
+        # Spikes are means over the rollouts already; all else has one entry for each.
+        imagined = imagined._replace(
+            decision=imagined.decision._replace(spikes=()), prediction=imagined.prediction._replace(spikes=())
+        )
+        steps = jax.vmap(partial(self._imagined_steps, how, experience, weight), in_axes=1)(imagined)
+        return jax.vmap(partial(self._lesson, state, world, experience))(steps), rate
+
+    def _imagined_steps(self, how: Imagination, experience: Experience, weight: Array, imagined: Dream) -> Steps:
+        """One rollout, leaves (horizon, ...), with what each of its steps counts."""
+        prediction, decision = imagined.prediction, imagined.decision
+        alive, trusted = survival(prediction.terminated), how.trusted(prediction.uncertainty)
+        # A step that is hardly ever reached is not worth a place in a mini-batch.
+        counts = weight * trusted * alive * (alive > 0.01)
+        # Where trust ends, the value of the last trusted step's successor stands for the rest.
+        goes_on = jnp.concatenate([trusted[1:], jnp.zeros(1)])
+        reward = jnp.clip(prediction.reward, *reward_range(experience)) + prediction.bonus
+        keys = jax.vmap(lambda key: jax.random.split(key)[0])(imagined.key)  # as `decide` does
+        return Steps(
+            imagined.obs, imagined.following, decision.action, decision.log_prob, reward, prediction.terminated, goes_on, counts,
+            keys,
+        )  # fmt: skip
+
+    # ---- learning
+
+    def _learn(self, state: PPOState, lessons: Lesson, key: Array) -> tuple[PPOState, Metrics]:
+        """Passes of shuffled mini-batches over the samples that have a weight, until the policy has moved by `target_kl`."""
+        weight = lessons.steps.weight
+        lessons = lessons._replace(advantage=standardise(lessons.advantage, weight, self.advantage_floor))
+        samples, used = weight.size, weight > 0
+        batches = -(-samples // self.batch)
+        needed = (used.sum() + self.batch - 1) // self.batch
+
+        def one_pass(learner: Learner, key: Array) -> tuple[Learner, None]:
+            # Samples without weight go last, and mini-batches of them alone are skipped. Where the last mini-batch is too short, it
+            # is filled up with samples of any kind, which then do not count.
+            order = jnp.argsort(jnp.where(used, jax.random.uniform(key, (samples,)), 2.0))
+            order = jnp.concatenate([order, jnp.full(batches * self.batch - samples, samples)]).reshape(batches, self.batch)
+
+            def one_batch(learner: Learner, now: tuple[Array, Array]) -> tuple[Learner, None]:
+                index, rows = now
+                skip = learner.stopped | (index >= needed)
+                return jax.lax.cond(skip, lambda s, r: s, partial(self._learn_batch, lessons), learner, rows), None
+
+            return jax.lax.scan(one_batch, learner, (jnp.arange(batches), order))
+
+        zero = jnp.zeros(())
+        learner = Learner(state, Losses(zero, zero, zero, zero, zero), jnp.zeros((), jnp.int32), jnp.asarray(False))
+        learner, _ = jax.lax.scan(one_pass, learner, jax.random.split(key, self.passes))
+        losses = learner.losses
+        return learner.state, {
+            "actor_loss": losses.actor,
+            "critic_loss": losses.critic,
+            "entropy": losses.entropy,
+            "approximate_kl": losses.kl,
+            "clip_fraction": losses.clipped,
+            "gradient_steps": learner.steps,
+        }
+
+    def _learn_batch(self, lessons: Lesson, learner: Learner, rows: Array) -> Learner:
+        """One gradient step on the samples `rows`, (batch,); one beyond the last does not count. Nothing changes, now or later in
+        this update, once the policy has moved too far."""
+        state = learner.state
+        batch = jax.tree.map(lambda x: x[jnp.minimum(rows, lessons.value.size - 1)], lessons)
+        weight = batch.steps.weight * (rows < lessons.value.size)
+        weight = weight / jnp.maximum(weight.sum(), 1e-6)
+        critic_loss, critic_gradient = jax.value_and_grad(self._critic_loss)(state.critic, batch, weight)
+        (actor_loss, (entropy, kl, clipped)), actor_gradient = jax.value_and_grad(self._actor_loss, has_aux=True)(
+            state.actor, state.distribution, batch, weight
+        )
+        actor_optimizer, critic_optimizer = self._optimizers()
+        actor_change, actor_moments = actor_optimizer.update(actor_gradient, state.actor_optimizer, state.actor)
+        critic_change, critic_moments = critic_optimizer.update(critic_gradient, state.critic_optimizer, state.critic)
+        after = PPOState(
+            optax.apply_updates(state.actor, actor_change),
+            optax.apply_updates(state.critic, critic_change),
+            actor_moments,
+            critic_moments,
+            state.distribution,
+        )
+        stop = kl > self.target_kl
+        kept = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
+        return Learner(kept, Losses(actor_loss, critic_loss, entropy, kl, clipped), learner.steps + ~stop, stop)
+
+    def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson, weight: Array):
+        """The clipped surrogate less the entropy bonus; with entropy, divergence and share of clipped samples. `weight` sums to 1."""
+        steps = batch.steps
+        out = jax.vmap(lambda obs, key: self.actor(actor, obs, (), key).value)(steps.obs, steps.key)
+        ratio = probability_ratio(jax.vmap(distribution.log_prob)(out, steps.action), steps.log_prob)
+        entropy = (jax.vmap(distribution.entropy)(out) * weight).sum()
+        gain = (clipped_gain(ratio, batch.advantage, self.clip) * weight).sum()
+        kl = (approximate_kl(ratio) * weight).sum()
+        clipped = ((jnp.abs(ratio - 1) > self.clip) * weight).sum()
+        return -gain - self.entropy * entropy, (entropy, kl, clipped)
+
+    def _critic_loss(self, critic: PyTree, batch: Lesson, weight: Array) -> Array:
+        """The value's loss, without gradient where the value has already moved by more than `value_clip` towards its target: there the
+        larger of the losses of the value and of the clipped value (OpenAI baselines' ppo2) is the clipped one's, a constant."""
+        logits = jax.vmap(lambda obs, key: self.critic(critic, obs, (), key).value)(batch.steps.obs, batch.steps.key)
+        value, loss = jax.vmap(self.value.mean)(logits), jax.vmap(self.value.loss)(logits, batch.target)
+        held = batch.value + jnp.clip(value - batch.value, -self.value_clip, self.value_clip)
+        moved = jnp.abs(held - batch.target) > jnp.abs(value - batch.target)
+        return (jnp.where(moved, jax.lax.stop_gradient(loss), loss) * weight).sum()
+
+
+def reward_range(experience: Experience) -> tuple[Array, Array]:
+    """Least and largest normalised reward that counts, () each: those seen, and zero, which follows the end of an episode."""
+    return jnp.minimum(experience.normalizer.reward_low, 0), jnp.maximum(experience.normalizer.reward_high, 0)

@@ -1,0 +1,282 @@
+"""Model-free baselines: Stable-Baselines3, run and evaluated as spikedream's own runs are.
+
+`python -m spikedream.baselines FILE.yaml --out DIR` is one run; `spikedream study` starts it. It leaves `config.yaml`,
+`metrics.jsonl` and `result.json` in the form of a run, so that `spikedream compare` reads it. It writes no checkpoint: a run that
+was stopped begins anew.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import tyro
+import yaml
+
+from spikedream import config as configuration
+from spikedream.checkpoint import CheckpointError, write_file
+from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.envs.host import CONFIRM, EVALUATE, BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
+from spikedream.evaluate import Evaluated, Evaluator
+from spikedream.metrics import Recorder
+from spikedream.runners.sync import peak_memory_mb, versions
+from spikedream.types import Spec
+from spikedream.zoo import RL_ZOO
+
+NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
+
+
+@dataclass(frozen=True)
+class StableBaselines3:
+    """An algorithm of Stable-Baselines3 and its settings."""
+
+    algorithm: Literal["PPO", "DQN", "SAC"] = "PPO"
+    evaluate_every: int = 1000  # real steps, at least
+    schedule: int = 100_000  # real steps over which learning rate and exploration fall; the budget if that is more
+    environments: int = 1  # played side by side
+    normalize: bool = False  # observations and rewards, by their running statistics
+    settings: dict[str, Any] = field(default_factory=dict)  # of its constructor; lin_0.001 falls linearly from 0.001 to 0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Everything that decides a baseline's outcome; names as in `spikedream.Config`."""
+
+    preset: str = "baseline"
+    env: str = "CartPole-v1"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    max_episode_steps: int | None = None
+    seed: int = 0
+    budget: int = 100_000
+    threshold: float | None = None
+    evaluation: Evaluation = Evaluation()
+    agent: StableBaselines3 = StableBaselines3()
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("stable_baselines3") is not None
+
+
+def from_zoo(algorithm: str, env: str) -> Baseline:
+    """With the settings of RL Baselines3 Zoo.
+
+    Raises:
+        ConfigError: it has none for this pair.
+    """
+    if algorithm not in RL_ZOO:
+        raise ConfigError(f"no Stable-Baselines3 algorithm {algorithm!r}; known: {', '.join(RL_ZOO)}")
+    if env not in RL_ZOO[algorithm]:
+        raise ConfigError(f"RL Baselines3 Zoo has no settings for {algorithm} on {env}; it has: {', '.join(RL_ZOO[algorithm])}")
+    agent = configuration.merge(StableBaselines3(), {"algorithm": algorithm, **RL_ZOO[algorithm][env]})
+    return Baseline(env=env, budget=agent.schedule, agent=agent)
+
+
+def load(path: Path) -> Baseline:
+    """Raises ConfigError where the file is missing or wrong."""
+    try:
+        return configuration.merge(Baseline(), yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+# ---- one run
+
+
+class GreedyPolicy:
+    """A Stable-Baselines3 model in the place of an `Algorithm`, as far as evaluation needs one."""
+
+    def __init__(self, predict: Callable[[np.ndarray], np.ndarray], spec: Spec):
+        self.predict, self.spec = predict, spec  # raw observations (batch, obs_size) to the environment's own actions
+
+    def start(self, *_: Any) -> None: ...
+
+    def act(self, state: Any, carry: Any, obs: np.ndarray, *_: Any) -> SimpleNamespace:
+        actions = self.predict(obs)
+        if self.spec.discrete:
+            encoded = np.eye(self.spec.action_size, dtype=np.float32)[actions]
+        else:
+            low, high = np.asarray(self.spec.action_low), np.asarray(self.spec.action_high)
+            encoded = (actions - low) / (high - low) * 2 - 1
+        return SimpleNamespace(action=encoded, carry=None, rate=np.zeros(len(obs), np.float32))
+
+
+class Watch:
+    """Evaluates while a model learns, records, and says when to stop.
+
+    Args:
+        baseline: what is run.
+        directory: of the run.
+        predict: the greedy policy, as in `GreedyPolicy`.
+    """
+
+    def __init__(self, baseline: Baseline, directory: Path, predict: Callable[[np.ndarray], np.ndarray]):
+        self.baseline, self.directory = baseline, directory
+        self.threshold = baseline.threshold if baseline.threshold is not None else reward_threshold(baseline.env)
+        env = HostEnvironment(baseline.env, baseline.env_kwargs, baseline.max_episode_steps, baseline.seed)
+        self.policy = GreedyPolicy(predict, env.spec)
+        env.close()
+        names = ("env", "env_kwargs", "max_episode_steps", "seed")
+        self.evaluator = Evaluator(Config(**{n: getattr(baseline, n) for n in names}), baseline.evaluation.episodes)
+        self.recorder = Recorder(directory)
+        self.started, self.row, self.solved_at = time.perf_counter(), {}, None
+
+    def turn(self, real_steps: int, updates: int) -> bool:
+        """Evaluate where it is time to; True when the run is over. To be called between updates."""
+        last = self.row.get("real_steps", 0)
+        spent = real_steps >= self.baseline.budget
+        if real_steps > last and (spent or real_steps - last >= self.baseline.agent.evaluate_every):
+            self._evaluate(real_steps, updates)
+        return spent or self.solved_at is not None
+
+    def _evaluate(self, real_steps: int, updates: int) -> None:
+        turn = self.row.get("turn", -1) + 1
+        result = self._episodes(EVALUATE, turn)
+        for i in range(self.baseline.evaluation.confirmations):
+            if not self._reaches(result):
+                break
+            result = self._episodes(CONFIRM, turn, i)
+        if self._reaches(result):
+            self.solved_at = real_steps
+        self.row = {
+            "turn": turn,
+            "real_steps": real_steps,
+            "imagined_steps": 0,
+            "updates": updates,
+            "eval_return_mean": result.mean(),
+            "eval_return_std": result.std(),
+            "eval_length_mean": float(result.lengths.mean()),
+            "wall_seconds": round(time.perf_counter() - self.started, 3),
+        }
+        self.recorder.write(self.row)
+
+    def _episodes(self, stream: int, *index: int) -> Evaluated:
+        return self.evaluator(cast(Any, self.policy), cast(Any, None), stream, *index)
+
+    def _reaches(self, result: Evaluated) -> bool:
+        return self.threshold is not None and result.mean() >= self.threshold
+
+    def write_result(self) -> None:
+        names = ("real_steps", "imagined_steps", "updates", "eval_return_mean", "eval_return_std")
+        result = {
+            "env": self.baseline.env,
+            "preset": self.baseline.preset,
+            "seed": self.baseline.seed,
+            "solved": self.solved_at is not None,
+            "threshold": self.threshold,
+            "real_steps_to_solve": self.solved_at,
+            **{name: self.row[name] for name in names},
+            "eval_episodes": self.baseline.evaluation.episodes,
+            "wall_seconds": round(time.perf_counter() - self.started, 3),
+            "compile_seconds": 0.0,
+            "peak_memory_mb": peak_memory_mb(),
+            "firing_rate": {},
+            "versions": versions() | {n: importlib.metadata.version(n) for n in ("stable-baselines3", "torch") if installed()},
+        }
+        write_file(self.directory / "result.json", json.dumps(result, indent=2).encode())
+
+    def close(self) -> None:
+        self.recorder.close()
+        self.evaluator.close()
+
+
+def run(baseline: Baseline, directory: Path) -> None:
+    """Learn until solved or out of budget.
+
+    Raises:
+        ImportError: Stable-Baselines3 is not installed.
+        ConfigError: it does not take the settings.
+        BrokenEnvironment: as its text says.
+    """
+    if not installed():
+        raise ImportError(f"Stable-Baselines3 is {NOT_INSTALLED}")
+    directory.mkdir(parents=True, exist_ok=True)
+    configuration.save(cast(Any, baseline), directory / "config.yaml")
+    model = _model(baseline)
+    normalizer = model.get_vec_normalize_env()
+
+    def predict(obs: np.ndarray) -> np.ndarray:
+        return model.predict(normalizer.normalize_obs(obs) if normalizer else obs, deterministic=True)[0]
+
+    watch = Watch(baseline, directory, predict)
+    try:
+        total = max(baseline.budget, baseline.agent.schedule)
+        model.learn(total_timesteps=total, callback=_callback(watch))
+        watch.turn(model.num_timesteps, model._n_updates)  # the last update came after the last rollout began
+        watch.write_result()
+    finally:
+        watch.close()
+        model.get_env().close()
+
+
+def _model(baseline: Baseline) -> Any:
+    import stable_baselines3 as sb3  # pyright: ignore[reportMissingImports] - an extra
+    import torch  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(1)  # faster than several for networks of this size
+    agent = baseline.agent
+    arguments = make_arguments(baseline.env, baseline.env_kwargs, baseline.max_episode_steps)
+    env = make_vec_env(arguments.pop("id"), n_envs=agent.environments, seed=baseline.seed, env_kwargs=arguments)
+    settings = {name: _scheduled(value) for name, value in agent.settings.items()}
+    if agent.normalize:
+        env = VecNormalize(env, gamma=settings.get("gamma", 0.99))
+    try:
+        return getattr(sb3, agent.algorithm)("MlpPolicy", env, seed=baseline.seed, device="cpu", **settings)
+    except TypeError as error:
+        raise ConfigError(f"agent.settings does not fit {agent.algorithm}: {error}") from error
+
+
+def _scheduled(value: Any) -> Any:
+    """RL Baselines3 Zoo writes `lin_X` for what falls linearly from X to 0 over the run."""
+    if not isinstance(value, str) or not value.startswith("lin_"):
+        return value
+    start = float(value.removeprefix("lin_"))
+    return lambda progress_remaining: progress_remaining * start
+
+
+def _callback(watch: Watch) -> Any:
+    from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
+
+    class Callback(BaseCallback):
+        over = False
+
+        def _on_rollout_start(self) -> None:
+            # Here all experience so far has been learned from; in the middle of a rollout, PPO's policy is older than its steps.
+            self.over = watch.turn(self.num_timesteps, self.model._n_updates)
+
+        def _on_step(self) -> bool:
+            return not self.over
+
+    return Callback()
+
+
+@dataclass
+class Worker:
+    """One run of a baseline."""
+
+    file: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    seed: int | None = None
+
+
+def main() -> None:
+    command = tyro.cli(Worker, prog="python -m spikedream.baselines")
+    try:
+        baseline = load(command.file)
+        run(baseline if command.seed is None else dataclasses.replace(baseline, seed=command.seed), command.out)
+    except (BrokenEnvironment, CheckpointError, ConfigError, ImportError, ValueError) as error:
+        print(f"spikedream: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Curiosity for steps whose outcome surprises, in features of what the agent itself can influence.
+
+Pathak et al. 2017, "Curiosity-driven exploration by self-supervised prediction" (the intrinsic curiosity module).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from spikedream.bonuses.fitting import fit_to
+from spikedream.bonuses.weight import AdaptiveWeight, WeightState
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, World, check_bounds
+
+
+class Curious(eqx.Module):
+    """Learned parameters."""
+
+    encoder: PyTree  # observation -> features
+    inverse: PyTree  # features before and after -> action
+    forward: PyTree  # features before, action -> features after
+
+
+class CuriosityState(eqx.Module):
+    networks: Curious
+    weight: WeightState
+    discrete: bool = eqx.field(static=True)
+
+
+class Errors(NamedTuple):
+    inverse: Array  # ()
+    forward: Array  # ()
+
+
+@dataclass(frozen=True)
+class IntrinsicCuriosity:
+    """Raw bonus: half the squared error of a forward model in feature space (eq. 6). The features are learned by telling the
+    action from two successive observations (eq. 2-3), so that what the action does not influence need not be in them.
+
+    Loss: (1 - forward_share) x inverse + forward_share x forward (eq. 7), the forward error's gradient reaching the features too.
+    Discrete actions are told by cross-entropy, continuous ones by squared error.
+    """
+
+    encoder: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
+    inverse: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
+    forward: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
+    weight: AdaptiveWeight = AdaptiveWeight()
+    features: int = 8
+    forward_share: float = 0.2  # of the forward error in the loss
+    learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
+    gradient_clip: float = 10.0  # global norm
+    batch: int = 64
+    updates: int = 200  # per phase
+
+    def __post_init__(self) -> None:
+        at_least_one = (1, None)
+        check_bounds(self, features=at_least_one, batch=at_least_one, updates=at_least_one)
+        check_bounds(self, forward_share=(0, 1), learning_rate=(0, None), gradient_clip=(1e-9, None))
+
+    @property
+    def largest(self) -> float:
+        return self.weight.largest
+
+    def init(self, spec: Spec, key: Array) -> CuriosityState:
+        encoder_key, inverse_key, forward_key = jax.random.split(key, 3)
+        networks = Curious(
+            self.encoder.init(spec.obs_size, self.features, encoder_key),
+            self.inverse.init(2 * self.features, spec.action_size, inverse_key),
+            self.forward.init(self.features + spec.action_size, self.features, forward_key),
+        )
+        return CuriosityState(networks, self.weight.init(), spec.discrete)
+
+    def reward(self, state: CuriosityState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
+        errors = self._errors(state.networks, obs, action, following, discrete=state.discrete)
+        return self.weight.reward(state.weight, errors.forward)
+
+    def update(self, state: CuriosityState, world: World, experience: Experience, key: Array) -> tuple[CuriosityState, Metrics]:
+        def errors(networks: Curious, steps: Transition) -> Errors:
+            """Of steps (rows, ...), each (rows,)."""
+            return jax.vmap(lambda s: self._errors(networks, s.obs, s.action, s.next_obs, discrete=state.discrete))(steps)
+
+        def loss(networks: Curious, batch: Transition, key: Array) -> Array:
+            wrong = errors(networks, batch)
+            return ((1 - self.forward_share) * wrong.inverse + self.forward_share * wrong.forward).mean()
+
+        networks, final = fit_to(
+            experience, state.networks, loss, key,
+            rate=self.learning_rate, updates=self.updates, batch=self.batch, clip=self.gradient_clip,
+        )  # fmt: skip
+        raw = errors(networks, experience.gather(jnp.arange(experience.capacity))).forward
+        weight, metrics = self.weight.update(state.weight, raw, experience)
+        return CuriosityState(networks, weight, state.discrete), {"bonus_loss": final, **metrics}
+
+    def _errors(self, networks: Curious, obs: Array, action: Array, following: Array, *, discrete: bool) -> Errors:
+        """Of one step."""
+
+        def call(network: AnyNetwork, params: PyTree, *inputs: Array) -> Array:
+            # An encoder that draws its spikes draws the same ones each time: a step's bonus is no matter of chance.
+            return network(params, jnp.concatenate(inputs), network.start(params), jax.random.key(0)).value
+
+        before, after = (call(self.encoder, networks.encoder, x) for x in (obs, following))
+        told = call(self.inverse, networks.inverse, before, after)
+        wrong = optax.softmax_cross_entropy(told, action) if discrete else jnp.square(told - action).mean()
+        expected = call(self.forward, networks.forward, before, action)
+        return Errors(wrong, 0.5 * jnp.square(expected - after).sum())

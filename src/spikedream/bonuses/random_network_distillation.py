@@ -1,0 +1,85 @@
+"""Curiosity for states that a network has not yet learned to describe.
+
+Burda et al. 2018, "Exploration by random network distillation".
+"""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.bonuses.fitting import fit_to
+from spikedream.bonuses.weight import AdaptiveWeight, WeightState
+from spikedream.snn.codings import RateReadout
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, World, check_bounds
+
+
+class DistillationState(eqx.Module):
+    target: PyTree  # never changes
+    predictor: PyTree
+    weight: WeightState
+
+
+@dataclass(frozen=True)
+class RandomNetworkDistillation:
+    """Raw bonus: mean squared difference, over the features of the next observation, between a fixed random network and a
+    predictor that is trained to match it on everything seen (section 2.2).
+
+    Both read spike rates. A network that starts linear, as one with `MembraneReadout` does, would be no use as the target: matched
+    on a few states it is matched everywhere.
+    """
+
+    target: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4, readout=RateReadout())
+    predictor: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4, readout=RateReadout())
+    weight: AdaptiveWeight = AdaptiveWeight()
+    features: int = 16
+    learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
+    gradient_clip: float = 10.0  # global norm
+    batch: int = 64
+    updates: int = 200  # per phase
+
+    def __post_init__(self) -> None:
+        at_least_one = (1, None)
+        check_bounds(self, features=at_least_one, batch=at_least_one, updates=at_least_one)
+        check_bounds(self, learning_rate=(0, None), gradient_clip=(1e-9, None))
+
+    @property
+    def largest(self) -> float:
+        return self.weight.largest
+
+    def init(self, spec: Spec, key: Array) -> DistillationState:
+        target_key, predictor_key = jax.random.split(key)
+        target = self.target.init(spec.obs_size, self.features, target_key)
+        predictor = self.predictor.init(spec.obs_size, self.features, predictor_key)
+        return DistillationState(target, predictor, self.weight.init())
+
+    def reward(self, state: DistillationState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
+        return self.weight.reward(state.weight, self._novelty(state.predictor, state.target, following))
+
+    def update(
+        self, state: DistillationState, world: World, experience: Experience, key: Array
+    ) -> tuple[DistillationState, Metrics]:
+        def loss(predictor: PyTree, batch: Transition, key: Array) -> Array:
+            return self._novelties(predictor, state.target, batch.next_obs).mean()
+
+        predictor, final = fit_to(
+            experience, state.predictor, loss, key,
+            rate=self.learning_rate, updates=self.updates, batch=self.batch, clip=self.gradient_clip,
+        )  # fmt: skip
+        everything = experience.gather(jnp.arange(experience.capacity))
+        raw = self._novelties(predictor, state.target, everything.next_obs)
+        weight, metrics = self.weight.update(state.weight, raw, experience)
+        return DistillationState(state.target, predictor, weight), {"bonus_loss": final, **metrics}
+
+    def _novelty(self, predictor: PyTree, target: PyTree, obs: Array) -> Array:
+        """() of one observation, (obs_size,)."""
+        key = jax.random.key(0)  # an encoder that draws its spikes draws the same for both networks, each time
+        wanted = self.target(target, obs, self.target.start(target), key).value
+        return jnp.square(self.predictor(predictor, obs, self.predictor.start(predictor), key).value - wanted).mean()
+
+    def _novelties(self, predictor: PyTree, target: PyTree, obs: Array) -> Array:
+        """(rows,) of observations (rows, obs_size)."""
+        return jax.vmap(self._novelty, in_axes=(None, None, 0))(predictor, target, obs)

@@ -1,0 +1,112 @@
+"""From a raw novelty to a reward: brought to one scale, capped, and weighted the less the better the external return gets."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.types import Experience, Metrics, check_bounds
+
+
+class WeightState(eqx.Module):
+    beta: Array  # () the weight
+    scale: Array  # () running root mean square of the raw bonus on all experience; 0 until it has been measured
+    recent: Array  # () fast running mean of the episodes' returns, in the environment's units
+    usual: Array  # () slow one
+    lowest: Array  # () smallest return measured so far
+    highest: Array  # () largest
+    known: Array  # () float, 1 once an episode's return has been measured
+
+
+@dataclass(frozen=True)
+class AdaptiveWeight:
+    """Reward beta x min(raw / scale, cap), where beta follows the trend of the external return.
+
+    Once in each fit, R being the mean return of the episodes that ended lately: recent += fast (R - recent), usual += slow (R -
+    usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
+    weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
+    Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
+    ends. With low = high the weight is constant.
+
+    With the defaults no weighted bonus exceeds 0.5, so that values stay within `TwoHot.limit`.
+    """
+
+    start: float = 0.05  # beta before the first measurement
+    low: float = 0.005  # positive, or beta could never rise again
+    high: float = 0.1
+    rate: float = 0.5  # change of log beta at the steepest possible trend
+    window: int = 200  # newest real steps among which an episode must have ended for its return to count
+    fast: float = 0.5  # share of the newest measurement in `recent`
+    slow: float = 0.1  # and in `usual`
+    cap: float = 5.0  # largest bonus before weighting, in root mean squares of the bonus on all experience
+    scale_rate: float = 0.1  # share of the newest measurement in the scale: so the bonus fades as ever more is known
+
+    def __post_init__(self) -> None:
+        positive, share = (1e-9, None), (0, 1)
+        check_bounds(self, low=positive, high=(self.low, None), start=(self.low, self.high), rate=(0, None), window=(1, None))
+        check_bounds(self, fast=share, slow=share, cap=positive, scale_rate=share)
+        if self.slow >= self.fast:
+            raise ValueError(f"slow is {self.slow:g}; it must be less than fast ({self.fast:g}): their difference is the trend")
+
+    @property
+    def largest(self) -> float:
+        """No weighted bonus is larger."""
+        return self.high * self.cap
+
+    def init(self) -> WeightState:
+        beta = jnp.asarray(self.start, jnp.float32)
+        return WeightState(beta, *(jnp.zeros(()) for _ in range(6)))  # each its own buffer: the phases donate them
+
+    def reward(self, state: WeightState, raw: Array) -> Array:
+        """Weighted reward of a raw bonus, any shape."""
+        scale = jnp.where(state.scale > 0, state.scale, 1)
+        return state.beta * jnp.minimum(raw / scale, self.cap)
+
+    def update(self, state: WeightState, raw: Array, experience: Experience) -> tuple[WeightState, Metrics]:
+        """`raw` (capacity,): the bonus of each stored transition; elsewhere anything."""
+        filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
+        count = jnp.maximum(filled.sum(), 1)
+        measured = jnp.sqrt((jnp.square(raw) * filled).sum() / count)
+        scale = jnp.where(state.scale > 0, state.scale + self.scale_rate * (measured - state.scale), measured)
+        state = eqx.tree_at(lambda s: s.scale, self._follow(state, *recent_return(experience, self.window)), scale)
+        external = experience.gather(jnp.arange(experience.capacity)).reward
+        return state, {
+            "bonus_mean": (self.reward(state, raw) * filled).sum() / count,
+            "extrinsic_mean": (external * filled).sum() / count,
+            "beta": state.beta,
+        }
+
+    def _follow(self, state: WeightState, latest: Array, ended: Array) -> WeightState:
+        """The state after a mean return of `latest`, (); the same state where no episode `ended`, () bool."""
+        first = state.known == 0
+        recent = jnp.where(first, latest, state.recent + self.fast * (latest - state.recent))
+        usual = jnp.where(first, latest, state.usual + self.slow * (latest - state.usual))
+        lowest = jnp.where(first, latest, jnp.minimum(state.lowest, latest))
+        highest = jnp.where(first, latest, jnp.maximum(state.highest, latest))
+        width = highest - lowest
+        trend = jnp.where(width > 0, (recent - usual) / jnp.where(width > 0, width, 1), 0.0)
+        beta = jnp.clip(state.beta * jnp.exp(-self.rate * trend), self.low, self.high)
+        after = WeightState(beta, state.scale, recent, usual, lowest, highest, jnp.ones(()))
+        return jax.tree.map(lambda new, old: jnp.where(ended, new, old), after, state)
+
+
+def recent_return(experience: Experience, window: int) -> tuple[Array, Array]:
+    """() mean return, in the environment's units, of the episodes that ended among the `window` newest steps, and () whether there
+    are any. An episode that may have begun before the oldest step held does not count."""
+    length = experience.capacity
+    history = experience.sequence((experience.count - 1) % length, length)
+    steps, begins = history.steps, history.first > 0
+    episode = jnp.cumsum(begins) - 1
+
+    def total(x: Array) -> Array:
+        return jax.ops.segment_sum(x * history.valid, episode, num_segments=length)
+
+    # Until the ring overflows, its oldest step is the first of an episode; after that its episode may have lost steps.
+    follows = jnp.concatenate([jnp.zeros(1), history.valid[:-1]]) > 0
+    whole = total((begins & (follows | (experience.count <= length))).astype(jnp.float32))
+    newest = (jnp.arange(length) >= length - window).astype(jnp.float32)
+    counted = whole * total(jnp.maximum(steps.terminated, steps.truncated) * newest)
+    mean = (counted * total(steps.reward)).sum() / jnp.maximum(counted.sum(), 1)
+    return mean * experience.normalizer.reward_scale, counted.sum() > 0

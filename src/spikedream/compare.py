@@ -1,0 +1,217 @@
+"""`spikedream compare`: a comparison of runs as a table on the terminal, a page, a picture and a file for programs."""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import plotly.graph_objects as go
+import tyro
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.segment import Segments
+from rich.table import Table
+
+from spikedream.checkpoint import write_file
+from spikedream.comparison import Comparison, Method, compare, find_runs
+from spikedream.page import MUTED, Section, band, figure_html, html_table, note, number, panels, write_page
+from spikedream.picture import LOGARITHMIC, draw
+from spikedream.statistics import Improvement
+
+COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
+AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}
+SCORES = {"real_steps_to_solve": "real steps to solve", "final_return": "final return", "wall_seconds": "wall seconds"}
+BETTER = {"final_return": "a higher final return", "real_steps_to_solve": "fewer real steps to solve"}
+FAR_APART = 10.0  # ratio of the methods' longest to shortest curve from which an axis is logarithmic
+SHOWN_PAIRS = 6  # on the terminal
+
+STATISTICS = (
+    "Interquartile mean (IQM) over seeds with its 95 % bootstrap interval; seeds are drawn whole, each method's on their own"
+    " (Agarwal et al. 2021)."
+)
+HELD = (
+    "Each run is a step function: between two evaluations it keeps the last value. A run that stopped, because it was solved or its"
+    " budget was spent, keeps its last value until the last run of its method stops. A method's curve begins where all its runs"
+    " have been evaluated, and ends where its first unfinished run ends."
+)
+
+
+@dataclass
+class Compare:
+    """Runs side by side: a table, `compare.html`, `compare.png` and `compare.json`."""
+
+    # run directories, directories that contain runs, or glob patterns
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_GLOB ...")]
+    by: str | None = None  # the field that names a run's method, as agent.kind; when absent, runs that differ only in seed are one
+    out: Path = Path("runs/compare")  # where the files go
+
+
+def run_compare(command: Compare, console: Console) -> int:
+    comparison = compare(find_runs(command.runs), command.by)
+    print_comparison(comparison, console)
+    page = write_comparison(comparison, command.out)
+    console.print(page, highlight=False, soft_wrap=True)
+    return 0
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """The table, how likely each method is better than each other, and the notes."""
+    threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)}"
+    console.print(f"{comparison.env}{threshold}: IQM [95 % interval] over seeds", highlight=False, soft_wrap=True, markup=False)
+    print_table(*header_and_rows(comparison), console)
+    for score, pairs in comparison.improvement.items():
+        for (x, y), value in list(pairs.items())[:SHOWN_PAIRS]:
+            text = f"P({x} has {BETTER[score]} than {y}) = {probability(value)}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if len(pairs) > SHOWN_PAIRS:
+            console.print(f"... and {len(pairs) - SHOWN_PAIRS} more pairs: see the page", highlight=False)
+    for text in comparison.notes:
+        console.print(f"note: {text}", highlight=False, soft_wrap=True, markup=False, style="dim")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A line for each method, as wide as it is: a figure that is cut off is worse than a line that the terminal breaks."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    wide = console.options.update(max_width=10_000)
+    lines = console.render_lines(table, wide.update_width(console.measure(table, options=wide).maximum), new_lines=True)
+    console.print(Segments(segment for line in lines for segment in line), end="", soft_wrap=True)
+
+
+def write_comparison(comparison: Comparison, out: Path) -> Path:
+    """Write `compare.html`, `compare.png` and `compare.json` into `out` and return the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "compare.json", json.dumps(comparison.to_data(), indent=1).encode())
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
+    header, rows = header_and_rows(comparison)
+    axes = {axis: title + LOGARITHMIC * is_logarithmic(comparison, axis) for axis, title in AXES.items()}
+    draw(comparison, colours, axes, header, rows, out / "compare.png")
+    sections = [
+        Section("methods", "Methods", note(STATISTICS) + html_table(header, [[html.escape(c) for c in row] for row in rows])),
+        Section("curves", "Learning curves", _curves(comparison, colours, axes) + note(HELD)),
+        Section("improvement", "Probability of improvement", _improvement(comparison)),
+        Section("notes", "Notes", "".join(note(text) for text in comparison.notes) or note("Nothing to note.")),
+        Section("runs", "Runs", _runs(comparison)),
+    ]
+    title = " · ".join(comparison.methods) if len(comparison.methods) <= 4 else f"{len(comparison.methods)} methods"
+    return write_page(out / "compare.html", title, comparison.env, sections)
+
+
+# ---- the numbers, in words
+
+
+def header_and_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The table of methods; the header names the method's column `method`."""
+    shown = [score for score in SCORES if all(score in method.scores for method in comparison.methods.values())]
+    solved = ["solved"] if comparison.threshold is not None else []
+    header = ["method", "seeds", *solved, *(SCORES[score] for score in shown)]
+    rows = []
+    for label, method in comparison.methods.items():
+        counts = [str(len(method.runs)), *([f"{method.solved} of {len(method.runs)}"] if solved else [])]
+        rows.append([label, *counts, *(interval(method, score) for score in shown)])
+    return header, rows
+
+
+def interval(method: Method, score: str) -> str:
+    """IQM [95 % interval]; a single seed has no interval, and a method that never solved no steps to solve."""
+    if score == "real_steps_to_solve" and method.solved == 0:
+        return "–"
+    s = method.scores[score]
+    middle = _short(s["iqm"])
+    return f"{middle} [{_short(s['low'])}, {_short(s['high'])}]" if len(method.runs) > 1 else middle
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}".removesuffix(".0")
+
+
+def probability(value: Improvement) -> str:
+    bounds = "" if value.low is None or value.high is None else f" [{value.low:.2f}, {value.high:.2f}]"
+    return f"{value.probability:.2f}{bounds}"
+
+
+def is_logarithmic(comparison: Comparison, axis: str) -> bool:
+    """Where one method needs many times what another does, a linear axis would press the shorter curve against its edge."""
+    ends = [float(method.curves[axis].x[-1]) for method in comparison.methods.values()]
+    return max(ends) > FAR_APART * max(min(ends), 1e-9)
+
+
+# ---- the page
+
+
+def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str]) -> str:
+    legend_rows = -(-(len(colours) + 1) // 5)
+    figure = panels(["", ""], 2, 320, top=20 + 22 * legend_rows)
+    for i, (axis, title) in enumerate(axes.items()):
+        place: dict[str, Any] = {"row": 1, "col": i + 1}
+        for label, method in comparison.methods.items():
+            curve, legend = method.curves[axis], {"legendgroup": label}
+            if len(method.runs) > 1:
+                (x, low), (_, high) = steps(curve.x, curve.low), steps(curve.x, curve.high)
+                figure.add_trace(band(x, low, high, label, colours[label], showlegend=False, **legend), **place)
+            line = {"color": colours[label], "width": 2, "shape": "hv"}
+            mode = "lines" if len(curve.x) > 1 else "markers"  # one point makes no line
+            legend |= {"showlegend": i == 0, "name": html.escape(label)}
+            figure.add_trace(go.Scatter(x=curve.x, y=curve.iqm, mode=mode, line=line, **legend), **place)
+        if comparison.threshold is not None:
+            curves = [method.curves[axis].x for method in comparison.methods.values()]
+            ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
+            line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
+            figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
+        figure.update_xaxes(title_text=title, **place)
+        figure.update_xaxes({"type": "log"} if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
+        figure.update_yaxes(title_text="return of greedy episodes" if i == 0 else "", **place)
+    return figure_html(figure)
+
+
+def steps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a step function that keeps each of `y` until the next of `x`; both (points,)."""
+    return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+
+
+def _improvement(comparison: Comparison) -> str:
+    """For each score a matrix: how often a random seed of the row's method beats one of the column's."""
+    labels = list(comparison.methods)
+    if len(labels) < 2:
+        return note("There is one method only.")
+    parts = [note("How often a random seed of the row's method beats one of the column's; a tie counts half. 95 % interval below.")]
+    for score, pairs in comparison.improvement.items():
+        rows = [[f"<td>{html.escape(x)}</td>", *(_cell(pairs, x, y) for y in labels)] for x in labels]
+        parts.append(note(f"The row's method has {BETTER[score]} than the column's") + html_table(["", *labels], rows, "shaded"))
+    if "real_steps_to_solve" in comparison.improvement:
+        parts.append(note("A run that did not solve is worse than every run that did; two that did not are a tie."))
+    return "".join(parts)
+
+
+def _cell(pairs: dict[tuple[str, str], Improvement], x: str, y: str) -> str:
+    if x == y:
+        return "<td>–</td>"
+    value = pairs[x, y] if (x, y) in pairs else reverse(pairs[y, x])
+    strength = abs(value.probability - 0.5)  # blue for better, orange for worse
+    colour = "78,121,167" if value.probability > 0.5 else "201,116,61"
+    bounds = "" if value.low is None else f"<br><small>{value.low:.2f} to {value.high:.2f}</small>"
+    return f'<td style="background: rgba({colour},{strength:.2f})">{value.probability:.2f}{bounds}</td>'
+
+
+def reverse(value: Improvement) -> Improvement:
+    """P(Y > X) from P(X > Y)."""
+    low, high = value.low, value.high
+    return Improvement(1 - value.probability, None if high is None else 1 - high, None if low is None else 1 - low)
+
+
+def _runs(comparison: Comparison) -> str:
+    rows: list[Sequence[str]] = []
+    for label, method in comparison.methods.items():
+        for run in method.runs:
+            state = "unfinished" if run.result is None else "not solved" if run.solved_at is None else "solved"
+            numbers = [number(run.last(name)) for name in ("real_steps", "eval_return_mean", "wall_seconds")]
+            rows.append([html.escape(label), str(run.seed), state, *numbers, html.escape(str(run.directory))])
+    table = html_table(["method", "seed", "outcome", "real steps", "final return", "wall seconds", "directory"], rows)
+    return f"<details><summary>{len(rows)} runs</summary>{table}</details>"

@@ -1,0 +1,302 @@
+"""Runs of one environment side by side: which method each belongs to, and what can be said of the methods.
+
+A run is read as it lies on the disk (`config.yaml`, `metrics.jsonl`, `result.json`); nothing is compiled, and a configuration of
+another version of spikedream, or of a baseline, is as good as any.
+"""
+
+import glob
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import yaml
+
+from spikedream.config import ConfigError
+from spikedream.envs.host import reward_threshold
+from spikedream.methods import differing, flatten, group
+from spikedream.statistics import Curve, Improvement, curve, improvement, summary
+
+CURVE_POINTS = 200
+MEASURED = ("real_steps", "eval_return_mean", "wall_seconds")  # in every row and every result
+CONDITIONS = ("budget", "threshold", "evaluation.episodes", "evaluation.confirmations")  # that ought to be the same for all methods
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, read from its directory."""
+
+    directory: Path
+    config: dict[str, Any]  # `config.yaml` as plain data
+    rows: list[dict[str, Any]]  # one per turn, at least one
+    result: dict[str, Any] | None  # None while it is unfinished
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name, without the seed."""
+        return {name: value for name, value in flatten(self.config).items() if name != "seed"}
+
+    @property
+    def seed(self) -> int:
+        return self.config.get("seed", 0)
+
+    @property
+    def solved_at(self) -> int | None:
+        return self.result["real_steps_to_solve"] if self.result else None
+
+    @property
+    def threshold(self) -> float | None:
+        return self.result["threshold"] if self.result else self.config.get("threshold")
+
+    def last(self, name: str) -> float:
+        """Where the run stands in the end: `real_steps`, `eval_return_mean` or `wall_seconds`."""
+        return float((self.result or self.rows[-1])[name])
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that count as repetitions of one another."""
+
+    runs: list[Record]
+    solved: int
+    scores: dict[str, dict[str, float]]  # name to `statistics.summary`
+    curves: dict[str, Curve]  # return over `real_steps` and over `wall_seconds`
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` says."""
+
+    env: str
+    threshold: float | None
+    fields: list[str]  # of the configuration, by which the runs were grouped
+    methods: dict[str, Method]
+    improvement: dict[str, dict[tuple[str, str], Improvement]]  # score to (X, Y) to P(X is better than Y), each pair once
+    notes: list[str]
+
+    def to_data(self) -> dict[str, Any]:
+        """As `compare.json` holds it."""
+        return {
+            "env": self.env,
+            "threshold": self.threshold,
+            "by": self.fields,
+            "notes": self.notes,
+            "methods": {
+                label: {
+                    "runs": [str(run.directory) for run in method.runs],
+                    "seeds": [run.seed for run in method.runs],
+                    "solved": method.solved,
+                    **method.scores,
+                    "curves": {axis: {k: v.tolist() for k, v in c._asdict().items()} for axis, c in method.curves.items()},
+                }
+                for label, method in self.methods.items()
+            },
+            "probability_of_improvement": {
+                score: [{"x": x, "y": y, **value._asdict()} for (x, y), value in pairs.items()]
+                for score, pairs in self.improvement.items()
+            },
+        }
+
+
+# ---- finding and reading runs
+
+
+def find_runs(patterns: Iterable[str]) -> list[Path]:
+    """Run directories that are named, match a glob pattern, or lie in such a directory at any depth; sorted, each once.
+
+    Raises:
+        ConfigError: something given leads to no run.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        runs = sorted(run for place in places for run in _runs_in(place))
+        if not runs:
+            raise ConfigError(f"no run in {pattern}" if places else f"no run directory {pattern}")
+        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
+    if not found:
+        raise ConfigError("no runs given: name run directories, glob patterns, or directories that contain runs")
+    return list(found.values())
+
+
+def _runs_in(place: Path) -> Iterator[Path]:
+    if (place / "config.yaml").is_file():
+        yield place
+    elif place.is_dir():
+        yield from (file.parent for file in place.rglob("config.yaml"))
+
+
+def open_record(directory: Path) -> Record | None:
+    """None where not one turn is finished.
+
+    Raises:
+        ConfigError: a file of the run cannot be read, or is not what a run leaves.
+    """
+    file = directory / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text())
+        if not isinstance(config, dict) or "env" not in config:
+            raise ConfigError(f"{file} is not the configuration of a run: it names no env")
+        file = directory / "result.json"
+        result = json.loads(file.read_text()) if file.exists() else None
+        _require(file, [result] if file.exists() else [], (*MEASURED, "real_steps_to_solve", "threshold"))
+        file = directory / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        rows = [json.loads(line) for line in lines[:-1]]
+        with suppress(ValueError):  # a process that was killed may have left half a line behind
+            rows += [json.loads(line) for line in lines[-1:]]
+        _require(file, rows, MEASURED)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+    return Record(directory, config, rows, result) if rows else None
+
+
+def _require(file: Path, found: Iterable[Any], names: Iterable[str]) -> None:
+    for mapping in found:
+        missing = [name for name in names if not isinstance(mapping, dict) or name not in mapping]
+        if missing:
+            raise ConfigError(f"{file} is not a run's: it lacks {missing[0]}")
+
+
+# ---- comparing
+
+
+def compare(directories: Iterable[Path], by: str | None = None) -> Comparison:
+    """Compare runs of one environment.
+
+    Args:
+        directories: of the runs.
+        by: dotted configuration field whose value names a run's method; when absent, runs that differ only in seed are one method.
+
+    Raises:
+        ConfigError: a run cannot be read, none has finished a turn, their environments differ, or no run has the field `by`.
+    """
+    notes: list[str] = []
+    records = []
+    for directory in directories:
+        record = open_record(directory)
+        if record is None:
+            notes.append(f"{directory} is left out: no turn of it is finished.")
+        else:
+            records.append(record)
+    if not records:
+        raise ConfigError("none of the runs has finished a turn yet")
+    _check_environments(records)
+    fields, names = group([r.config for r in records], [r.settings for r in records], by)
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for name, record in zip(names, records, strict=True):
+        groups[name].append(record)
+    groups = {label: _without_repetitions(label, runs, notes) for label, runs in groups.items()}
+    threshold = _threshold(records)
+    methods = {label: _measure(runs, threshold is not None) for label, runs in groups.items()}
+    notes += _notes(groups, fields)
+    return Comparison(records[0].config["env"], threshold, fields, methods, _improvements(groups, threshold is not None), notes)
+
+
+def _check_environments(records: Sequence[Record]) -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for record in records:
+        kwargs, limit = record.config.get("env_kwargs") or {}, record.config.get("max_episode_steps")
+        details = ([f"env_kwargs {kwargs}"] if kwargs else []) + ([f"max_episode_steps {limit}"] if limit else [])
+        counts[record.config["env"] + (f" with {', '.join(details)}" if details else "")] += 1
+    if len(counts) > 1:
+        listed = ", ".join(f"{env} ({n} run{'s' if n > 1 else ''})" for env, n in counts.items())
+        raise ConfigError(f"the runs are of different environments: {listed}; compare them one environment at a time")
+
+
+def _without_repetitions(label: str, runs: list[Record], notes: list[str]) -> list[Record]:
+    """A run that was made twice is one observation: the one that came further is kept."""
+    kept: dict[str, Record] = {}
+    for run in runs:
+        key = json.dumps([run.seed, run.settings], sort_keys=True, default=str)
+        if key in kept:
+            notes.append(f"{label}: seed {run.seed} is there twice and counts once ({run.directory}).")
+        if key not in kept or run.last("real_steps") > kept[key].last("real_steps"):
+            kept[key] = run
+    return sorted(kept.values(), key=lambda run: run.seed)
+
+
+def _threshold(records: Sequence[Record]) -> float | None:
+    """The first that is known; `_notes` tells where runs have different ones."""
+    known = [r.threshold for r in records if r.threshold is not None]
+    if known or any(r.result for r in records):
+        return known[0] if known else None
+    try:
+        return reward_threshold(records[0].config["env"])
+    except gymnasium.error.Error:
+        return None
+
+
+def _measure(runs: list[Record], has_threshold: bool) -> Method:
+    scores = {
+        "final_return": summary(np.array([run.last("eval_return_mean") for run in runs])),
+        "wall_seconds": summary(np.array([run.last("wall_seconds") for run in runs])),
+    }
+    if has_threshold:
+        steps = [float(run.solved_at) if run.solved_at is not None else run.last("real_steps") for run in runs]
+        scores = {"real_steps_to_solve": summary(np.array(steps)), **scores}
+    solved = sum(run.solved_at is not None for run in runs)
+    return Method(runs, solved, scores, {axis: _curve(runs, axis) for axis in ("real_steps", "wall_seconds")})
+
+
+def _curve(runs: list[Record], axis: str) -> Curve:
+    """Return over `axis`, each run a step function that keeps its last value. It begins where every run has been evaluated once,
+    and ends where the first unfinished run ends; a finished one keeps its last value until the last one has stopped."""
+    xs = [np.array([row[axis] for row in run.rows], float) for run in runs]
+    ys = [np.array([row["eval_return_mean"] for row in run.rows], float) for run in runs]
+    unfinished = [x[-1] for x, run in zip(xs, runs, strict=True) if run.result is None]
+    start, end = max(x[0] for x in xs), min(unfinished) if unfinished else max(x[-1] for x in xs)
+    grid = np.unique(np.concatenate(xs))
+    grid = grid[(grid >= start) & (grid <= max(start, end))]
+    if len(grid) > CURVE_POINTS:
+        grid = grid[np.linspace(0, len(grid) - 1, CURVE_POINTS).round().astype(int)]
+    return curve(grid, np.stack([y[np.searchsorted(x, grid, side="right") - 1] for x, y in zip(xs, ys, strict=True)]))
+
+
+def _improvements(groups: Mapping[str, list[Record]], has_threshold: bool) -> dict[str, dict[tuple[str, str], Improvement]]:
+    better = {"final_return": {label: np.array([run.last("eval_return_mean") for run in runs]) for label, runs in groups.items()}}
+    if has_threshold:
+        # Fewer steps are better, and whoever did not solve is worse than everyone who did, whatever budget it had.
+        steps = {k: [np.inf if run.solved_at is None else run.solved_at for run in runs] for k, runs in groups.items()}
+        better["real_steps_to_solve"] = {label: -np.array(values, float) for label, values in steps.items()}
+    labels = list(groups)
+    pairs = [(x, y) for i, x in enumerate(labels) for y in labels[i + 1 :]]
+    return {score: {(x, y): improvement(of[x], of[y]) for x, y in pairs} for score, of in better.items()}
+
+
+def _notes(groups: Mapping[str, list[Record]], fields: Sequence[str]) -> list[str]:
+    """What a reader must know to read the numbers rightly."""
+    notes = []
+    records = [run for runs in groups.values() for run in runs]
+    for label, runs in groups.items():
+        if len(runs) == 1:
+            notes.append(f"{label} has a single seed ({runs[0].seed}): no interval.")
+        unfinished = [str(run.seed) for run in runs if run.result is None]
+        if unfinished:
+            notes.append(f"{label}: unfinished, counted as far as it has come: seed {', '.join(unfinished)}.")
+        mixed = differing([run.settings for run in runs])
+        if mixed:
+            more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+            notes.append(f"{label} pools runs that also differ in {', '.join(mixed[:3])}{more}.")
+    shared = differing([run.settings for run in records])
+    for field in CONDITIONS:
+        if field in shared and field not in fields:
+            notes.append(f"Not the same for all runs: {field} ({_values(groups, field)}).")
+    if any(0 < sum(run.solved_at is not None for run in runs) < len(runs) for runs in groups.values()):
+        notes.append(
+            "A run that did not solve counts with the steps it was given, which flatters it: see the number solved beside."
+        )
+    if any(run.solved_at is not None for run in records):
+        notes.append("The final return of a run that stopped as solved is of the evaluation that stopped it, which flatters it.")
+    return notes
+
+
+def _values(groups: Mapping[str, list[Record]], field: str) -> str:
+    texts = {label: sorted({str(run.settings.get(field)) for run in runs}) for label, runs in groups.items()}
+    return ", ".join(f"{label} {' or '.join(values)}" for label, values in texts.items())

@@ -1,0 +1,219 @@
+"""A study file, and the cells (method, environment, seed) that it stands for.
+
+    name: spikes-or-not
+    seeds: 5                          # or a list: [0, 1, 2]
+    environments:
+      CartPole-v1: {budget: 500}      # an environment id or a preset, and settings for all methods there
+    methods:
+      spiking: {base: cartpole}       # settings as in a preset file
+      conventional: {base: cartpole, twin: true}
+      ppo: {sb3: PPO, only: [CartPole-v1], on: {CartPole-v1: {budget: 50000}}}
+
+A method that is not `only` for some environments runs on all. Its settings `on` one environment come on top of its others, and all
+of them on top of the environment's. What decides whether a run counts as solved belongs to the environment: it is the same for all.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from spikedream import baselines
+from spikedream import config as configuration
+from spikedream.baselines import Baseline
+from spikedream.config import Config, ConfigError
+from spikedream.envs.host import HostEnvironment
+
+CONDITIONS = ("env", "env_kwargs", "max_episode_steps", "threshold", "evaluation")  # come from the environment, not from a method
+NAME = re.compile(r"\w[\w.+ -]*")  # also a directory's
+
+
+@dataclass(frozen=True)
+class Study:
+    """As its file says."""
+
+    name: str
+    seeds: tuple[int, ...]
+    environments: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    environment: str  # its key in the study
+    method: str
+    seed: int
+    config: Config | Baseline
+    directory: Path
+
+    def __str__(self) -> str:
+        return f"{self.environment} · {self.method} · seed {self.seed}"
+
+
+def studies() -> dict[str, str]:
+    """Name to text of the studies that come with spikedream."""
+    files = sorted(resources.files("spikedream.studies").iterdir(), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text() for f in files if f.name.endswith(".yaml")}
+
+
+def named(name: str) -> Study:
+    """A study from a YAML file, or one that comes with spikedream.
+
+    Raises:
+        ConfigError: there is none, or it is wrong.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        known = studies()
+        if name not in known:
+            raise ConfigError(f"no study {name!r}; spikedream comes with {', '.join(known)}, and your own is a .yaml file")
+        return parse(known[name], f"study {name}")
+    try:
+        return parse(Path(name).read_text(), name)
+    except OSError as error:
+        raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+
+
+def parse(text: str, origin: str) -> Study:
+    """Raises ConfigError, naming `origin`, where the text is not a study."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{origin} is not a mapping with name, seeds, environments and methods")
+    fields = [f.name for f in dataclasses.fields(Study)]
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"{origin} has an unknown key {key!r}; {_nearest(str(key), fields)}")
+    name = data.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ConfigError(f"{origin}: name takes a text of letters, digits, spaces and . + -, not {name!r}")
+    environments, methods = (_entries(data.get(key), key, origin) for key in ("environments", "methods"))
+    # YAML 1.1 reads a bare `on` as true.
+    methods = {name: {"on" if key is True else key: value for key, value in own.items()} for name, own in methods.items()}
+    for method, settings in methods.items():
+        if not NAME.fullmatch(method):
+            raise ConfigError(f"{origin}: a method's name takes letters, digits, spaces and . + -, not {method!r}")
+        _check_method(settings, environments, f"{origin}: methods.{method}")
+    return Study(name, _seeds(data.get("seeds"), origin), environments, methods)
+
+
+def _seeds(value: Any, origin: str) -> tuple[int, ...]:
+    seeds = range(value) if type(value) is int else value
+    if not isinstance(seeds, range | list) or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise ConfigError(f"{origin}: seeds takes how many, or a list of whole numbers, not {value!r}")
+    if not seeds:
+        raise ConfigError(f"{origin} has no seeds")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{origin}: a seed is there twice: {value}")
+    return tuple(seeds)
+
+
+def _entries(value: Any, key: str, origin: str) -> dict[str, dict[str, Any]]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{origin}: {key} takes a mapping from names to settings, not {value!r}")
+    if not value:
+        raise ConfigError(f"{origin} has no {key}")
+    return {str(name): _mapping(settings, f"{origin}: {key}.{name}") for name, settings in value.items()}
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{where} takes a mapping of settings, not {value!r}")
+    return dict(value or {})
+
+
+def _check_method(settings: dict[str, Any], environments: Iterable[str], where: str) -> None:
+    only, on = settings.get("only"), _mapping(settings.get("on"), f"{where}.on")
+    if only is not None and (not isinstance(only, list) or not only):
+        raise ConfigError(f"{where}.only takes a list of environments, not {only!r}")
+    for environment in [*(only or []), *on]:
+        if environment not in environments:
+            hint = _nearest(str(environment), environments)
+            raise ConfigError(f"{where} names {environment!r}, which is not among the environments; {hint}")
+    for part in (settings, *(_mapping(value, f"{where}.on.{name}") for name, value in on.items())):
+        for name in CONDITIONS:
+            if name in part:
+                raise ConfigError(f"{where} sets {name}, which must be the same for all methods: set it under environments")
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
+
+
+# ---- from the file to configurations
+
+
+def expand(study: Study, out: Path) -> list[Cell]:
+    """Every cell, its configuration checked against its environment. Seeds come outermost: a study that is stopped early has some
+    seeds of everything.
+
+    Raises:
+        ConfigError: a setting is wrong, or a method does not fit an environment.
+        BrokenEnvironment: an environment cannot be used.
+    """
+    configs: dict[tuple[str, str], Config | Baseline] = {}
+    for environment, settings in study.environments.items():
+        where = f"environments.{environment}"
+        conditions = _explain(where, lambda e=environment, s=settings: configuration.merge(configuration.named(e), s))
+        env = HostEnvironment(conditions.env, conditions.env_kwargs, conditions.max_episode_steps, 0)
+        env.close()
+        for method, own in study.methods.items():
+            if environment in own.get("only", study.environments):
+                where = f"methods.{method} on {environment}"
+                config = _explain(where, lambda c=conditions, s=settings, o=own, e=environment: _configure(c, s, o, e))
+                if isinstance(config, Config):
+                    # A part that does not fit the environment says so when it is made.
+                    _explain(where, lambda c=config, spec=env.spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
+                configs[environment, method] = dataclasses.replace(config, preset=method)
+    return [
+        Cell(environment, method, seed, dataclasses.replace(config, seed=seed), out / _folder(environment) / method / f"s{seed}")
+        for seed in study.seeds
+        for (environment, method), config in configs.items()
+    ]
+
+
+def _folder(environment: str) -> str:
+    return environment.replace("/", "-").replace(":", "-")
+
+
+def _explain(where: str, make: Any) -> Any:
+    try:
+        return make()
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _configure(conditions: Config, shared: Mapping[str, Any], method: Mapping[str, Any], environment: str) -> Config | Baseline:
+    """Of a method on an environment, whose own configuration and settings are `conditions` and `shared`."""
+    layers = [{k: v for k, v in method.items() if k not in ("on", "only")}, dict((method.get("on") or {}).get(environment) or {})]
+    fixed = {name: getattr(conditions, name) for name in CONDITIONS}
+    if "sb3" in method:
+        return dataclasses.replace(_baseline(conditions.env, shared, layers[0] | layers[1]), **fixed)
+    starts = {"base": environment, "twin": False}
+    for layer in layers:
+        starts |= {name: layer.pop(name) for name in starts if name in layer}
+    config = configuration.parse(yaml.safe_dump(starts), "the method")
+    for layer in (shared, *layers):
+        config = configuration.merge(config, layer)
+    return dataclasses.replace(config, **fixed)
+
+
+def _baseline(env: str, shared: Mapping[str, Any], settings: dict[str, Any]) -> Baseline:
+    """The Zoo's settings with changes: `budget`, and the fields of `baselines.StableBaselines3`."""
+    baseline = baselines.from_zoo(settings.pop("sb3"), env)
+    budget = {"budget": settings.pop("budget", shared.get("budget", baseline.budget))}
+    own = _mapping(settings.get("settings"), "settings")
+    agent = configuration.merge(baseline.agent, {**settings, "settings": baseline.agent.settings | own})
+    return dataclasses.replace(configuration.merge(baseline, budget), agent=agent)

@@ -1,0 +1,31 @@
+"""Quantities that change with the real steps taken."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.types import check_bounds
+
+
+@dataclass(frozen=True)
+class ImaginedShare:
+    """Share of imagined data in an agent's updates: `start` until `begin` real steps, then along a line to `end` after `begin` +
+    `steps`. From 1 to 0 it leads from model-based to model-free learning."""
+
+    start: float = 1.0
+    end: float = 1.0
+    begin: int = 0
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_bounds(self, start=(0, 1), end=(0, 1), begin=(0, None), steps=(1, None))
+
+    @property
+    def always_one(self) -> bool:
+        return self.start == self.end == 1
+
+    def __call__(self, real_steps: Array) -> Array:
+        """() from the number of real steps, ()."""
+        progress = jnp.clip((real_steps - self.begin) / self.steps, 0, 1)
+        return self.start + (self.end - self.start) * progress

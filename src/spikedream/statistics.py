@@ -1,0 +1,79 @@
+"""Statistics over seeds, in rliable's manner: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
+precipice". Intervals are 95 % percentile bootstraps that draw whole seeds; methods are drawn independently of each other."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+BATCH = 100  # resamples at once, to bound memory
+
+
+class Improvement(NamedTuple):
+    """P(X > Y): how often a random seed of X does better than a random seed of Y, a tie counting half."""
+
+    probability: float
+    low: float | None  # None where a method has a single seed
+    high: float | None
+
+
+class Curve(NamedTuple):
+    """Interquartile mean over seeds and its 95 % interval, at each of the points."""
+
+    x: np.ndarray  # (points,)
+    iqm: np.ndarray  # (points,)
+    low: np.ndarray  # (points,)
+    high: np.ndarray  # (points,)
+
+
+def iqm(x: np.ndarray, axis: int = -1) -> Any:
+    """The mean of the middle half along `axis`; the mean itself for fewer than four values."""
+    return stats.trim_mean(x, 0.25, axis=axis)
+
+
+def _interval(samples: tuple[np.ndarray, ...], statistic: Any, **options: Any) -> tuple[Any, Any]:
+    """Low and high of `statistic` over resampled seeds."""
+    rng = np.random.default_rng(0)  # the same runs give the same interval
+    settings: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": BATCH, "method": "percentile", "rng": rng}
+    interval = stats.bootstrap(samples, statistic, **settings, **options).confidence_interval
+    return interval.low, interval.high
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """Of one score over seeds, (seeds,): median, interquartile mean with its 95 % interval, lowest and highest. The interval of a
+    single seed is that seed."""
+    low = high = float(iqm(values))
+    if len(values) > 1 and np.ptp(values) > 0:
+        low, high = (float(x) for x in _interval((values,), iqm))
+    return {
+        "median": float(np.median(values)),
+        "iqm": float(iqm(values)),
+        "low": low,
+        "high": high,
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+    }
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> Improvement:
+    """P(X > Y) from scores where more is better, (seeds of X,) and (seeds of Y,): the Mann-Whitney U statistic over the number of
+    pairs. Infinite scores are allowed."""
+
+    def probability(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        x, y = x[..., :, None], y[..., None, :]
+        return ((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1))
+
+    low = high = None
+    if len(x) > 1 and len(y) > 1:
+        low, high = (float(v) for v in _interval((x, y), probability, paired=False))
+    return Improvement(float(probability(x, y)), low, high)
+
+
+def curve(x: np.ndarray, values: np.ndarray) -> Curve:
+    """Of curves on a common grid, `x` (points,) and `values` (seeds, points). A single seed has a band of no width."""
+    middle = iqm(values, axis=0)
+    low = high = middle
+    if len(values) > 1:
+        low, high = _interval((values,), iqm, axis=0)
+    return Curve(x, np.asarray(middle), np.asarray(low), np.asarray(high))

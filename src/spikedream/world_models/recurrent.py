@@ -1,0 +1,176 @@
+"""A world model that remembers, for environments whose single observations do not tell all.
+
+A recurrent network, spiking or a GRU, reads the observations and actions one by one and keeps a latent state; the members of an
+ensemble predict from observation, latent state and action. It is the deterministic path of PlaNet's model (Hafner et al. 2019,
+figure 2b) with an ensemble on top; there is no decoder, since an observation is a part of the state.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.ops.fitting import adamw, fit
+from spikedream.snn.codings import MembraneReadout
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.neurons import LIF
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, World, check_bounds
+from spikedream.world_models.ensemble import Ensemble, EnsembleState
+
+
+class RecurrentState(eqx.Module):
+    network: PyTree  # parameters of the recurrent network
+    ensemble: EnsembleState
+    idle: Array  # (action_size,) zeros: the action before the first
+
+
+class Memory(NamedTuple):
+    obs: Array  # (obs_size,)
+    latent: Array  # (latent,) what the agent sees beside the observation
+    carry: PyTree  # of the recurrent network
+    member: Array  # () int32
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Hyper-parameters.
+
+    At each step the network is given the observation, its change since the last step in units of the typical change (as an event
+    camera reports changes), and the last action.
+    """
+
+    network: AnyNetwork = SpikingNetwork(
+        persistent=True, neuron=LIF(decay=(0.5, 0.99), recurrent=True), readout=MembraneReadout(), ticks=4
+    )
+    latent: int = 8
+    ensemble: Ensemble = Ensemble(updates=600, batch=16)  # the batch counts sequences
+    context: int = 8  # steps in which real observations are given
+    open_loop: int = 8  # steps after that, in which the model goes on by its own predictions
+
+    def __post_init__(self) -> None:
+        check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None))
+        if not self.network.persistent:
+            raise ValueError("network keeps no state between steps; it must be a GRU or a SpikingNetwork with persistent = true")
+        if self.ensemble.holdout > 0:
+            raise ValueError("ensemble.holdout must be 0: sequences overlap, so that none can be held out")
+
+    @property
+    def members(self) -> int:
+        return self.ensemble.members
+
+    @property
+    def recurrent(self) -> bool:
+        return True
+
+    def feature_size(self, spec: Spec) -> int:
+        return spec.obs_size + self.latent
+
+    def init(self, spec: Spec, key: Array) -> RecurrentState:
+        network_key, ensemble_key = jax.random.split(key)
+        network = self.network.init(2 * spec.obs_size + spec.action_size, self.latent, network_key)
+        return RecurrentState(network, self.ensemble.init(spec, ensemble_key, self.latent), jnp.zeros(spec.action_size))
+
+    # ---- predicting
+
+    def start(self, state: RecurrentState, obs: Array, key: Array) -> Memory:
+        member = jax.random.randint(key, (), 0, self.members)
+        rest = self.network.start(state.network)
+        latent, carry = self._read(state.network, rest, obs, jnp.zeros(obs.shape), state.idle, key)
+        return Memory(obs, latent, carry, member)
+
+    def observe(self, state: RecurrentState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
+        change = (obs - memory.obs) / state.ensemble.scale
+        latent, carry = self._read(state.network, memory.carry, obs, change, action, key)
+        return Memory(obs, latent, carry, memory.member)
+
+    def _read(self, network: PyTree, carry: Any, obs: Array, change: Array, action: Array, key: Array) -> tuple[Array, PyTree]:
+        out = self.network(network, jnp.concatenate([obs, change, action]), carry, key)
+        return out.value, out.carry
+
+    def step(self, state: RecurrentState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
+        predict_key, read_key = jax.random.split(key)
+        prediction = self.ensemble.predict(state.ensemble, memory.obs, memory.latent, action, memory.member, predict_key)
+        return self.observe(state, memory, action, prediction.obs, read_key), prediction
+
+    def feature(self, state: RecurrentState, memory: Memory) -> Array:
+        return jnp.concatenate([memory.obs, memory.latent])
+
+    def member(self, state: RecurrentState, memory: Memory, index: Array) -> "tuple[Recurrent, RecurrentState, Memory]":
+        alone = RecurrentState(state.network, self.ensemble.select(state.ensemble, index), state.idle)
+        return replace(self, ensemble=replace(self.ensemble, members=1)), alone, memory._replace(member=jnp.zeros((), jnp.int32))
+
+    def confidence(self, state: RecurrentState) -> Array:
+        return state.ensemble.confidence
+
+    def errors(self, state: RecurrentState, experience: Experience, key: Array) -> Array:
+        capacity = experience.capacity
+        everything = experience.sequence((experience.count - 1) % capacity, capacity)
+        memory = World(self, state).remember(everything, key)
+        step = jax.vmap(lambda m, a: self.step(state, m, a, key)[1])
+        prediction, real = step(memory, everything.steps.action), everything.steps
+        error = jnp.square((prediction.obs - real.next_obs) / state.ensemble.scale[None]).mean(1)
+        error = error + jnp.square(prediction.reward - real.reward) / real.obs.shape[1]
+        # From the order of age to that of the ring; its newest step is the sequence's last.
+        return jnp.roll(error * everything.valid, experience.count % capacity)
+
+    # ---- fitting
+
+    def update(self, state: RecurrentState, experience: Experience, key: Array) -> tuple[RecurrentState, Metrics]:
+        """Warm-started steps on mini-batches of sequences."""
+        hyper, length = self.ensemble, self.context + self.open_loop
+        ensemble, weight = hyper.measure(state.ensemble, experience)
+        rest = self.network.start(state.network)
+
+        def draw(params: PyTree, key: Array) -> tuple[Sequence, Array]:
+            ends = experience.draw(key, (1, hyper.batch))
+            sequence = jax.vmap(jax.vmap(lambda end: experience.sequence(end, length)))(ends)
+            return sequence, experience.importance(ends)
+
+        def loss(params: tuple[PyTree, PyTree], drawn: tuple[Sequence, Array], key: Array) -> Array:
+            (network, members), (sequences, importance) = params, drawn
+            unroll = jax.vmap(lambda s, k: self._unroll(network, members, ensemble.scale, rest, s, k))
+            obs, latent = unroll(sequences, jax.random.split(key, hyper.batch))
+            counts = sequences.valid * importance[:, None]
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (sequences.steps._replace(obs=obs), latent, counts))
+            return jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members).mean()
+
+        fitted = fit(
+            jax.tree.map(lambda x: x[None], (state.network, ensemble.members)),
+            loss,
+            draw,
+            None,
+            adamw(hyper.learning_rate, hyper.updates, hyper.weight_decay, hyper.gradient_clip),
+            updates=hyper.updates,
+            block=min(hyper.check_every, hyper.updates),
+            patience=hyper.patience,
+            key=key,
+        )
+        network, members = jax.tree.map(lambda x: x[0], fitted.best)
+        ensemble = hyper.fitted(ensemble, members, fitted.train_loss)
+        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates, "model_confidence": ensemble.confidence}
+        return RecurrentState(network, ensemble, jnp.array(state.idle)), metrics
+
+    def _unroll(
+        self, network: PyTree, members: PyTree, scale: Array, rest: PyTree, sequence: Sequence, key: Array
+    ) -> tuple[Array, Array]:
+        """The observations that the model went by, (length, obs_size), and the latent states, (length, latent): real observations
+        during the context and where an episode begins, after that its own predictions, by the mean of the members."""
+
+        def step(before: tuple[Array, Array, Array, PyTree], now: tuple[Transition, Array, Array, Array]):
+            predicted, last, action, carry = before
+            real, first, given, key = now
+            obs = jnp.where((first > 0) | given, real.obs, predicted)
+            change = jnp.where(first > 0, 0.0, (obs - last) / scale)
+            carry = jax.tree.map(lambda resting, old: jnp.where(first > 0, resting, old), rest, carry)
+            latent, carry = self._read(network, carry, obs, change, action * (1 - first), key)
+            inputs = jnp.concatenate([obs, latent, real.action])
+            mean = jax.vmap(lambda m: self.ensemble.moments(m, inputs, key)[0])(members).mean(0)
+            return (obs + mean[:-1] * scale, obs, real.action, carry), (obs, latent)
+
+        length = sequence.first.shape[0]
+        start = (sequence.steps.obs[0], sequence.steps.obs[0], jnp.zeros(sequence.steps.action.shape[1]), rest)
+        given = jnp.arange(length) < self.context
+        return jax.lax.scan(step, start, (sequence.steps, sequence.first, given, jax.random.split(key, length)))[1]

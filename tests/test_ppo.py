@@ -1,0 +1,413 @@
+"""PPO: its arithmetic by hand, what it imagines, and small problems with known answers."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import CONTINUOUS, DISCRETE, filled, finite, holding, same
+
+from spikedream.agents.ppo import PPO, Imagination, Lesson, Steps
+from spikedream.ops.distributions import Regression
+from spikedream.ops.replay import ReplayBuffer
+from spikedream.ops.schedule import ImaginedShare
+from spikedream.snn.codings import MembraneReadout, PopulationReadout
+from spikedream.snn.networks import MLP, Output, SpikingNetwork
+from spikedream.snn.neurons import LIF, CubaLIF
+from spikedream.types import Prediction, Spec, Transition, World
+
+KEY, OTHER = jax.random.key(0), jax.random.key(1)
+ARMS = Spec(2, 3, discrete=True)
+DIAL = Spec(2, 1, discrete=False, action_low=(-1.0,), action_high=(1.0,))
+
+SMALL = MLP(hidden=(16,), activation="tanh", gain=0.1)
+AGENT = PPO(
+    actor=SMALL, critic=SMALL, value=Regression(), rollout=32, passes=4, batch=16, gamma=0.9, return_lambda=0.95, clip=0.2,
+    value_clip=0.2, target_kl=1.0, entropy=1e-3, learning_rate=1e-2, critic_learning_rate=1e-2, gradient_clip=1.0,
+    advantage_floor=0.01,
+)  # fmt: skip
+IMAGINATION = Imagination(threshold=0.5, least=8, most=16, horizon=4, discount=0.5, chunk=4, recent=10)
+
+
+class Memory(NamedTuple):
+    obs: jax.Array
+
+
+@dataclass(frozen=True)
+class Still:
+    """Nothing moves. The best of the discrete actions is the second, the best continuous action 0.5."""
+
+    discrete: bool = True
+    certainty: float = 0.75
+    uncertainty: float = 0.0
+    calls: list = field(default_factory=list, hash=False)  # one entry for each step imagined
+
+    members, recurrent = 1, False
+
+    def confidence(self, state):
+        return jnp.asarray(self.certainty)
+
+    def start(self, state, obs, key):
+        return Memory(obs)
+
+    def feature(self, state, memory):
+        return memory.obs
+
+    def step(self, state, memory, action, key):
+        jax.debug.callback(lambda _: self.calls.append(1), action)
+        reward = action[1] if self.discrete else 1 - jnp.square(action[0] - 0.5)
+        zero = jnp.zeros(())
+        return memory, Prediction(memory.obs, reward, zero, jnp.asarray(self.uncertainty), zero, ())
+
+
+class Untouchable:
+    """A world model that nobody may ask anything but whether it remembers."""
+
+    members, recurrent = 1, False
+
+
+class Remembering(Untouchable):
+    recurrent = True
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """A critic whose value of an observation is its first entry times the one parameter."""
+
+    def init(self, in_size, out_size, key):
+        return jnp.ones(())
+
+    def start(self, params):
+        return ()
+
+    def __call__(self, params, x, carry=(), key=None):
+        return Output(params * x[:1], (), ())
+
+
+@dataclass(frozen=True)
+class Praise:
+    largest: float = 0.25
+
+    def reward(self, state, obs, action, following, uncertainty):
+        return jnp.asarray(0.25)
+
+
+def world(model):
+    return World(model, ())
+
+
+def begun(agent, spec):
+    return jax.jit(lambda k: agent.init(spec, world(Untouchable()), k))(KEY)
+
+
+def updated(agent, model, spec=DISCRETE, rows=40, key=OTHER):
+    experience = filled(spec, rows, 64, KEY)
+    return jax.jit(lambda s, e, k: agent.update(s, world(model), e, k))(begun(agent, spec), experience, key)
+
+
+# ---- advantages
+
+
+def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_end():
+    obs, following = jnp.array([0.2, 0.4, 0.1, 0.3, 0.6]), jnp.array([0.4, 0.9, 0.3, 0.8, 0.6])
+    wide = lambda x: jnp.stack([x, jnp.zeros(5)], axis=1)  # noqa: E731
+    data = Transition(
+        wide(obs),
+        jnp.tile(jnp.eye(3)[:1], (5, 1)),
+        jnp.array([1.0, 0.4, 0.0, 1.0, 0.2]),
+        wide(following),
+        jnp.array([0.0, 1.0, 0.0, 0.0, 0.0]),
+        jnp.array([0.0, 0.0, 0.0, 1.0, 0.0]),
+        jnp.zeros(5),
+    )
+    experience = replace(ReplayBuffer(5).init(ARMS), data=data, count=jnp.asarray(5, jnp.int32))  # not normalised
+    agent = replace(AGENT, critic=Proportional(), rollout=5, gamma=0.5, return_lambda=0.5)
+    state = begun(agent, ARMS)
+    steps, metrics = agent._real_steps(state, world(Untouchable()), experience, KEY)
+    lesson = agent._lesson(state, world(Untouchable()), experience, steps)
+    np.testing.assert_array_equal(steps.goes_on, [1, 0, 1, 0, 0])
+    # Rewards count half (1 - gamma). From behind: 0.1 + 0.5 x 0.6 | 0.5 + 0.5 x 0.8, 0.5 (0.3 + 0.9) / 2 | 0.2, 0.5 + 0.5 (0.4 + 0.2) / 2
+    np.testing.assert_allclose(lesson.target, [0.65, 0.2, 0.3, 0.9, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(lesson.advantage, [0.45, -0.2, 0.2, 0.6, -0.2], rtol=1e-5)
+    assert float(metrics["real_reward"]) == pytest.approx(2.6 / 5)
+
+
+def test_steps_that_are_not_there_have_no_weight():
+    agent = replace(AGENT, rollout=32)
+    state, experience = begun(agent, DISCRETE), filled(DISCRETE, 20, 64, KEY)
+    steps, _ = agent._real_steps(state, world(Untouchable()), experience, KEY)
+    np.testing.assert_array_equal(steps.weight, np.arange(32) >= 12)
+    assert finite(agent.update(state, world(Untouchable()), experience, KEY))
+
+
+def test_log_probabilities_are_those_of_the_present_policy():
+    state, experience = begun(AGENT, DISCRETE), filled(DISCRETE, 40, 64, KEY)
+    steps, _ = AGENT._real_steps(state, world(Untouchable()), experience, KEY)
+    logits = jax.vmap(lambda x: AGENT.actor(state.actor, x).value)(steps.obs)
+    np.testing.assert_allclose(steps.log_prob, (jax.nn.log_softmax(logits) * steps.action).sum(1), rtol=1e-5)
+
+
+def test_a_bonus_is_added_to_real_and_imagined_rewards():
+    agent, experience = replace(AGENT, imagination=IMAGINATION), filled(DISCRETE, 40, 64, KEY)
+    state, praised = begun(agent, DISCRETE), World(Still(), (), Praise(), ())
+    for praise, plain in (
+        (agent._real_steps(state, w, experience, KEY)[0].reward, agent._real_steps(state, world(Still()), experience, KEY)[0].reward)
+        for w in (praised,)
+    ):
+        np.testing.assert_allclose(praise, plain + 0.25, rtol=1e-5)
+    lessons = [agent._imagined(IMAGINATION, state, w, experience, KEY)[0] for w in (praised, world(Still()))]
+    made = np.asarray(lessons[0].steps.weight) > 0
+    np.testing.assert_allclose((lessons[0].steps.reward - lessons[1].steps.reward)[made], 0.25, rtol=1e-5)
+
+
+# ---- losses
+
+
+def sample(value, target, obs):
+    rows = jnp.ones(len(value))
+    steps = Steps(obs[:, None], obs[:, None], rows[:, None], rows, rows, rows, rows, rows, jax.random.split(KEY, len(value)))
+    return Lesson(steps, value, target, rows)
+
+
+def test_value_loss_is_the_larger_of_the_plain_and_the_clipped_one():
+    before, now = jnp.full(4, 0.5), jnp.array([0.8, 0.8, 0.6, 0.2])
+    target = jnp.array([1.0, 0.6, 1.0, 0.0])
+    agent = replace(AGENT, critic=Proportional(), value=Regression(), value_clip=0.2)
+    gradient = jax.jit(jax.jacobian(lambda w, weight: agent._critic_loss(w, sample(before, target, now), weight)))
+    # The first and last have moved more than 0.2 towards their targets, the second has moved past its own.
+    found = jnp.stack([gradient(jnp.ones(()), row) for row in jnp.eye(4)])
+    np.testing.assert_allclose(found, [0.0, (0.8 - 0.6) * 0.8, (0.6 - 1.0) * 0.6, 0.0], rtol=1e-5, atol=1e-7)
+
+    def larger(w, i):
+        value = w * now[i]
+        held = before[i] + jnp.clip(value - before[i], -0.2, 0.2)
+        return jnp.maximum(0.5 * (value - target[i]) ** 2, 0.5 * (held - target[i]) ** 2)
+
+    np.testing.assert_allclose(found, [jax.grad(larger)(1.0, i) for i in range(4)], rtol=1e-5, atol=1e-7)
+
+
+def test_learning_stops_once_the_policy_has_moved_too_far():
+    # One mini-batch in a pass: the first step starts at a divergence of exactly 0, the second does not.
+    agent = replace(AGENT, batch=32, passes=6)
+    once, _ = updated(replace(agent, passes=1), Untouchable())
+    stopped, metrics = updated(replace(agent, target_kl=0.0), Untouchable())
+    assert int(metrics["gradient_steps"]) == 1 and float(metrics["approximate_kl"]) > 0
+    assert same(stopped, once)
+    free, metrics = updated(agent, Untouchable())
+    assert int(metrics["gradient_steps"]) == 6 and not same(free.actor, once.actor)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    def moved(clip):
+        agent = replace(AGENT, batch=32, passes=1, gradient_clip=clip)
+        after, _ = updated(agent, Untouchable())
+        moments = after.actor_optimizer[1][0].mu
+        return jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(moments)))
+
+    assert float(moved(1e-3)) == pytest.approx(0.1 * 1e-3, rel=1e-3)  # Adam's first moment after one step: a tenth of the gradient
+    assert float(moved(1e3)) > 1e-3
+
+
+# ---- imagination
+
+
+@pytest.mark.parametrize(
+    ("confidence", "chunks"), [(0.0, 0), (0.49, 0), (0.5, 2), (0.75, 6), (0.7, 6), (1.0, 10)]
+)  # fmt: skip
+def test_rollouts_lie_on_a_line_from_the_threshold_to_full_confidence(confidence, chunks):
+    how = Imagination(threshold=0.5, least=20, most=100, chunk=10)
+    # 20 + 80 (c - 0.5) / 0.5 rollouts, in whole chunks of ten
+    assert int(how.chunks_needed(jnp.asarray(confidence), jnp.asarray(0))) == chunks
+
+
+def test_rollouts_fall_with_the_share_of_imagined_data():
+    how = Imagination(threshold=0.5, least=20, most=100, chunk=10, share=ImaginedShare(1.0, 0.0, begin=100, steps=200))
+    found = [int(how.chunks_needed(jnp.asarray(0.75), jnp.asarray(steps))) for steps in (50, 100, 200, 299, 300, 900)]
+    assert found == [6, 6, 3, 1, 0, 0]
+    certain = Imagination(threshold=1.0, least=20, most=100, chunk=10)
+    assert int(certain.chunks_needed(jnp.ones(()), jnp.asarray(0))) == 10
+
+
+@pytest.mark.parametrize(("certainty", "rollouts"), [(0.4, 0), (0.5, 8), (0.6, 12), (1.0, 16)])
+def test_only_the_rollouts_that_are_needed_are_imagined(certainty, rollouts):
+    model = Still(certainty=certainty)
+    state, metrics = updated(replace(AGENT, imagination=IMAGINATION), model)
+    jax.effects_barrier()
+    assert len(model.calls) == int(metrics["imagined_steps"]) == rollouts * 4
+    assert int(metrics["rollouts"]) == rollouts
+    assert float(metrics["confidence"]) == pytest.approx(certainty)
+    # 32 real samples and the imagined ones, in mini-batches of 16, four passes
+    assert int(metrics["gradient_steps"]) == 4 * (32 + rollouts * 4) // 16
+    assert finite((state, metrics))
+
+
+def test_imagined_steps_weigh_as_much_as_the_model_is_trusted():
+    agent = replace(AGENT, imagination=IMAGINATION)
+    state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
+    lessons, metrics = agent._imagined(IMAGINATION, state, world(Still(certainty=0.75)), experience, KEY)
+    weight = np.asarray(lessons.steps.weight)
+    np.testing.assert_allclose(weight, np.where(np.arange(64) < 48, 0.5 * 0.75, 0.0))  # 12 of 16 rollouts of 4 steps
+    assert float(metrics["rollout_length"]) == 4
+    starts = np.asarray(lessons.steps.obs[:48:4])
+    newest = np.asarray(experience.gather(jnp.arange(30, 40)).obs)
+    assert all((np.abs(newest - start[None]).max(1) < 1e-6).any() for start in starts)
+
+
+def test_steps_after_too_much_uncertainty_do_not_count():
+    how = replace(IMAGINATION, uncertainty_limit=1.0)
+    np.testing.assert_array_equal(how.trusted(jnp.array([0.4, 0.5, 0.2, 0.0])), [1, 1, 0, 0])
+    agent = replace(AGENT, critic=Proportional(), imagination=how)
+    state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
+    lessons, metrics = agent._imagined(how, state, world(Still(certainty=1.0, uncertainty=0.4)), experience, KEY)
+    one = jax.tree.map(lambda x: x[:4], lessons)
+    np.testing.assert_allclose(one.steps.weight, [0.5, 0.5, 0, 0])
+    np.testing.assert_array_equal(one.steps.goes_on, [1, 0, 0, 0])
+    assert float(metrics["rollout_length"]) == 2
+    # The last trusted step is followed by the value of where it led, which is within the rewards seen.
+    low, high = min(float(experience.normalizer.reward_low), 0), max(float(experience.normalizer.reward_high), 0)
+    value = float(jnp.clip(one.steps.following[1, 0], low, high))
+    assert float(one.target[1]) == pytest.approx(0.1 * float(one.steps.reward[1]) + 0.9 * value, abs=1e-5)
+    trusting, _ = updated(replace(agent, imagination=IMAGINATION), Still(uncertainty=0.4))
+    distrusting, _ = updated(replace(agent, imagination=replace(how, uncertainty_limit=0.1)), Still(uncertainty=0.4))
+    plain, _ = updated(replace(agent, imagination=None), Untouchable())
+    assert same_numbers(distrusting, plain) and not same_numbers(trusting, plain)
+
+
+def same_numbers(a, b):
+    """Two compiled programs may round differently."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in pairs)
+
+
+def test_without_imagination_the_world_is_not_touched():
+    assert not AGENT.uses_world and replace(AGENT, imagination=IMAGINATION).uses_world
+    state, metrics = updated(AGENT, Untouchable())
+    model = Still()
+    again, same_metrics = updated(AGENT, model)
+    jax.effects_barrier()
+    assert same((state, metrics), (again, same_metrics)) and not model.calls
+    assert int(metrics["imagined_steps"]) == 0 and "confidence" not in metrics
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_share_of_zero_is_plain_ppo(rounds):
+    none = ImaginedShare(0.0, 0.0)
+    model = Still()
+    state, metrics = updated(replace(AGENT, imagination=replace(IMAGINATION, share=none, rounds=rounds)), model)
+    jax.effects_barrier()
+    plain, _ = updated(AGENT, Untouchable())
+    assert same_numbers(state, plain)
+    assert int(metrics["imagined_steps"]) == 0 and not model.calls
+
+
+def test_real_steps_take_part_in_the_first_round_only():
+    model = Still(certainty=0.5)
+    _, metrics = updated(replace(AGENT, imagination=replace(IMAGINATION, rounds=3)), model)
+    jax.effects_barrier()
+    # Eight rollouts of four steps in each round, 32 real steps in the first; sixteen to a mini-batch, four passes
+    assert len(model.calls) == int(metrics["imagined_steps"]) == 3 * 32
+    assert int(metrics["gradient_steps"]) == 4 * (4 + 2 + 2)
+
+
+# ---- small problems with known answers
+
+
+def practise(agent, model, spec, iterations, at_random=False):
+    """The agent's state after on-policy iterations in a world that is known."""
+
+    def iterate(state, key):
+        act_key, update_key = jax.random.split(key)
+        rows, still = agent.rollout, jnp.zeros((agent.rollout, 2))
+
+        def step(key):
+            action = agent.decide(state, jnp.zeros(2), key, greedy=False).action
+            return action, model.step((), Memory(jnp.zeros(2)), action, key)[1].reward
+
+        action, reward = jax.vmap(step)(jax.random.split(act_key, rows))
+        reward = jax.random.permutation(update_key, reward) if at_random else reward
+        none, last = jnp.zeros(rows), (jnp.arange(rows) == rows - 1).astype(jnp.float32)
+        experience = holding(spec, Transition(still, action, reward, still, none, last, none), rows)
+        return agent.update(state, world(model), experience, update_key)
+
+    return jax.jit(lambda s, k: jax.lax.scan(iterate, s, jax.random.split(k, iterations)))(begun(agent, spec), OTHER)
+
+
+def greedy_action(agent, state):
+    return np.asarray(agent.act(state, world(Untouchable()), agent.start(state, world(Untouchable())), jnp.zeros(2), KEY, True).action)
+
+
+def assert_best(agent, state):
+    action = greedy_action(agent, state)
+    if len(action) == 1:
+        assert abs(action[0] - 0.5) < 0.15
+    else:
+        assert action.argmax() == 1
+
+
+@dataclass(frozen=True)
+class Quiet(Still):
+    """`Still` without the count of its steps."""
+
+    def step(self, state, memory, action, key):
+        reward = action[1] if self.discrete else 1 - jnp.square(action[0] - 0.5)
+        zero = jnp.zeros(())
+        return memory, Prediction(memory.obs, reward, zero, jnp.asarray(self.uncertainty), zero, ())
+
+
+SPIKING = {
+    "actor": SpikingNetwork(hidden=(16,), ticks=3, neuron=LIF(), readout=PopulationReadout(neurons=6, neuron=CubaLIF())),
+    "critic": SpikingNetwork(hidden=(16,), ticks=3, neuron=LIF(), readout=MembraneReadout(gain=0.1)),
+}
+
+
+@pytest.mark.parametrize("networks", [{}, SPIKING], ids=["conventional", "spiking"])
+@pytest.mark.parametrize("spec", [ARMS, DIAL], ids=["discrete", "continuous"])
+def test_ppo_finds_the_best_action(spec, networks):
+    agent = replace(AGENT, rollout=64, **networks)
+    state, metrics = practise(agent, Quiet(spec.discrete), spec, 60)
+    assert_best(agent, state)
+    assert finite(state) and finite(metrics)
+    assert float(metrics["real_reward"][0]) < float(metrics["real_reward"][-10:].mean()) <= 1.0001
+    if networks:
+        assert 0 < float(metrics["firing_rate/actor"][-1]) < 1
+
+
+def test_ppo_learns_from_imagination_what_real_rewards_do_not_tell():
+    imagination = replace(IMAGINATION, discount=1.0)
+    agent = replace(AGENT, imagination=imagination)
+    state, _ = practise(agent, Quiet(certainty=1.0), ARMS, 40, at_random=True)
+    assert_best(agent, state)
+
+
+# ---- what it refuses
+
+
+def test_what_needs_a_memory_is_refused():
+    with pytest.raises(ValueError, match="PPO keeps no memory of an episode, which Remembering needs.*Dreamer and Planner"):
+        AGENT.init(DISCRETE, world(Remembering()), KEY)
+    for name in ("actor", "critic"):
+        agent = replace(AGENT, **{name: SpikingNetwork(hidden=(4,), persistent=True)})
+        with pytest.raises(ValueError, match="persistent"):
+            agent.init(CONTINUOUS, world(Untouchable()), KEY)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"threshold": 1.1}, {"discount": -0.1}, {"least": 65, "most": 64}, {"most": 100, "chunk": 32}, {"uncertainty_limit": -1.0},
+     {"horizon": 0}, {"recent": 0}, {"rounds": 0}],
+    ids=str,
+)  # fmt: skip
+def test_imagination_refuses_numbers_out_of_bounds(fields):
+    with pytest.raises(ValueError, match="|".join(fields)):
+        Imagination(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rollout": 0}, {"passes": 0}, {"batch": 0}, {"clip": 0.0}, {"value_clip": 0.0}, {"gamma": 1.0}, {"target_kl": -1.0}],
+    ids=str,
+)  # fmt: skip
+def test_ppo_refuses_numbers_out_of_bounds(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        PPO(**fields)
