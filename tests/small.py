@@ -22,6 +22,8 @@ SPECS = {"discrete": DISCRETE, "continuous": CONTINUOUS}
 SIZES = {
     "hidden": (6,), "ticks": 2, "fields": 4, "neurons": 4, "members": 2, "batch": 8, "updates": 4, "check_every": 2,
     "trajectories": 4, "horizon": 3, "passes": 2, "minibatches": 2, "bins": 11,
+    "latent": 3, "context": 3, "open_loop": 2, "candidates": 8, "iterations": 2, "elites": 3,
+    "rollout": 8, "least": 2, "most": 4, "chunk": 2,
 }  # fmt: skip
 
 
@@ -44,11 +46,16 @@ def small(part: Any, **changes: Any) -> Any:
     """`part` and the parts that it holds with the sizes above, then `changes` on the top one."""
     fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     sized = {
-        name: small(value) if dataclasses.is_dataclass(value) else SIZES[name]
+        name: small(value) if dataclasses.is_dataclass(value) else _size(name, value)
         for name, value in fields.items()
         if dataclasses.is_dataclass(value) or name in SIZES
     }
     return dataclasses.replace(part, **{**sized, **changes})
+
+
+def _size(name: str, value: Any) -> Any:
+    """A GRU has one hidden layer, and its width is a number."""
+    return SIZES[name][0] if isinstance(SIZES[name], tuple) and isinstance(value, int) else SIZES[name]
 
 
 def filled(spec: Spec, rows: int, capacity: int, key: jax.Array) -> Replay:

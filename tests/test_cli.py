@@ -82,6 +82,47 @@ def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, 
     assert type(saved.world_model.dynamics.neuron).__name__ == "AdaptiveLIF"
 
 
+SMALL = [
+    *TINY, "--budget", "30", "--collect.seed-episodes", "1", "--collect.steps", "10", "--evaluation.episodes", "2",
+]  # fmt: skip
+
+
+def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from spikedream import config
+
+    out = tmp_path / "run"
+    status, said, err = call(
+        capsys, "train", "debug", *SMALL, "--out", str(out), "--agent", "Planner", "--agent.policy", "Dreamer",
+        "--agent.policy.horizon", "3", "--agent.policy.trajectories", "4", "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
+        "--agent.horizon", "2", "--agent.search", "RandomShooting", "--agent.search.candidates", "6", "--agent.when", "evaluate",
+        "--bonus", "RandomNetworkDistillation", "--bonus.updates", "3", "--bonus.weight.start", "0.02",
+        "--replay.priority", "td_error", "--replay.alpha", "0.7",
+    )  # fmt: skip
+    assert status == 0, said + err
+    saved = config.load(out / "config.yaml")
+    assert type(saved.agent).__name__ == "Planner" and type(saved.agent.policy).__name__ == "Dreamer"
+    assert saved.agent.policy.horizon == 3 and saved.agent.search.candidates == 6 and saved.agent.when == "evaluate"
+    assert type(saved.bonus).__name__ == "RandomNetworkDistillation" and saved.bonus.weight.start == 0.02
+    assert saved.replay.priority == "td_error" and saved.replay.alpha == 0.7
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["bonus_mean"] > 0 and rows[-1]["beta"] > 0
+
+
+def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    status, said, err = call(
+        capsys, "train", "CartPoleHiddenVelocity-v0", *SMALL, "--improve.block", "1", "--out", str(out), "--world-model", "Recurrent",
+        "--world-model.network", "GRU", "--world-model.network.hidden", "4", "--world-model.ensemble.updates", "2",
+        "--world-model.ensemble.check-every", "2", "--world-model.ensemble.dynamics", "MLP", "--world-model.ensemble.ending", "MLP",
+        "--agent.actor", "MLP", "--agent.critic", "MLP", "--agent.trajectories", "4", "--agent.horizon", "2",
+    )  # fmt: skip
+    assert status == 0, said + err
+    result = json.loads((out / "result.json").read_text())
+    assert result["env"] == "CartPoleHiddenVelocity-v0" and result["threshold"] == 475 and result["real_steps"] == 30
+    status, said, _ = call(capsys, "evaluate", str(out), "--episodes", "3")
+    assert status == 0 and "over 3 greedy episodes" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -96,6 +137,13 @@ def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, 
         (["train", "environments:Endless-v0"], "--max-episode-steps"),
         (["train", "debug", "--agent.actor", "MPL"], "did you mean 'MLP'"),
         (["train", "debug", "--agent.gradient", "model"], "needs a continuous action space"),
+        (["train", "debug", "--bonus", "RandomNetworkDestillation"], "did you mean 'RandomNetworkDistillation'"),
+        (["train", "debug", "--bonus", "Boredom"], "bonus has no kind 'Boredom'"),
+        (["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamr"], "did you mean 'Dreamer'"),
+        (["train", "debug", "--agent", "PPO", "--world-model", "Recurrent"], "PPO keeps no memory of an episode, which Recurrent needs"),
+        (["train", "debug", "--world-model", "Recurrent", "--world-model.network", "MLP"], "keeps no state between steps"),
+        (["train", "debug", *SMALL, "--agent", "Planner", "--replay.priority", "td_error"], "needs a value function"),
+        (["train", "debug", *SMALL, "--world-model", "TrueEnvironment", "--bonus", "Disagreement"], "at least 2 members"),
         (["train", "debug", "--world-model", "TrueEnvironment", "--env", "Pendulum-v1"], "observes 4 numbers"),
         (["evaluate", "no/such/run"], "no run directory no/such/run"),
         (["resume", "no/such/run"], "no run directory no/such/run"),
@@ -137,6 +185,13 @@ def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.C
         ("world_model: {kind: Ensembel}", "did you mean 'Ensemble'?"),
         ("agent: {actor: {hidden: 64}}", "agent.actor.hidden takes a list of whole numbers"),
         ("agent: {trajectories: 0}", "agent.trajectories is 0; it must be at least 1"),
+        ("bonus: Boredom", "bonus has no kind 'Boredom'"),
+        ("bonus: {kind: Disagreement, weigth: 1}", "unknown setting 'bonus.weigth'; did you mean 'weight'?"),
+        ("bonus: 3", "bonus takes a mapping of settings, not 3"),
+        ("agent: {kind: Planner, when: never}", "agent.when is 'never'"),
+        ("agent: {kind: Planner, when: evaluate}", 'when = "evaluate" needs a policy'),
+        ("replay: {priority: loss}", "replay.priority is 'loss'"),
+        ("world_model: {kind: Recurrent, ensemble: {holdout: 0.1}}", "ensemble.holdout must be 0"),
         ("[1, 2]", "is not a mapping of settings"),
         ("a: b: c", "is not valid YAML"),
     ],

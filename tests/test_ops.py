@@ -1,6 +1,7 @@
 """The mathematics by hand or against numpy and scipy: returns, distributions, normaliser, replay, and the one dream."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -8,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from small import DISCRETE, finite, holding, same
+from small import DISCRETE, filled, finite, holding, same
 
+from spikedream.ops.calibration import LEVELS, coverage, deviation_factor, half_width
 from spikedream.ops.distributions import Categorical, Regression, TanhNormal, TwoHot, symexp, symlog
 from spikedream.ops.dream import dream
+from spikedream.ops.fitting import adamw, fit
 from spikedream.ops.normalizer import identity, measure
-from spikedream.ops.replay import empty
-from spikedream.ops.returns import lambda_returns, survival
+from spikedream.ops.replay import ReplayBuffer
+from spikedream.ops.returns import lambda_returns, survival, vtrace
+from spikedream.ops.schedule import ImaginedShare
 from spikedream.types import Decision, Prediction, Spec, Transition, World
 
 KEY = jax.random.key(0)
@@ -50,6 +54,151 @@ def test_nothing_passes_a_discount_of_zero(lambda_):
 
 def test_survival_is_the_chance_to_be_alive_before_each_step():
     np.testing.assert_allclose(survival(jnp.array([0.0, 0.5, 0.2, 1.0, 0.0])), [1, 1, 0.5, 0.4, 0], rtol=1e-6)
+
+
+VALUE_OF, ALIVE = jnp.array([4.0, 5.0, 6.0]), jnp.array([1.0, 1.0, 0.0])  # of the states acted in; the last step is the last
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.95, 1.0])
+def test_vtrace_on_policy_gives_the_lambda_returns(lambda_):
+    # On one trajectory the state after a step is the one in which the next is taken.
+    value, following = VALUE_OF, jnp.append(VALUE_OF[1:], 30.0)
+    found = vtrace(REWARD, jnp.full(3, 0.5), value, following, jnp.ones(3), ALIVE, lambda_)
+    np.testing.assert_allclose(found, lambda_returns(REWARD, jnp.full(3, 0.5), following, lambda_), rtol=1e-6)
+
+
+def test_vtrace_by_hand_with_its_ratios_clipped_at_one():
+    following, ratio = jnp.array([5.5, 7.0, 8.0]), jnp.array([0.5, 3.0, 0.25])
+    found = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio, ALIVE, 0.8)
+    # corrections, from behind: 0.25 (3 + 4 - 6) = 0.25; 1 (2 + 3.5 - 5) + 0.4 x 1 x 0.25 = 0.6; 0.5 (1 + 2.75 - 4) + 0.2 x 0.6
+    np.testing.assert_allclose(found, [4 - 0.125 + 0.12, 5 + 0.6, 6 + 0.25], rtol=1e-6)
+    # A ratio above one counts as one; of zero, nothing is learned from the step, nor past it from those behind it.
+    same_found = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio.at[1].set(1.0), ALIVE, 0.8)
+    assert same(found, same_found)
+    nothing = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio.at[1].set(0.0), ALIVE, 0.8)
+    np.testing.assert_allclose(nothing, [4 - 0.125, 5.0, 6.25], rtol=1e-6)
+
+
+def test_vtrace_passes_nothing_over_the_end_of_an_episode():
+    following, one = jnp.array([5.5, 7.0, 8.0]), jnp.ones(3)
+    apart = ALIVE.at[0].set(0.0)  # the second step is of another episode
+    found = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, one, apart, 0.9)
+    assert float(found[0]) == pytest.approx(1 + 0.5 * 5.5)  # cut off, not ended: the value of what follows counts
+    other = vtrace(REWARD.at[1:].set(-99.0), jnp.full(3, 0.5), VALUE_OF, following, one, apart, 0.9)
+    assert float(other[0]) == float(found[0])
+    ended = vtrace(REWARD, jnp.array([0.0, 0.5, 0.5]), VALUE_OF, following, one, apart, 0.9)
+    assert float(ended[0]) == pytest.approx(1.0)
+
+
+# ---- schedules and calibration
+
+
+@pytest.mark.parametrize(("steps", "share"), [(0, 1.0), (100, 1.0), (150, 0.8), (300, 0.2), (301, 0.2), (10_000, 0.2)])
+def test_imagined_share_follows_a_line(steps, share):
+    schedule = ImaginedShare(1.0, 0.2, begin=100, steps=200)
+    assert float(schedule(jnp.asarray(steps, jnp.int32))) == pytest.approx(share)
+    assert not schedule.always_one and ImaginedShare().always_one and not ImaginedShare(0.0, 1.0).always_one
+
+
+def test_half_widths_are_those_of_the_normal_distribution():
+    found = [float(half_width(level)) for level in (0.5, 0.9)]
+    np.testing.assert_allclose(found, [0.67449, 1.64485], rtol=1e-4)
+
+
+def test_exact_normal_errors_are_covered_as_promised():
+    z = jax.random.normal(KEY, (20_000, 3))
+    found = coverage(z, jnp.ones(20_000))
+    assert found.keys() == {f"calibration/coverage_{100 * level:.0f}" for level in LEVELS} | {"calibration/error"}
+    for level in LEVELS:
+        assert float(found[f"calibration/coverage_{100 * level:.0f}"]) == pytest.approx(level, abs=0.01)
+    assert float(found["calibration/error"]) < 0.01
+    assert float(coverage(2 * z, jnp.ones(20_000))["calibration/error"]) > 0.15
+
+
+def test_coverage_by_hand():
+    # Half-widths for 10, 30, 50, 70 and 90 %: 0.126, 0.385, 0.674, 1.036, 1.645
+    z = jnp.array([[0.1, -0.5], [-1.0, 1.5], [0.0, 9.0], [0.3, -0.3]])
+    found = coverage(z, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    shares = np.array([2, 2, 3, 4, 5]) / 6
+    assert [float(found[f"calibration/coverage_{p}"]) for p in (10, 30, 50, 70, 90)] == pytest.approx(list(shares))
+    assert float(found["calibration/error"]) == pytest.approx(np.abs(shares - np.array(LEVELS)).mean(), rel=1e-5)
+    assert float(coverage(z, jnp.zeros(4))["calibration/coverage_50"]) == 0.0
+
+
+def test_deviation_factor_repairs_a_wrong_scale_of_each_target():
+    wrong = jnp.array([[0.5, 1.0, 3.0]])  # deviations predicted twice too large, right, three times too small
+    z, counts = jax.random.normal(KEY, (5000, 3)) * wrong, (jnp.arange(5000) < 4000).astype(jnp.float32)
+    z = jnp.where(counts[:, None] > 0, z, 1e6)  # what does not count is not looked at
+    factor = deviation_factor(z, counts)
+    np.testing.assert_allclose(factor, wrong[0], rtol=0.05)
+    assert float(coverage(z / factor[None], counts)["calibration/coverage_90"]) == pytest.approx(0.9, abs=1e-3)
+    np.testing.assert_array_equal(deviation_factor(z, jnp.zeros(5000)), np.ones(3))
+    np.testing.assert_allclose(deviation_factor(1e3 * z, counts), np.full(3, 10.0))
+
+
+# ---- fitting
+
+POINTS = jnp.array([[1.0, 2.0], [-3.0, 0.5]])  # (members, 2)
+
+
+def fitted(check=None, patience=3, updates=200, key=KEY, rate=0.1):
+    """Two members, each drawn towards its own point."""
+    params = {"at": jnp.zeros((2, 2))}
+    draw = lambda params, key: POINTS + 0.0 * jax.random.normal(key, (2, 2))  # noqa: E731
+    loss = lambda params, batch, key: jnp.square(params["at"] - batch).sum()  # noqa: E731
+    optimizer = adamw(rate, updates, 0.0, 10.0)
+    run = jax.jit(lambda k: fit(params, loss, draw, check, optimizer, updates=updates, block=10, patience=patience, key=k))
+    return run(key)
+
+
+def test_fit_without_a_check_makes_all_updates_and_returns_the_last():
+    found = fitted()
+    assert int(found.updates) == 200 and int(found.waited) == 0
+    np.testing.assert_allclose(found.best["at"], POINTS, atol=0.02)
+    assert same(found.best, found.params) and float(found.train_loss) < 0.01
+    assert int(fitted(updates=7).updates) == 10  # whole blocks
+
+
+def test_fit_stops_when_no_member_improves_and_keeps_each_members_best():
+    # Held out is a point that each member passes on its way, the second later than the first.
+    halfway = POINTS * jnp.array([[0.2], [0.6]])
+
+    def check(params):
+        return jnp.square(params["at"] - halfway).sum(1)
+
+    found, everything = (fitted(check, updates=1000, rate=0.02, patience=p) for p in (3, 10**6))
+    assert int(everything.updates) == 1000 and 30 < int(found.updates) < 300 and int(found.waited) == 3
+    assert same(found.best, everything.best) and same(found.best_loss, everything.best_loss)
+    np.testing.assert_allclose(found.best_loss, check(found.best), rtol=1e-6)
+    assert (check(found.best) < 0.5 * check(found.params)).all()
+
+
+def test_fit_keeps_the_best_of_a_member_that_improves_no_more_while_another_does():
+    def check(params):
+        return jnp.stack([jnp.square(params["at"][0] - 0.1 * POINTS[0]).sum(), jnp.square(params["at"][1] - POINTS[1]).sum()])
+
+    found = fitted(check, updates=1000, rate=0.02)
+    assert float(found.best_loss[0]) < 0.5 < float(check(found.params)[0])
+    np.testing.assert_allclose(found.best["at"][1], POINTS[1], atol=0.05)
+
+
+def test_a_check_that_is_never_a_number_leaves_the_first_parameters():
+    found = fitted(lambda params: jnp.full(2, jnp.nan))
+    assert int(found.updates) == 30 and not found.best["at"].any()
+
+
+def test_only_weights_decay_and_gradients_are_clipped_by_their_global_norm():
+    optimizer = adamw(0.1, 100, 0.5, 1.0)
+    params = {"weight": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    none = jax.tree.map(jnp.zeros_like, params)
+    changes, state = optimizer.update(none, optimizer.init(params), params)
+    np.testing.assert_allclose(changes["weight"], np.full((2, 2), -0.1 * 0.5), rtol=1e-5)
+    np.testing.assert_array_equal(changes["bias"], 0)
+    steep = {"weight": jnp.full((2, 2), 6.0), "bias": jnp.full(2, 5.0)}  # norm sqrt(4 x 36 + 2 x 25) = 13.93
+    _, state = optimizer.update(steep, optimizer.init(params), params)
+    first = next(x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
+    assert float(first["weight"][0, 0]) == pytest.approx(0.1 * 6 / np.sqrt(194), rel=1e-5)
+    assert float(first["bias"][0]) == pytest.approx(0.1 * 5 / np.sqrt(194), rel=1e-5)
 
 
 # ---- value distributions
@@ -236,11 +385,11 @@ def test_identity_normalizer_changes_nothing():
 def step_number(i):
     obs = np.full(4, i, np.float32)
     action = np.eye(2, dtype=np.float32)[i % 2]
-    return Transition(obs, action, np.float32(i), obs + 1, np.float32(i % 3 == 0), np.float32(0))
+    return Transition(obs, action, np.float32(i), obs + 1, np.float32(i % 3 == 0), np.float32(0), np.float32(-i))
 
 
 def test_replay_overwrites_the_oldest_and_counts_everything():
-    replay, add = empty(DISCRETE, 5), jax.jit(lambda r, s: r.add(s))
+    replay, add = ReplayBuffer(5).init(DISCRETE), jax.jit(lambda r, s: r.add(s))
     assert int(replay.size) == 0 and replay.capacity == 5
     for i in range(8):
         replay = add(replay, step_number(i))
@@ -249,6 +398,7 @@ def test_replay_overwrites_the_oldest_and_counts_everything():
     assert replay.data.obs[:, 0].tolist() == [5, 6, 7, 3, 4]
     assert replay.data.next_obs[:, 3].tolist() == [6, 7, 8, 4, 5]
     assert replay.data.terminated.tolist() == [0, 1, 0, 1, 0]
+    assert replay.data.log_prob.tolist() == [-5, -6, -7, -3, -4]
 
 
 def test_replay_samples_only_rows_that_were_filled_and_all_of_them():
@@ -275,6 +425,126 @@ def test_replay_normalises_what_it_hands_out_and_keeps_what_it_holds():
     assert not same(replay.sample(KEY, (7,)), replay.sample(jax.random.key(1), (7,)))
 
 
+# ---- priorities
+
+ERRORS = jnp.array([0.0, 1.0, 0.5, 2.0, 99.0])  # of five positions, of which the last is empty
+
+
+def prioritised(alpha=0.6, beta=0.4, errors=ERRORS, rows=4):
+    buffer = ReplayBuffer(5, "model_error", alpha, beta)
+    full = filled(DISCRETE, 5, 5, KEY)
+    return eqx.tree_at(lambda r: (r.data, r.count), buffer.init(DISCRETE), (full.data, jnp.asarray(rows))).prioritise(errors)
+
+
+def test_draws_follow_the_errors_to_the_power_of_alpha():
+    replay = prioritised(alpha=0.6)
+    wanted = (np.array([0.0, 1.0, 0.5, 2.0]) + 0.01 * 2.0) ** 0.6
+    np.testing.assert_allclose(replay.priorities(), [*wanted, 0], rtol=1e-5)
+    drawn = np.asarray(replay.draw(KEY, (200, 100)))
+    assert drawn.shape == (200, 100)
+    frequency = np.bincount(drawn.ravel(), minlength=5) / drawn.size
+    np.testing.assert_allclose(frequency, [*(wanted / wanted.sum()), 0], atol=0.01)
+    sampled = replay.sample(KEY, (7,))
+    assert same(sampled, replay.gather(replay.draw(KEY, (7,))))
+
+
+def test_alpha_of_zero_draws_evenly():
+    drawn = np.asarray(prioritised(alpha=0.0).draw(KEY, (20_000,)))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, [0.25, 0.25, 0.25, 0.25, 0], atol=0.015)
+
+
+def test_importance_by_hand():
+    index = jnp.array([[0, 1], [2, 3]])
+    p = (np.array([[0.0, 1.0], [0.5, 2.0]]) + 0.02) ** 0.6
+    np.testing.assert_allclose(prioritised(beta=0.4).importance(index), (p.min() / p) ** 0.4, rtol=1e-5)
+    # Of full correction, drawing by priority and weighing by importance is drawing evenly.
+    replay = prioritised(beta=1.0)
+    even = np.asarray(replay.priorities()[:4] * replay.importance(jnp.arange(4)))
+    np.testing.assert_allclose(even, np.full(4, even[0]), rtol=1e-5)
+    np.testing.assert_array_equal(prioritised(beta=0.0).importance(index), np.ones((2, 2)))
+
+
+def test_a_new_step_has_the_largest_priority_until_errors_are_measured():
+    replay, add = prioritised(), jax.jit(lambda r, s: r.add(s))
+    replay = replay.prioritise(ERRORS.at[4].set(0.0))
+    replay = add(replay, step_number(1))
+    assert int(replay.count) == 5 and float(replay.error[4]) == 2.0
+    replay = add(replay, step_number(2))  # in place of the oldest
+    assert float(replay.error[0]) == 2.0
+    np.testing.assert_allclose(replay.priorities()[jnp.array([0, 3])], replay.priorities()[4])
+
+
+def test_the_first_steps_are_drawn_evenly_before_any_error_is_known():
+    replay, add = ReplayBuffer(50, "td_error").init(DISCRETE), jax.jit(lambda r, s: r.add(s))
+    for i in range(3):
+        replay = add(replay, step_number(i))
+    drawn = np.asarray(replay.draw(KEY, (6000,)))
+    np.testing.assert_allclose(np.bincount(drawn) / 6000, np.full(3, 1 / 3), atol=0.03)
+    np.testing.assert_allclose(replay.importance(jnp.arange(3)), np.ones(3))
+
+
+def test_uniform_replay_knows_no_priorities():
+    replay = filled(DISCRETE, 4, 6, KEY)
+    assert replay.error is None
+    np.testing.assert_array_equal(replay.priorities(), [1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(replay.importance(jnp.array([0, 3])), [1, 1])
+    drawn = replay.draw(KEY, (3, 5))
+    np.testing.assert_array_equal(drawn, jax.random.randint(KEY, (3, 5), 0, 4))
+
+
+# ---- sequences
+
+
+def ring(steps, capacity, ends=(), cut=()):
+    """A replay into which the steps 0, 1, 2 ... were written one by one; those numbered `ends` terminated, `cut` truncated."""
+    replay = ReplayBuffer(capacity).init(DISCRETE)
+    for i in range(steps):
+        flags = {"terminated": np.float32(i in ends), "truncated": np.float32(i in cut)}
+        replay = _add(replay, step_number(i)._replace(**flags))
+    return replay
+
+
+_add = jax.jit(lambda replay, step: replay.add(step))
+
+
+def sequence(replay, end, length):
+    """(numbers of the steps that are valid, first, valid)."""
+    found = jax.jit(lambda r, e: r.sequence(e, length))(replay, jnp.asarray(end, jnp.int32))
+    assert found.first.dtype == found.valid.dtype == jnp.float32
+    numbers = np.where(found.valid > 0, found.steps.reward, -1).astype(int).tolist()
+    assert all(found.steps.obs[i, 0] == n for i, n in enumerate(numbers) if n >= 0)
+    return numbers, found.first.tolist(), found.valid.tolist()
+
+
+@pytest.mark.parametrize("flag", ["ends", "cut"])
+def test_a_sequence_marks_where_episodes_begin(flag):
+    replay = ring(7, 10, **{flag: (2, 3)})
+    assert sequence(replay, 5, 4) == ([2, 3, 4, 5], [1, 1, 1, 0], [1, 1, 1, 1])
+    assert sequence(replay, 6, 3) == ([4, 5, 6], [1, 0, 0], [1, 1, 1])  # the one before is not shown: so it is not known
+    assert sequence(replay, 2, 3) == ([0, 1, 2], [1, 0, 0], [1, 1, 1])
+
+
+def test_a_sequence_that_reaches_beyond_the_oldest_step_is_filled_up():
+    replay = ring(3, 10)
+    assert sequence(replay, 1, 4) == ([-1, -1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1])
+    assert sequence(replay, 2, 1) == ([2], [1], [1])
+    assert sequence(replay, 2, 10) == ([-1] * 7 + [0, 1, 2], [1] * 8 + [0, 0], [0] * 7 + [1, 1, 1])
+
+
+def test_a_sequence_follows_the_ring_over_its_edge_and_stops_at_the_oldest():
+    replay = ring(8, 5, ends=(4,))  # positions 0 to 4 hold the steps 5, 6, 7, 3, 4
+    assert sequence(replay, 1, 3) == ([4, 5, 6], [1, 1, 0], [1, 1, 1])
+    assert sequence(replay, 2, 5) == ([3, 4, 5, 6, 7], [1, 0, 1, 0, 0], [1] * 5)
+    assert sequence(replay, 4, 4) == ([-1, -1, 3, 4], [1, 1, 1, 0], [0, 0, 1, 1])
+    assert sequence(replay, 2, 7) == ([-1, -1, 3, 4, 5, 6, 7], [1, 1, 1, 0, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1])
+
+
+def test_a_sequence_is_normalised():
+    replay = filled(DISCRETE, 6, 8, KEY)
+    found = replay.sequence(jnp.asarray(4), 3)
+    assert same(found.steps, replay.gather(jnp.arange(2, 5)))
+
+
 # ---- the dream
 
 
@@ -282,9 +552,15 @@ class Drift(eqx.Module):
     velocity: jax.Array  # (obs_size,)
 
 
+class Place(NamedTuple):
+    obs: jax.Array
+    steps: jax.Array
+
+
 @dataclass(frozen=True)
 class Linear:
-    """obs' = obs + velocity + action; the reward is the first entry of obs'; ends once that passes `bound`."""
+    """obs' = obs + velocity + action; the reward is the first entry of obs'; ends once that passes `bound`. It is seen twice as
+    large as it is, next to the number of steps."""
 
     bound: float = 1e9
 
@@ -292,21 +568,21 @@ class Linear:
         return Drift(jnp.arange(1.0, spec.obs_size + 1))
 
     def start(self, state, obs, key):
-        return obs, jnp.zeros((), jnp.int32)
+        return Place(obs, jnp.zeros((), jnp.int32))
 
-    def step(self, state, carry, action, key):
-        obs, steps = carry
-        obs = obs + state.velocity + action
+    def feature(self, state, memory):
+        return jnp.append(2 * memory.obs, memory.steps.astype(jnp.float32))
+
+    def step(self, state, memory, action, key):
+        obs = memory.obs + state.velocity + action
         ended = (obs[0] > self.bound).astype(jnp.float32)
-        return (obs, steps + 1), Prediction(obs, obs[0], ended, steps.astype(jnp.float32), (jnp.ones((3, 2)),))
-
-    def update(self, state, experience, key):
-        return state, {}
+        spikes = (jnp.ones((3, 2)),)
+        return Place(obs, memory.steps + 1), Prediction(obs, obs[0], ended, memory.steps.astype(jnp.float32), jnp.zeros(()), spikes)
 
 
 def counting(carry, obs, key):
-    """Acts with minus a tenth of what it sees; remembers how often it acted."""
-    return Decision(-0.1 * obs, carry + 1, jax.random.uniform(key), (jnp.zeros((4, 2)).at[0].set(1.0),))
+    """Acts with minus a tenth of where it is; remembers how often it acted."""
+    return Decision(-0.05 * obs[:2], carry + 1, jax.random.uniform(key), (jnp.zeros((4, 2)).at[0].set(1.0),))
 
 
 @pytest.fixture(scope="module")
@@ -314,31 +590,70 @@ def dreamt():
     spec = Spec(2, 2, discrete=False, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
     world = World(Linear(bound=4.0), Linear().init(spec, KEY))
     obs = jnp.array([[0.0, 0.0], [10.0, -1.0], [-5.0, 2.0]])
-    return obs, dream(world, counting, jnp.zeros(3, jnp.int32), obs, 5, KEY)
+    memory = jax.vmap(world.start)(obs, jax.random.split(KEY, 3))
+    return obs, *dream(world, counting, jnp.zeros(3, jnp.int32), memory, 5, KEY)
 
 
 def test_dream_follows_the_worlds_dynamics(dreamt):
-    start, seen = dreamt
+    start, seen, _ = dreamt
     obs = np.asarray(start)
     for t in range(5):
-        np.testing.assert_allclose(seen.obs[t], obs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(seen.obs[t, :, :2], 2 * obs, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(seen.decision.action[t], -0.1 * obs, rtol=1e-5, atol=1e-6)
         obs = 0.9 * obs + np.array([1.0, 2.0])
         np.testing.assert_allclose(seen.prediction.obs[t], obs, rtol=1e-5)
+        np.testing.assert_allclose(seen.following[t, :, :2], 2 * obs, rtol=1e-5)
         np.testing.assert_allclose(seen.prediction.reward[t], obs[:, 0], rtol=1e-5)
         np.testing.assert_array_equal(seen.prediction.terminated[t], obs[:, 0] > 4)
 
 
 def test_dream_hands_memories_on_and_files_them_under_the_step_that_began_with_them(dreamt):
-    _, seen = dreamt
-    np.testing.assert_array_equal(seen.obs[1:], seen.prediction.obs[:-1])
+    _, seen, ends = dreamt
+    np.testing.assert_array_equal(seen.obs[1:], seen.following[:-1])
     np.testing.assert_array_equal(seen.carry, np.tile(np.arange(5)[:, None], (1, 3)))
     np.testing.assert_array_equal(seen.decision.carry, seen.carry + 1)
     np.testing.assert_array_equal(seen.prediction.uncertainty, seen.carry)  # the world's own count of steps
+    np.testing.assert_array_equal(seen.obs[..., 2], seen.carry)
+    np.testing.assert_array_equal(ends.memory.obs, seen.prediction.obs[-1])
+    np.testing.assert_array_equal(ends.memory.steps, [5, 5, 5])
+    np.testing.assert_array_equal(ends.carry, [5, 5, 5])
+
+
+def test_a_dream_goes_on_from_where_another_stopped(dreamt):
+    start, seen, _ = dreamt
+    world = World(Linear(bound=4.0), Linear().init(Spec(2, 2, discrete=False), KEY))
+    memory = jax.vmap(world.start)(start, jax.random.split(KEY, 3))
+    _, ends = dream(world, counting, jnp.zeros(3, jnp.int32), memory, 2, KEY)
+    rest, last = dream(world, counting, ends.carry, ends.memory, 3, KEY)
+    np.testing.assert_allclose(rest.obs, seen.obs[2:], rtol=1e-5)
+    np.testing.assert_array_equal(last.memory.steps, [5, 5, 5])
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Pays what was uncertain, and the way that was made."""
+
+    largest: float = 9.0
+
+    def reward(self, state, obs, action, following, uncertainty):
+        return state * (uncertainty + (following - obs)[1] - action[1])
+
+
+def test_a_bonus_is_added_beside_the_reward_in_every_step_of_a_dream(dreamt):
+    start, seen, _ = dreamt
+    world = World(Linear(bound=4.0), Linear().init(Spec(2, 2, discrete=False), KEY), Surprise(), jnp.asarray(0.5))
+    memory = jax.vmap(world.start)(start, jax.random.split(KEY, 3))
+    found, _ = dream(world, counting, jnp.zeros(3, jnp.int32), memory, 5, KEY)
+    np.testing.assert_allclose(found.prediction.bonus, 0.5 * (np.arange(5)[:, None] + 2.0) * np.ones(3), rtol=1e-4)
+    np.testing.assert_array_equal(found.prediction.reward, seen.prediction.reward)
+    assert world.largest_bonus == 9.0 and World(Linear(), ()).largest_bonus == 0.0
+    step = Transition(*(jnp.zeros(2), jnp.array([0.0, 0.25]), *jnp.zeros((1,)), jnp.array([0.0, 1.0]), *jnp.zeros((3,))))
+    assert float(world.intrinsic(step, KEY)) == pytest.approx(0.5 * 0.75)  # of the real step, not of what the model says
+    assert float(World(Linear(), world.state).intrinsic(step, KEY)) == 0.0
 
 
 def test_dream_reduces_spikes_to_rates_and_draws_fresh_keys(dreamt):
-    _, seen = dreamt
+    _, seen, _ = dreamt
     np.testing.assert_allclose(seen.decision.spikes[0], np.full(5, 0.25))
     np.testing.assert_allclose(seen.prediction.spikes[0], np.ones(5))
     assert len(np.unique(seen.decision.log_prob)) == 15

@@ -1,36 +1,56 @@
-"""The report and the video of a tiny run."""
+"""The report and the video of tiny runs, and what is shown while they learn."""
 
 import html
+import io
+import json
+import re
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gymnasium
 import imageio.v2 as imageio
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
-from small import DISCRETE
+from rich.console import Console
+from small import DISCRETE, small
 
 import spikedream
-from spikedream import checkpoint, report
+from spikedream import checkpoint, episode, evaluate, metrics, report
 from spikedream import config as configuration
+from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.planner import Planner
+from spikedream.agents.ppo import PPO
+from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
-from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed
+from spikedream.curves import GROUPS, curves, learning_curve
+from spikedream.display import LivePanel, PlainLines
+from spikedream.envs.host import EVALUATE, REPORT, BrokenEnvironment, episode_seed
+from spikedream.ops.imagination import Imagination
+from spikedream.planners.cem import CEM
 from spikedream.run import Run
 from spikedream.runners.sync import Progress
+from spikedream.snn.networks import MLP
+from spikedream.types import Belief
+from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.recurrent import Recurrent
 
-SECTIONS = ("summary", "learning", "world-model", "dream", "spikes", "settings")
+SECTIONS = ("summary", "learning", "world-model", "dreams", "agent", "dream", "spikes", "settings")
+TURN = {"turn": 0, "real_steps": 50, "imagined_steps": 0, "updates": 0, "wall_seconds": 1.0}
+TURN |= {"eval_return_mean": 9.0, "eval_return_std": 1.0, "decision_ms": 0.02, "train_episodes": 0}
 
 
-def begun(config: Config, directory: Path) -> Run:
-    """A run that has not done anything yet, made without compiling its phases."""
+def begun(config: Config, directory: Path, *rows: dict[str, Any]) -> Run:
+    """A run that has not done anything yet, made without compiling its phases; `rows` as if it had."""
     algorithm = config.algorithm(DISCRETE)
     directory.mkdir()
     configuration.save(config, directory / "config.yaml")
-    (directory / "metrics.jsonl").touch()
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arrays = checkpoint.flatten(algorithm.init(jax.random.key(config.seed)), "state")
     checkpoint.save(directory / "checkpoints", 0, arrays, asdict(Progress()))
     return Run(directory)
@@ -83,7 +103,7 @@ def test_report_escapes_what_the_user_wrote(run, page):
 
 
 def test_episode_is_real_greedy_and_repeatable(run):
-    first, again = report._play(run), report._play(run)
+    first, again = episode.play(run), episode.play(run)
     np.testing.assert_array_equal(first.obs, again.obs)
     env: Any = gymnasium.make("CartPole-v1").unwrapped
     env.reset()
@@ -95,15 +115,15 @@ def test_episode_is_real_greedy_and_repeatable(run):
 
 
 def test_dream_follows_every_member_from_the_first_observation(run):
-    episode = report._play(run)
-    imagined = report._imagine(run.algorithm, run.state, episode.obs[:5], episode.actions[:5])
+    played = episode.play(run)
+    imagined = episode.imagine(run.algorithm, run.state, played.obs[:5], played.actions[:5], 0)
     model, world, normalizer = run.algorithm.world_model, run.state.world, run.state.replay.normalizer
     assert imagined.obs.shape == (model.members, 5, 4)
     step = jax.jit(model.step)
     for member in range(model.members):
-        carry = model.start(world, normalizer.obs(episode.obs[0]), run.state.key)._replace(member=np.int32(member))
+        carry = model.start(world, normalizer.obs(played.obs[0]), run.state.key)._replace(member=np.int32(member))
         for t in range(5):
-            carry, prediction = step(world, carry, episode.actions[t], run.state.key)
+            carry, prediction = step(world, carry, played.actions[t], run.state.key)
             raw = normalizer.raw_obs(prediction.obs)
             np.testing.assert_allclose(imagined.obs[member, t], raw, rtol=1e-3, atol=1e-3)
     assert [train.shape for train in imagined.spikes] == [(5, 3, 8), (5, 3, 8)]
@@ -115,6 +135,149 @@ def test_twin_has_no_rasters(tmp_path):
     assert page.count("conventional network: no spikes") == 2
     assert "heatmap" not in page.split('<section id="spikes">')[1] and "Firing rates" not in page
     assert "not finished" in page and "No turn is finished yet" in page
+
+
+def test_a_model_with_a_memory_follows_the_first_steps_before_it_dreams(tmp_path):
+    config = replace(Config(), world_model=small(Recurrent(), context=2), agent=small(Config().agent, context=2))
+    run = begun(config, tmp_path / "run")
+    played, algorithm, state = episode.play(run), run.algorithm, run.state
+    assert [episode.warm_up(algorithm, horizon) for horizon in (1, 6, 50)] == [0, 3, 10]
+    obs, actions = played.obs[:6], played.actions[:6]
+    imagined = episode.imagine(algorithm, state, obs, actions, 3)
+    world, normalizer = algorithm.world(state), state.replay.normalizer
+    belief, key = world.blank(run.spec), state.key
+    for t in range(4):
+        memory = world.follow(belief, normalizer.obs(obs[t]), key)
+        belief = Belief(memory, jnp.asarray(actions[t]), jnp.ones(()))
+    alone, memory = world.member(memory, jnp.asarray(1))
+    for t in range(3, 6):
+        memory, prediction = alone.step(memory, jnp.asarray(actions[t]), key)
+        np.testing.assert_allclose(imagined.obs[1, t - 3], normalizer.raw_obs(prediction.obs), rtol=1e-3, atol=1e-3)
+    assert imagined.obs.shape == (2, 3, 4) and imagined.spikes[0].shape[0] == 6
+    warm = episode.warm_up(algorithm, min(50, len(played.actions)))
+    assert f"it follows the first {warm} real steps" in written(run)
+
+
+def test_report_of_a_planner_shows_the_plans_that_it_made(tmp_path):
+    agent = Planner(search=CEM(candidates=6, iterations=2, elites=2), horizon=3)
+    run = begun(replace(Config(), world_model=small(Config().world_model), agent=agent), tmp_path / "run", TURN)
+    played = episode.play(run)
+    assert set(played.carries) == {step for step in (0, 10, 20, 30) if step < len(played.actions)}
+    for step, carry in played.carries.items():
+        actions, expected = episode.plan(run.algorithm, run.state, carry, played.obs[step], np.uint32(step))
+        np.testing.assert_array_equal(actions[0], played.actions[step])
+        assert expected.shape == (2, 3, 4)
+    page = written(run)
+    assert '<section id="plans">' in page and "one plan in 10" in page and "Policy: plans, and has no network." in page
+    assert "imagined steps" in page and "time of a decision</dt><dd>0.02 ms" in page
+
+
+def test_report_of_plain_ppo_says_nothing_of_a_world_model_that_was_never_fitted(tmp_path):
+    ppo = small(PPO(), actor=MLP(hidden=(4,)), critic=MLP(hidden=(4,)))
+    page = written(begun(replace(Config(), agent=ppo), tmp_path / "run", TURN | {"entropy": 0.7, "approximate_kl": 0.01}))
+    assert "orld model" not in page.split('<section id="settings">')[0]
+    assert not re.search('<section id="(world-model|dreams|dream|plans|curiosity)">', page)
+    assert '<section id="agent">' in page and "Change of the policy" in page and "Policy: conventional network" in page
+
+
+def test_panels_stand_where_their_numbers_are():
+    world, dreams, curiosity, agent = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
+    assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent"]
+    assert not world(TURN) and not dreams(TURN) and not curiosity(TURN) and "Time of a decision" in agent(TURN)
+    assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Held-out" not in world(TURN | {"confidence": 0.5})
+    assert not dreams(TURN | {"imagined_share": 1.0}) and "Imagined data" in dreams(TURN, TURN | {"imagined_share": 0.5})
+    reward = curiosity(TURN | {"bonus_mean": 0.1, "extrinsic_mean": 0.2})
+    assert "intrinsic" in reward and "extrinsic" in reward and "beta" not in reward
+    assert "aleatoric" not in world(TURN | {"model_disagreement": 0.1}), "one line needs no legend"
+    levels = {f"calibration/coverage_{level}": (level + 5) / 100 for level in (10, 30, 50, 70, 90)}
+    calibrated = world(TURN | {"calibration/coverage_10": 0.9}, TURN | levels)
+    assert '"x":[0.1,0.3,0.5,0.7,0.9],"y":[0.15,0.35,0.55,0.75,0.95]' in calibrated, "reliability is the last turn's"
+    assert '"y":[0.5,0.5]' in calibrated and '"y":[0.9,0.9]' in calibrated, "the levels that the coverage should have"
+
+
+def test_every_panel_shows_something_that_a_part_measures():
+    measured, model = set(TURN), small(Ensemble(gaussian=True, holdout=0.1))
+    for agent, bonus in ((Dreamer(), RandomNetworkDistillation()), (PPO(imagination=Imagination()), None)):
+        config = replace(Config(), world_model=model, agent=small(agent), bonus=small(bonus) if bonus else None)
+        algorithm = config.algorithm(DISCRETE)
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        for phase in (algorithm.fit, algorithm.dream):
+            measured |= set(jax.eval_shape(phase, state)[1])
+    shown = {line.metric for group in GROUPS for panel in group.panels for line in panel.lines}
+    assert shown - measured == set()
+
+
+def test_training_episodes_stand_in_the_rows_and_in_the_learning_curve(run):
+    steps, start = jax.device_get(run.state.replay.data), 0
+    ends = np.flatnonzero(np.maximum(steps.terminated, steps.truncated)[:60])
+    returns = dict(zip(ends.tolist(), np.diff(ends, prepend=-1).tolist(), strict=True))  # a reward of 1 each step
+    for row in run.metrics:
+        ended = [total for step, total in returns.items() if start <= step < row["real_steps"]]
+        assert row["train_episodes"] == len(ended) and row.get("train_return_mean") == (np.mean(ended) if ended else None)
+        start = row["real_steps"]
+    assert any("train_return_mean" in row for row in run.metrics) and 0 < run.metrics[0]["decision_ms"] < 1000
+    assert "training episodes" in learning_curve(run.metrics, None) and "training episodes" not in learning_curve([TURN], None)
+
+
+def test_decision_time_is_shared_by_the_running_episodes_and_leaves_out_the_first_call(monkeypatch):
+    clock = SimpleNamespace(now=0.0, calls=0)
+
+    def act(state, carry, obs, salt, greedy):
+        clock.calls += 1
+        clock.now += 100.0 if clock.calls == 1 else 1.0
+        return SimpleNamespace(action=np.eye(2)[np.zeros(len(obs), int)], carry=None, rate=np.zeros(len(obs)))
+
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    policy = SimpleNamespace(spec=DISCRETE, start=lambda state, batch: None, act=act)
+    evaluator = evaluate.Evaluator(Config(), 5)
+    result = evaluator(cast(Any, policy), cast(Any, None), EVALUATE, 0)
+    evaluator.close()
+    assert result.decision_ms == pytest.approx(1000 * (result.lengths.max() - 1) / (result.lengths.sum() - 5))
+
+
+ROWS = {
+    "dreamer": TURN | {"imagined_steps": 8_192_000, "model_loss": 0.01, "firing_rate/actor_greedy": 0.2, "beta": 0.005},
+    "ppo": TURN | {"firing_rate/actor_greedy": 0.2},
+    "planner": TURN | {"model_loss": -1.2, "model_confidence": 0.98, "firing_rate/actor_greedy": 0.0, "decision_ms": 22.42},
+}
+
+
+def test_a_line_tells_what_matters_for_the_agent_and_fits():
+    def line(row: dict[str, Any]) -> str:
+        file = io.StringIO()
+        PlainLines(Console(file=file, width=80)).record(row)
+        return file.getvalue().rstrip("\n")
+
+    large = {"turn": 999, "real_steps": 100_000, "eval_return_mean": -1234.5, "train_return_mean": -1234.5, "wall_seconds": 99999.9}
+    assert all(len(line(row | large | {"train_episodes": 1})) <= 120 and "\n" not in line(row) for row in ROWS.values())
+    lines = {name: line(row) for name, row in ROWS.items()}
+    assert "imagined   8.2M" in lines["dreamer"] and "loss 0.0100" in lines["dreamer"] and "beta 0.0050" in lines["dreamer"]
+    assert lines["ppo"] == "turn   0  real      50  return     9.0  train       -  firing 20%     1.0 s"
+    assert "confidence 98%" in lines["planner"] and "22.4 ms/decision" in lines["planner"]
+    assert not re.search("imagined|firing|loss", lines["planner"])
+
+
+def test_the_live_panel_has_the_columns_that_its_rows_fill():
+    def shown(*rows: dict[str, Any]) -> str:
+        console = Console(file=io.StringIO(), width=200)
+        panel = LivePanel(console, "title")
+        for row in rows:
+            panel.record(row)
+        with console.capture() as capture:
+            console.print(panel._draw())
+        return capture.get()
+
+    assert "imagined" not in shown(ROWS["ppo"]) and "imagined" not in shown()
+    assert "imagined" in shown(ROWS["ppo"], ROWS["dreamer"]) and "ms/decision" in shown(ROWS["planner"])
+
+
+def test_tensorboard_groups_the_metrics(run):
+    assert (
+        metrics.tag("eval_return_mean") == "evaluation/eval_return_mean" and metrics.tag("firing_rate/actor") == "firing_rate/actor"
+    )
+    assert metrics.tag("model_loss") == "world_model/model_loss" and metrics.tag("entropy") == "agent/entropy"
+    (events,) = (run.directory / "tensorboard").iterdir()
+    assert b"training/train_return_mean" in events.read_bytes()
 
 
 @pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # imageio's reader forks

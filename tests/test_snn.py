@@ -23,7 +23,7 @@ from spikedream.snn.codings import (
     PopulationWeights,
     RateReadout,
 )
-from spikedream.snn.networks import MLP, AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import GRU, MLP, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, spike
 
@@ -31,6 +31,7 @@ KEY = jax.random.key(0)
 NEURONS = kinds(AnyNeuron)
 SURROGATES = kinds(surrogates.AnySurrogate)
 NETWORKS = kinds(AnyNetwork)
+FEED_FORWARD = [kind for kind in NETWORKS if not kind().persistent]
 NO_LEAK = 20.0  # its logistic function is 1 in float32
 
 
@@ -327,6 +328,19 @@ def test_membrane_readout_makes_a_network_without_leak_start_affine(threshold):
     assert float(network.curvature(params)) == 0.0
 
 
+def test_membrane_readout_counts_the_charge_of_its_own_step_only():
+    network = SpikingNetwork(hidden=(7,), ticks=6, neuron=LIF(), readout=MembraneReadout(), persistent=True)
+    params = network.init(3, 2, KEY)
+    params = eqx.tree_at(lambda p: p.layers[0].neuron, params, without_leak(params.layers[0].neuron))
+    synapse, charge, carry = params.layers[0].synapse, params.readout.charge, network.start(params)
+    for x in jax.random.normal(jax.random.key(1), (4, 3)):
+        out = jax.jit(network.__call__)(params, x, carry)
+        carry = out.carry
+        by_hand = (x @ synapse.weight + synapse.bias) @ charge.weight + charge.bias
+        np.testing.assert_allclose(out.value, by_hand, atol=2e-5)
+    assert float(jnp.abs(carry[0][0].v).max()) > 0.1
+
+
 # ---- networks
 
 
@@ -370,7 +384,7 @@ def test_carried_membranes_continue_as_one_long_run(neuron, readout):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", FEED_FORWARD)
 def test_without_persistence_nothing_is_carried(kind):
     network = small(kind())
     params = network.init(3, 2, KEY)
@@ -378,7 +392,7 @@ def test_without_persistence_nothing_is_carried(kind):
     assert network(params, jnp.ones(3)).carry == ()
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", FEED_FORWARD)
 def test_fan_in_limits_what_a_first_layer_unit_listens_to(kind):
     network = small(kind(), hidden=(6,), fan_in=1)
     params = network.init(3, 2, KEY)
@@ -405,7 +419,7 @@ def test_a_fan_in_of_one_keeps_the_variance_of_the_input_current():
     assert spread[1] == pytest.approx(spread[None], rel=0.1)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", FEED_FORWARD)
 def test_twin_is_conventional_and_keeps_widths(kind):
     network = small(kind(), hidden=(9, 4), fan_in=2)
     conventional = network.twin()
@@ -424,6 +438,32 @@ def test_twin_of_a_network_that_starts_linear_starts_linear():
     assert float(conventional.curvature(params)) == 0.0
 
 
+def test_twin_of_a_network_with_a_memory_has_one_too():
+    conventional = SpikingNetwork(hidden=(9, 4), persistent=True, readout=MembraneReadout(gain=0.3)).twin()
+    assert conventional == GRU(hidden=4, gain=0.3) and conventional.persistent
+    assert conventional.twin() == conventional
+    assert not SpikingNetwork(hidden=(9, 4)).twin().persistent
+
+
+def test_gru_by_hand():
+    network = GRU(hidden=2)
+    params = network.init(3, 1, KEY)
+    cell, x = params.cell, np.array([0.7, -0.9, 0.5], np.float32)
+    carry, state = (), np.zeros(2, np.float32)
+    for _ in range(2):  # from rest, then from what the first call left
+        out = network(params, jnp.asarray(x), carry)
+        carry = out.carry
+        from_input, from_state = np.split(cell.weight_ih @ x + cell.bias, 3), np.split(cell.weight_hh @ state, 3)
+        reset, keep = (1 / (1 + np.exp(-from_input[i] - from_state[i])) for i in range(2))
+        new = np.tanh(from_input[2] + reset * (from_state[2] + cell.bias_n))
+        state = (1 - keep) * new + keep * state
+        np.testing.assert_allclose(out.carry, state, rtol=1e-5)
+        np.testing.assert_allclose(out.value, state @ params.output.weight + params.output.bias, rtol=1e-5)
+    assert out.spikes == () and float(network.curvature(params)) == 0.0
+    assert float(network.readout_l1(params)) == pytest.approx(float(jnp.abs(params.output.weight).sum()))
+    np.testing.assert_array_equal(network.start(params), np.zeros(2))
+
+
 def test_mlp_by_hand():
     network = MLP(hidden=(2,), activation="relu")
     params = network.init(2, 1, KEY)
@@ -437,10 +477,10 @@ def test_mlp_by_hand():
 @pytest.mark.parametrize("persistent", [False, True])
 def test_network_shapes(kind, persistent):
     network = small(kind())
-    if persistent:
-        if not hasattr(network, "persistent"):
-            return
-        network = replace(network, persistent=True)
+    if network.persistent != persistent:
+        if kind is not SpikingNetwork:
+            return  # it is always one or the other
+        network = replace(network, persistent=persistent)
     params = jax.eval_shape(lambda k: network.init(5, 3, k), KEY)
     carry = jax.eval_shape(network.start, params)
     out = jax.eval_shape(network, params, jnp.zeros(5), carry, KEY)
@@ -465,7 +505,8 @@ def test_network_gradients_are_finite_and_reach_the_first_layer(kind):
     x = jnp.array([0.4, -0.8, 1.1])
     gradient = jax.jit(jax.grad(lambda p, x: jnp.square(network(p, x).value).sum(), (0, 1)))(params, x)
     assert finite(gradient)
-    assert bool((jax.tree.leaves(gradient[0].layers[0])[0] != 0).any())
+    first = gradient[0].cell if kind is GRU else gradient[0].layers[0]
+    assert bool((jax.tree.leaves(first)[0] != 0).any())
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

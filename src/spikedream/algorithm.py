@@ -99,7 +99,8 @@ class Algorithm:
         """Measure the normaliser anew, then fit the world model and the bonus, and set priorities."""
         fit_key, key = jax.random.split(state.key)
         bonus_key, error_key = jax.random.split(jax.random.fold_in(fit_key, 1))
-        replay, world, metrics = state.replay.normalise(), state.world, {}
+        replay = state.replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
+        world, metrics = state.world, {}
         if self.agent.uses_world or self.bonus is not None:
             world, metrics = self.world_model.update(world, replay, fit_key)
         fitted, bonus = World(self.world_model, world, self.bonus, state.bonus), state.bonus

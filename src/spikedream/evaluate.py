@@ -1,5 +1,6 @@
 """Greedy episodes on fresh seeds, all environments of a batch stepped together."""
 
+import time
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -16,12 +17,24 @@ class Evaluated(NamedTuple):
     returns: np.ndarray  # (episodes,)
     lengths: np.ndarray  # (episodes,) steps
     firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
+    decision_ms: float | None  # mean milliseconds a decision, see `Round`; None where no episode had a second step
 
     def mean(self) -> float:
         return float(self.returns.mean())
 
     def std(self) -> float:
         return float(self.returns.std())
+
+
+class Round(NamedTuple):
+    """One batch of episodes. A decision's time is that of the call that decides for the batch, shared among the episodes that are
+    still running; the first call, which may have to compile, is left out of it."""
+
+    returns: np.ndarray  # (batch,)
+    lengths: np.ndarray  # (batch,)
+    firing_rate: float
+    seconds: float  # of all timed calls
+    decisions: int  # made by them
 
 
 class Evaluator:
@@ -50,26 +63,31 @@ class Evaluator:
         rounds = -(-self.episodes // self.batch)
         parts = [self._round(algorithm, state, episode_seed(self.config.seed, stream, *index, i)) for i in range(rounds)]
         returns, lengths = (np.concatenate([part[i] for part in parts])[: self.episodes] for i in range(2))
-        return Evaluated(returns, lengths, float(np.mean([part[2] for part in parts])))
+        seconds, decisions = sum(part.seconds for part in parts), sum(part.decisions for part in parts)
+        decision_ms = 1000 * seconds / decisions if decisions else None
+        return Evaluated(returns, lengths, float(np.mean([part.firing_rate for part in parts])), decision_ms)
 
-    def _round(self, algorithm: Algorithm, state: TrainState, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    def _round(self, algorithm: Algorithm, state: TrainState, seed: int) -> Round:
         obs = self._call("reset", seed=seed)[0]
         carry = algorithm.start(state, self.batch)
         running = np.ones(self.batch, bool)
         returns, lengths, rates = np.zeros(self.batch), np.zeros(self.batch, int), []
+        seconds, decisions = 0.0, 0
         while running.any():
+            start = time.perf_counter()
             act = algorithm.act(state, carry, np.asarray(obs, np.float32), np.uint32(lengths.max()), True)
-            carry = act.carry
+            carry, chosen = act.carry, np.asarray(act.action)  # which waits until they are computed
+            if rates:
+                seconds, decisions = seconds + time.perf_counter() - start, decisions + int(running.sum())
             rates.append(np.asarray(act.rate)[running].mean())
-            actions = decode_actions(algorithm.spec, np.asarray(act.action))
-            obs, reward, terminated, truncated, _ = self._call("step", actions)
+            obs, reward, terminated, truncated, _ = self._call("step", decode_actions(algorithm.spec, chosen))
             if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
                 raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
             # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
             returns += reward * running
             lengths += running
             running &= ~(terminated | truncated)
-        return returns, lengths, float(np.mean(rates))
+        return Round(returns, lengths, float(np.mean(rates)), seconds, decisions)
 
     def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -7,6 +7,18 @@ from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
+# TensorBoard's tab of a metric, by the first word of its name; a name with a slash brings its own tab.
+TABS = {
+    "turn": "run", "real": "run", "updates": "run", "wall": "run", "eval": "evaluation", "decision": "evaluation",
+    "train": "training", "model": "world_model", "confidence": "world_model", "dream": "imagination", "imagined": "imagination",
+    "rollouts": "imagination", "rollout": "imagination", "beta": "curiosity", "bonus": "curiosity", "extrinsic": "curiosity",
+}  # fmt: skip
+
+
+def tag(name: str) -> str:
+    """What TensorBoard calls the metric `name`."""
+    return name if "/" in name else f"{TABS.get(name.split('_')[0], 'agent')}/{name}"
+
 
 class Listener(Protocol):
     """Is told how a run goes; the terminal display is one."""
@@ -51,7 +63,7 @@ class Recorder:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float):
-                self._events.add_scalar(name, value, row["real_steps"])
+                self._events.add_scalar(tag(name), value, row["real_steps"])
         self._events.flush()
 
     def size(self) -> int:

@@ -178,7 +178,7 @@ class Bonus(Protocol):
 
     @property
     def largest(self) -> float:
-        """No weighted reward is larger."""
+        """No weighted reward is larger, in the environment's units."""
         ...
 
     def init(self, spec: Spec, key: Array) -> PyTree: ...

@@ -300,7 +300,7 @@ class Dreamer:
         reward = (1 - self.gamma) * (jnp.clip(prediction.reward, low, high) - penalty + prediction.bonus)
         discount = self.gamma * (1 - prediction.terminated)
         returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
-            reward, discount, jnp.clip(value, low, high + world.largest_bonus)
+            reward, discount, jnp.clip(value, low, high + world.largest_bonus / experience.normalizer.reward_scale)
         )
         weight = jax.lax.stop_gradient(jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated))
         decision = imagined.decision

@@ -17,62 +17,12 @@ from jax import Array
 
 from spikedream.ops.distributions import ActionDistribution, Categorical, TanhNormal, TwoHot, ValueDistribution
 from spikedream.ops.dream import Dream, dream
+from spikedream.ops.imagination import Imagination
 from spikedream.ops.returns import survival, vtrace
-from spikedream.ops.schedule import ImaginedShare
 from spikedream.ops.surrogate import approximate_kl, clipped_gain, probability_ratio, standardise
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
-
-
-@dataclass(frozen=True)
-class Imagination:
-    """How much an update imagines.
-
-    `least` rollouts at the lowest confidence that is trusted, `most` at confidence 1, on a straight line between (after Janner et
-    al. 2019, "When to trust your model", which shortens the rollouts instead; here `uncertainty_limit` does that).
-    """
-
-    threshold: float = 0.5  # confidence, exp(-held-out loss) of the world model, below which nothing is imagined
-    least: int = 32
-    most: int = 128
-    horizon: int = 16
-    discount: float = 1.0  # an imagined step weighs this times the confidence; a real one 1
-    chunk: int = 32  # rollouts imagined in one go; a chunk that is not needed is skipped and costs nothing
-    uncertainty_limit: float | None = None  # on the sum over a rollout's steps; those after it do not count
-    recent: int = 1000  # rollouts start from this many newest real states
-    rounds: int = 1  # times in an update that the agent imagines and learns; the real steps take part in the first
-    share: ImaginedShare = ImaginedShare()  # multiplies the number of rollouts: from model-based to model-free learning
-
-    def __post_init__(self) -> None:
-        at_least_one, share = (1, None), (0, 1)
-        check_bounds(self, threshold=share, least=(0, None), most=at_least_one, horizon=at_least_one, discount=share)
-        check_bounds(self, chunk=at_least_one, recent=at_least_one, rounds=at_least_one)
-        if self.uncertainty_limit is not None:
-            check_bounds(self, uncertainty_limit=(0, None))
-        if self.least > self.most:
-            raise ValueError(f"least is {self.least}, which is above most ({self.most})")
-        if self.most % self.chunk:
-            raise ValueError(f"chunk is {self.chunk}, which does not divide most ({self.most})")
-
-    @property
-    def chunks(self) -> int:
-        return self.most // self.chunk
-
-    def chunks_needed(self, confidence: Array, real_steps: Array) -> Array:
-        """() int32, from the world model's confidence () and the number of real steps (); rounded up to whole chunks."""
-        # At a threshold of 1 the line has no length: a perfect model gets `most`.
-        along = jnp.where(self.threshold < 1, (confidence - self.threshold) / max(1 - self.threshold, 1e-9), 1.0)
-        rollouts = (self.least + (self.most - self.least) * along) * self.share(real_steps)
-        # A hundredth of a rollout is rounding error, not a reason for one more chunk.
-        chunks = jnp.ceil((rollouts - 0.01) / self.chunk)
-        return jnp.where(confidence >= self.threshold, jnp.clip(chunks, 0, self.chunks), 0).astype(jnp.int32)
-
-    def trusted(self, uncertainty: Array) -> Array:
-        """(horizon,) 1 for the steps that count, from the uncertainty of each, (horizon,). Errors add up along a rollout."""
-        if self.uncertainty_limit is None:
-            return jnp.ones(uncertainty.shape)
-        return (jnp.cumsum(uncertainty) <= self.uncertainty_limit).astype(jnp.float32)
 
 
 class PPOState(eqx.Module):
@@ -126,8 +76,8 @@ class Learner(NamedTuple):
 @dataclass(frozen=True)
 class PPO:
     """Hyper-parameters. An update takes the newest `rollout` real steps, all of them from the policy that it improves: set
-    `collect.steps` to the same number and `collect.seed_episodes` to 0. Rewards are scaled by 1 - gamma, so that values are averages
-    of rewards to come and lie in [-1, 1]."""
+    `collect.steps` to the same number and `collect.seed_episodes` to 0. Rewards are scaled by 1 - gamma, so that values are
+    averages of rewards to come and lie in [-1, 1]."""
 
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
     critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
@@ -246,9 +196,7 @@ class PPO:
         log_prob = jax.vmap(state.distribution.log_prob)(out.value, real.action)
         reward = real.reward + jax.vmap(world.intrinsic)(real, keys)
         goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
-        steps = Steps(
-            real.obs, real.next_obs, real.action, log_prob, reward, real.terminated, goes_on, sequence.valid, keys
-        )  # fmt: skip
+        steps = Steps(real.obs, real.next_obs, real.action, log_prob, reward, real.terminated, goes_on, sequence.valid, keys)
         raw = real.reward * experience.normalizer.reward_scale * sequence.valid
         return steps, {
             "real_reward": raw.sum() / jnp.maximum(sequence.valid.sum(), 1),
@@ -260,7 +208,7 @@ class PPO:
         """Generalised advantage estimation (Schulman et al. 2016, eq. 16) along one trajectory."""
         value, after = (jax.vmap(partial(self.value_of, state.critic))(obs, steps.key) for obs in (steps.obs, steps.following))
         low, high = reward_range(experience)
-        after = jnp.clip(after, low, high + world.largest_bonus)
+        after = jnp.clip(after, low, high + world.largest_bonus / experience.normalizer.reward_scale)
         reward, discount = (1 - self.gamma) * steps.reward, self.gamma * (1 - steps.terminated)
         # With a probability ratio of one, V-trace's targets are the lambda-returns.
         target = vtrace(reward, discount, value, after, jnp.ones(reward.shape), steps.goes_on, self.return_lambda)
@@ -271,7 +219,7 @@ class PPO:
     def _imagined(
         self, how: Imagination, state: PPOState, world: World, experience: Experience, key: Array
     ) -> tuple[Lesson, Metrics]:
-        """Lessons of as many rollouts as the model's confidence allows, leaves (most x horizon, ...); weight 0 where none was made."""
+        """Lessons of as many rollouts as the model's confidence allows, leaves (most x horizon, ...); the rest has weight 0."""
         confidence = world.model.confidence(world.state)
         needed = how.chunks_needed(confidence, experience.count)
         imagine = partial(self._imagine_chunk, how, state, world, experience, how.discount * confidence)
@@ -300,7 +248,10 @@ class PPO:
         age = jax.random.randint(age_key, (how.chunk,), 0, jnp.clip(experience.size, 1, how.recent))
         obs = experience.gather((experience.count - 1 - age) % experience.capacity).obs
         memory = jax.vmap(world.start)(obs, jax.random.split(start_key, how.chunk))
-        policy = lambda carry, obs, key: self.decide(state, obs, key, greedy=False)  # noqa: E731
+
+        def policy(carry: PyTree, obs: Array, key: Array) -> Decision:
+            return self.decide(state, obs, key, greedy=False)
+
         imagined, _ = dream(world, policy, (), memory, how.horizon, dream_key)
         rate = firing_rate(imagined.prediction.spikes)
         # Spikes are means over the rollouts already; all else has one entry for each.
@@ -321,9 +272,16 @@ class PPO:
         reward = jnp.clip(prediction.reward, *reward_range(experience)) + prediction.bonus
         keys = jax.vmap(lambda key: jax.random.split(key)[0])(imagined.key)  # as `decide` does
         return Steps(
-            imagined.obs, imagined.following, decision.action, decision.log_prob, reward, prediction.terminated, goes_on, counts,
+            imagined.obs,
+            imagined.following,
+            decision.action,
+            decision.log_prob,
+            reward,
+            prediction.terminated,
+            goes_on,
+            counts,
             keys,
-        )  # fmt: skip
+        )
 
     # ---- learning
 
@@ -387,7 +345,7 @@ class PPO:
         return Learner(kept, Losses(actor_loss, critic_loss, entropy, kl, clipped), learner.steps + ~stop, stop)
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson, weight: Array):
-        """The clipped surrogate less the entropy bonus; with entropy, divergence and share of clipped samples. `weight` sums to 1."""
+        """The clipped surrogate less the entropy bonus; with entropy, divergence and share of clipped samples."""
         steps = batch.steps
         out = jax.vmap(lambda obs, key: self.actor(actor, obs, (), key).value)(steps.obs, steps.key)
         ratio = probability_ratio(jax.vmap(distribution.log_prob)(out, steps.action), steps.log_prob)
@@ -398,8 +356,8 @@ class PPO:
         return -gain - self.entropy * entropy, (entropy, kl, clipped)
 
     def _critic_loss(self, critic: PyTree, batch: Lesson, weight: Array) -> Array:
-        """The value's loss, without gradient where the value has already moved by more than `value_clip` towards its target: there the
-        larger of the losses of the value and of the clipped value (OpenAI baselines' ppo2) is the clipped one's, a constant."""
+        """The value's loss, without gradient where the value has already moved by more than `value_clip` towards its target: there
+        the larger of the losses of the value and of the clipped value (OpenAI baselines' ppo2) is the clipped one's, a constant."""
         logits = jax.vmap(lambda obs, key: self.critic(critic, obs, (), key).value)(batch.steps.obs, batch.steps.key)
         value, loss = jax.vmap(self.value.mean)(logits), jax.vmap(self.value.loss)(logits, batch.target)
         held = batch.value + jnp.clip(value - batch.value, -self.value_clip, self.value_clip)

@@ -11,7 +11,8 @@ from spikedream.types import Experience, Metrics, check_bounds
 
 
 class WeightState(eqx.Module):
-    beta: Array  # () the weight
+    beta: Array  # () the weight, in the environment's units of reward
+    reward_scale: Array  # () of the normaliser when it was last measured
     scale: Array  # () running root mean square of the raw bonus on all experience; 0 until it has been measured
     recent: Array  # () fast running mean of the episodes' returns, in the environment's units
     usual: Array  # () slow one
@@ -22,7 +23,7 @@ class WeightState(eqx.Module):
 
 @dataclass(frozen=True)
 class AdaptiveWeight:
-    """Reward beta x min(raw / scale, cap), where beta follows the trend of the external return.
+    """Reward beta x min(raw / scale, cap), in the environment's units, where beta follows the trend of the external return.
 
     Once in each fit, R being the mean return of the episodes that ended lately: recent += fast (R - recent), usual += slow (R -
     usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
@@ -30,7 +31,8 @@ class AdaptiveWeight:
     Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
     ends. With low = high the weight is constant.
 
-    With the defaults no weighted bonus exceeds 0.5, so that values stay within `TwoHot.limit`.
+    No weighted bonus is larger than high x cap, and rewards are normalised by no less than that: so a normalised bonus lies in
+    [0, 1].
     """
 
     start: float = 0.05  # beta before the first measurement
@@ -52,17 +54,17 @@ class AdaptiveWeight:
 
     @property
     def largest(self) -> float:
-        """No weighted bonus is larger."""
+        """No weighted bonus is larger, in the environment's units."""
         return self.high * self.cap
 
     def init(self) -> WeightState:
         beta = jnp.asarray(self.start, jnp.float32)
-        return WeightState(beta, *(jnp.zeros(()) for _ in range(6)))  # each its own buffer: the phases donate them
+        return WeightState(beta, jnp.ones(()), *(jnp.zeros(()) for _ in range(6)))  # each its own buffer: the phases donate them
 
     def reward(self, state: WeightState, raw: Array) -> Array:
-        """Weighted reward of a raw bonus, any shape."""
+        """Weighted and normalised reward of a raw bonus, any shape."""
         scale = jnp.where(state.scale > 0, state.scale, 1)
-        return state.beta * jnp.minimum(raw / scale, self.cap)
+        return state.beta / state.reward_scale * jnp.minimum(raw / scale, self.cap)
 
     def update(self, state: WeightState, raw: Array, experience: Experience) -> tuple[WeightState, Metrics]:
         """`raw` (capacity,): the bonus of each stored transition; elsewhere anything."""
@@ -70,7 +72,9 @@ class AdaptiveWeight:
         count = jnp.maximum(filled.sum(), 1)
         measured = jnp.sqrt((jnp.square(raw) * filled).sum() / count)
         scale = jnp.where(state.scale > 0, state.scale + self.scale_rate * (measured - state.scale), measured)
-        state = eqx.tree_at(lambda s: s.scale, self._follow(state, *recent_return(experience, self.window)), scale)
+        state = self._follow(state, *recent_return(experience, self.window))
+        reward_scale = jnp.array(experience.normalizer.reward_scale)  # its own buffer: the phases donate both
+        state = eqx.tree_at(lambda s: (s.scale, s.reward_scale), state, (scale, reward_scale))
         external = experience.gather(jnp.arange(experience.capacity)).reward
         return state, {
             "bonus_mean": (self.reward(state, raw) * filled).sum() / count,
@@ -88,7 +92,7 @@ class AdaptiveWeight:
         width = highest - lowest
         trend = jnp.where(width > 0, (recent - usual) / jnp.where(width > 0, width, 1), 0.0)
         beta = jnp.clip(state.beta * jnp.exp(-self.rate * trend), self.low, self.high)
-        after = WeightState(beta, state.scale, recent, usual, lowest, highest, jnp.ones(()))
+        after = WeightState(beta, state.reward_scale, state.scale, recent, usual, lowest, highest, jnp.ones(()))
         return jax.tree.map(lambda new, old: jnp.where(ended, new, old), after, state)
 
 

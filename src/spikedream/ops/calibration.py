@@ -26,9 +26,9 @@ def deviation_factor(z: Array, counts: Array, level: float = 0.9) -> Array:
 
 
 def coverage(z: Array, counts: Array) -> Metrics:
-    """Share of targets inside their central 50 % and 90 % intervals, and the mean difference between the share and the level over
-    `LEVELS` (Kuleshov et al. 2018, eq. 9, with absolute differences)."""
+    """Share of targets inside their central intervals of each of `LEVELS`, as `coverage_90` for 0.9, and the mean difference
+    between share and level (Kuleshov et al. 2018, eq. 9, with absolute differences)."""
     total = jnp.maximum(counts.sum() * z.shape[1], 1)
     inside = {level: ((jnp.abs(z) <= half_width(level)) * counts[:, None]).sum() / total for level in LEVELS}
     error = jnp.stack([jnp.abs(share - level) for level, share in inside.items()]).mean()
-    return {"calibration/coverage_50": inside[0.5], "calibration/coverage_90": inside[0.9], "calibration/error": error}
+    return {f"calibration/coverage_{100 * level:.0f}": share for level, share in inside.items()} | {"calibration/error": error}

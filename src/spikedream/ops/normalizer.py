@@ -35,8 +35,9 @@ def identity(obs_size: int) -> Normalizer:
     return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), one)
 
 
-def measure(obs: Array, reward: Array, valid: Array) -> Normalizer:
-    """Statistics of the rows where `valid` (capacity,) is 1: `obs` (capacity, obs_size), `reward` (capacity,)."""
+def measure(obs: Array, reward: Array, valid: Array, reward_floor: float = 0.0) -> Normalizer:
+    """Statistics of the rows where `valid` (capacity,) is 1: `obs` (capacity, obs_size), `reward` (capacity,). The scale of rewards
+    is at least `reward_floor`, the largest bonus: where only small costs have been seen, bonuses must not dwarf the scale."""
     count = jnp.maximum(valid.sum(), 1)
     # Summed about the first row: a large constant would otherwise leave rounding errors that look like variation.
     mean = obs[0] + ((obs - obs[:1]) * valid[:, None]).sum(0) / count
@@ -44,6 +45,6 @@ def measure(obs: Array, reward: Array, valid: Array) -> Normalizer:
     deviation = jnp.sqrt(variance)
     low = jnp.where(valid > 0, reward, jnp.inf).min()
     high = jnp.where(valid > 0, reward, -jnp.inf).max()
-    largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    largest = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), reward_floor)
     reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
     return Normalizer(mean, jnp.where(deviation > 1e-6, deviation, 1.0), reward_scale, low / reward_scale, high / reward_scale)

@@ -69,9 +69,9 @@ class Replay(eqx.Module):
         error = None if self.error is None else self.error.at[at].set(jnp.maximum(self.error.max(), 1e-6))
         return self._with(data=data, count=self.count + 1, error=error)
 
-    def normalise(self) -> "Replay":
+    def normalise(self, reward_floor: float = 0.0) -> "Replay":
         """Measure the normaliser anew on everything held."""
-        return self._with(normalizer=measure(self.data.obs, self.data.reward, self._filled()))
+        return self._with(normalizer=measure(self.data.obs, self.data.reward, self._filled(), reward_floor))
 
     def prioritise(self, error: Array) -> "Replay":
         """Draw by `error` (capacity,) from now on."""

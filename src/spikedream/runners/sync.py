@@ -65,6 +65,8 @@ class Progress:
     solved_at: int | None = None  # real steps
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
+    episode_return: float = 0.0  # of the training episode under way, so far
+    train_returns: list[float] = field(default_factory=list)  # of those that have ended in this turn
     metrics_bytes: int = 0
     row: dict[str, Any] = field(default_factory=dict)  # what this turn has measured so far
 
@@ -168,6 +170,7 @@ class Trainer:
         if self.env.position.obs is None:
             self.env.reset()
             self.carry = self.algorithm.start(self.state, 1)
+            progress.episode_return = 0.0
         if progress.turn == 0 and self.config.collect.seed_episodes:
             rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, progress.real_steps))
             action, log_prob = random_action(self.env.spec, rng), random_log_prob(self.env.spec)
@@ -176,7 +179,11 @@ class Trainer:
             salt = np.uint32(progress.real_steps)
             act = self.algorithm.act(self.state, self.carry, self.env.position.obs[None], salt, False)
             self.carry, action, log_prob = act.carry, np.asarray(act.action[0]), float(act.log_prob[0])
-        self.state = self.algorithm.remember(self.state, self.env.step(action, log_prob))
+        step = self.env.step(action, log_prob)
+        self.state = self.algorithm.remember(self.state, step)
+        progress.episode_return += float(step.reward)
+        if self.env.position.obs is None:
+            progress.train_returns.append(progress.episode_return)
         progress.real_steps += 1
         progress.collected += 1
 
@@ -234,13 +241,18 @@ class Trainer:
             "eval_return_std": result.std(),
             "eval_length_mean": float(result.lengths.mean()),
             "firing_rate/actor_greedy": result.firing_rate,
+            "decision_ms": result.decision_ms,
+            "train_episodes": len(progress.train_returns),
             "wall_seconds": round(progress.wall_seconds, 3),
         }
+        progress.row.pop("train_return_mean", None)  # an earlier turn's
+        if progress.train_returns:
+            progress.row["train_return_mean"] = float(np.mean(progress.train_returns))
         self.recorder.write(progress.row)
         self.listener.record(progress.row)
         progress.metrics_bytes = self.recorder.size()
         progress.turn += 1
-        progress.collected, progress.fitted, progress.blocks = 0, False, 0
+        progress.collected, progress.fitted, progress.blocks, progress.train_returns = 0, False, 0, []
 
     def _measure(self, metrics: list[Metrics]) -> None:
         row = {name: float(value) for m in metrics for name, value in m.items() if name != "imagined_steps"}
@@ -341,6 +353,7 @@ class Trainer:
             "eval_return_mean": row.get("eval_return_mean"),
             "eval_return_std": row.get("eval_return_std"),
             "eval_episodes": self.config.evaluation.episodes,
+            "decision_ms": row.get("decision_ms"),
             "wall_seconds": round(progress.wall_seconds, 3),
             "compile_seconds": round(progress.compile_seconds, 3),
             "peak_memory_mb": peak_memory_mb(),

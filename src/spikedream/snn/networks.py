@@ -108,9 +108,9 @@ class SpikingNetwork:
             spikes = jnp.stack(train)
             trains.append(spikes)
             after.append(state)
-        value, readout, out_trains = self.readout.decode(
-            params.readout, readout, spikes, after[-1].v / self._threshold(params.layers[-1].neuron)
-        )
+        # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
+        charge = (after[-1].v - states[-1].v) / self._threshold(params.layers[-1].neuron)
+        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, charge)
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
 
@@ -119,7 +119,8 @@ class SpikingNetwork:
         return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
 
     def curvature(self, params: SpikingParams) -> Array:
-        return self.readout.curvature(params.readout)
+        recurrent = [layer.neuron.recurrent for layer in params.layers if layer.neuron.recurrent is not None]
+        return self.readout.curvature(params.readout) + sum(jnp.square(weights).mean() for weights in recurrent)
 
     def readout_l1(self, params: SpikingParams) -> Array:
         return _l1(params.readout)

@@ -71,8 +71,8 @@ def _recurrent(params: NeuronParams, state: NeuronState, x: Array) -> Array:
     return x if params.recurrent is None else x + state.spikes @ params.recurrent
 
 
-def _recurrent_weights(size: int, key: Array) -> Array:
-    return jax.random.normal(key, (size, size)) * 0.5 / jnp.sqrt(size)
+def _recurrent_weights(size: int, gain: float, key: Array) -> Array:
+    return jax.random.normal(key, (size, size)) * gain / jnp.sqrt(size)
 
 
 def firing_threshold(params: NeuronParams) -> Array:
@@ -116,6 +116,7 @@ class LIF:
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
+    recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
     surrogate: AnySurrogate = ArcTan()
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class LIF:
         return NeuronParams(
             decay=_decays(self.decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:
@@ -155,6 +156,7 @@ class CubaLIF:
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
+    recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
     surrogate: AnySurrogate = Rectangular()
 
     def __post_init__(self) -> None:
@@ -165,7 +167,7 @@ class CubaLIF:
             decay=_decays(self.decay, size),
             synapse_decay=_decays(self.synapse_decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:
@@ -198,6 +200,7 @@ class AdaptiveLIF:
     learn_decay: bool = True
     learn_threshold: bool = False
     recurrent: bool = False
+    recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
     surrogate: AnySurrogate = ArcTan()
 
     def __post_init__(self) -> None:
@@ -208,7 +211,7 @@ class AdaptiveLIF:
             decay=_decays(self.decay, size),
             adaptation_decay=_decays(self.adaptation_decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, key) if self.recurrent else None,
+            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:

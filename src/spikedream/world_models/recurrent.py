@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit
-from spikedream.snn.codings import MembraneReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, World, check_bounds
@@ -43,15 +42,16 @@ class Recurrent:
     """
 
     network: AnyNetwork = SpikingNetwork(
-        persistent=True, neuron=LIF(decay=(0.5, 0.99), recurrent=True), readout=MembraneReadout(), ticks=4
+        persistent=True, neuron=LIF(decay=(0.99, 0.999), recurrent=True, recurrent_gain=0.0), ticks=4
     )
     latent: int = 8
-    ensemble: Ensemble = Ensemble(updates=600, batch=16)  # the batch counts sequences
-    context: int = 8  # steps in which real observations are given
-    open_loop: int = 8  # steps after that, in which the model goes on by its own predictions
+    ensemble: Ensemble = Ensemble(updates=1000, batch=32)  # the batch counts sequences
+    context: int = 6  # steps in which real observations are given
+    open_loop: int = 0  # steps after that, in which the model goes on by its own predictions
+    burn_in: int = 1  # steps at the start of an episode or sequence that nothing is learned from: too little is known there
 
     def __post_init__(self) -> None:
-        check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None))
+        check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None), burn_in=(0, None))
         if not self.network.persistent:
             raise ValueError("network keeps no state between steps; it must be a GRU or a SpikingNetwork with persistent = true")
         if self.ensemble.holdout > 0:
@@ -132,10 +132,11 @@ class Recurrent:
         def loss(params: tuple[PyTree, PyTree], drawn: tuple[Sequence, Array], key: Array) -> Array:
             (network, members), (sequences, importance) = params, drawn
             unroll = jax.vmap(lambda s, k: self._unroll(network, members, ensemble.scale, rest, s, k))
-            obs, latent = unroll(sequences, jax.random.split(key, hyper.batch))
-            counts = sequences.valid * importance[:, None]
+            obs, latent, age = unroll(sequences, jax.random.split(key, hyper.batch))
+            counts = sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (sequences.steps._replace(obs=obs), latent, counts))
-            return jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members).mean()
+            losses = jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
+            return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         fitted = fit(
             jax.tree.map(lambda x: x[None], (state.network, ensemble.members)),
@@ -155,22 +156,25 @@ class Recurrent:
 
     def _unroll(
         self, network: PyTree, members: PyTree, scale: Array, rest: PyTree, sequence: Sequence, key: Array
-    ) -> tuple[Array, Array]:
-        """The observations that the model went by, (length, obs_size), and the latent states, (length, latent): real observations
-        during the context and where an episode begins, after that its own predictions, by the mean of the members."""
+    ) -> tuple[Array, Array, Array]:
+        """The observations that the model went by, (length, obs_size), the latent states, (length, latent), and the steps since
+        the first, (length,). The observations are real ones during the context and while an episode burns in, after that the
+        model's own predictions, by the mean of the members."""
 
-        def step(before: tuple[Array, Array, Array, PyTree], now: tuple[Transition, Array, Array, Array]):
-            predicted, last, action, carry = before
+        def step(before: tuple[Array, Array, Array, PyTree, Array], now: tuple[Transition, Array, Array, Array]):
+            predicted, last, action, carry, age = before
             real, first, given, key = now
-            obs = jnp.where((first > 0) | given, real.obs, predicted)
+            age = jnp.where(first > 0, 0, age + 1)
+            obs = jnp.where((age <= self.burn_in) | given, real.obs, predicted)
             change = jnp.where(first > 0, 0.0, (obs - last) / scale)
             carry = jax.tree.map(lambda resting, old: jnp.where(first > 0, resting, old), rest, carry)
             latent, carry = self._read(network, carry, obs, change, action * (1 - first), key)
             inputs = jnp.concatenate([obs, latent, real.action])
             mean = jax.vmap(lambda m: self.ensemble.moments(m, inputs, key)[0])(members).mean(0)
-            return (obs + mean[:-1] * scale, obs, real.action, carry), (obs, latent)
+            return (obs + mean[:-1] * scale, obs, real.action, carry, age), (obs, latent, age)
 
         length = sequence.first.shape[0]
-        start = (sequence.steps.obs[0], sequence.steps.obs[0], jnp.zeros(sequence.steps.action.shape[1]), rest)
+        obs, action = sequence.steps.obs, sequence.steps.action
+        start = (obs[0], obs[0], jnp.zeros(action.shape[1]), rest, jnp.zeros((), jnp.int32))
         given = jnp.arange(length) < self.context
         return jax.lax.scan(step, start, (sequence.steps, sequence.first, given, jax.random.split(key, length)))[1]

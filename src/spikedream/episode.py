@@ -1,0 +1,130 @@
+"""The episode that the report shows: what the policy did, what the world model says about it, and what a planner expected."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from spikedream.agents.planner import Planner
+from spikedream.algorithm import Algorithm, TrainState
+from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
+from spikedream.run import Run
+from spikedream.types import Belief, Decision, PyTree, World
+
+PLANS = 4  # of a planner are shown
+WARM_UP = 10  # real steps that a model with a memory follows before it dreams
+
+
+class Episode(NamedTuple):
+    """One greedy episode in the real environment."""
+
+    obs: np.ndarray  # (steps + 1, obs_size) in the environment's units
+    actions: np.ndarray  # (steps, action_size) encoded
+    rewards: np.ndarray  # (steps,)
+    spikes: tuple[np.ndarray, ...]  # of the policy, per layer (steps, ticks, neurons)
+    carries: dict[int, PyTree]  # the policy's memory at the steps whose plan is shown
+
+
+class Imagined(NamedTuple):
+    """What the world model says about the beginning of an episode."""
+
+    obs: Array  # (members, horizon - warm, obs_size) open loop from observation `warm`, in the environment's units
+    spikes: tuple[Array, ...]  # of the first member along the real episode, per layer (horizon, ticks, neurons)
+
+
+def plans(algorithm: Algorithm) -> bool:
+    """Whether the greedy policy plans."""
+    return isinstance(algorithm.agent, Planner) and algorithm.agent.when != "collect"
+
+
+def plan_every(algorithm: Algorithm) -> int:
+    """Steps between two plans that are shown, so that they do not lie over each other."""
+    return max(algorithm.agent.horizon, 10) if isinstance(algorithm.agent, Planner) else 0
+
+
+def play(run: Run) -> Episode:
+    """Raises BrokenEnvironment where the environment fails."""
+    algorithm, state = run.algorithm, run.state
+    # An environment seeded from the report's own stream meets no episode of the learner.
+    seed = episode_seed(run.config.seed, REPORT)
+    env = HostEnvironment(run.config.env, run.config.env_kwargs, run.config.max_episode_steps, seed)
+    shown = {i * plan_every(algorithm) for i in range(PLANS)} if plans(algorithm) else set()
+    try:
+        obs, carry = [env.reset()], algorithm.agent.start(state.agent, algorithm.world(state))
+        actions, rewards, spikes, carries = [], [], [], {}
+        while env.position.obs is not None:
+            if len(actions) in shown:
+                carries[len(actions)] = carry
+            decision = _decide(algorithm, state, carry, obs[-1], np.uint32(len(actions)))
+            carry = decision.carry
+            step = env.step(np.asarray(decision.action))
+            obs.append(np.asarray(step.next_obs))
+            actions.append(step.action)
+            rewards.append(step.reward)
+            spikes.append(decision.spikes)
+    finally:
+        env.close()
+    trains = tuple(np.stack(layer) for layer in zip(*jax.device_get(spikes), strict=True))
+    return Episode(np.stack(obs), np.stack(actions), np.asarray(rewards), trains, carries)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decide(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, step: Array) -> Decision:
+    """As `Algorithm.act` for one raw observation, with the spikes."""
+    world, key = algorithm.world(state), jax.random.fold_in(state.key, step)
+    return algorithm.agent.act(state.agent, world, carry, state.replay.normalizer.obs(obs), key, True)
+
+
+def warm_up(algorithm: Algorithm, horizon: int) -> int:
+    """Real steps that the world model follows before it dreams to the end of `horizon` steps."""
+    return min(WARM_UP, horizon // 2) if algorithm.world_model.recurrent else 0
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array, warm: int) -> Imagined:
+    """Of the real raw observations (horizon, obs_size) that were met and the actions (horizon, action_size) taken there."""
+    world, normalizer = algorithm.world(state), state.replay.normalizer
+    keys = jax.random.split(state.key, obs.shape[0])
+
+    def follow(belief: Belief, now: tuple[Array, Array, Array]) -> tuple[Belief, tuple[Any, tuple[Array, ...]]]:
+        obs, action, key = now
+        memory = world.follow(belief, obs, key)
+        trains = world.step(memory, action, key)[1].spikes
+        first = tuple(train.reshape(-1, *train.shape[-2:])[0] for train in trains)
+        return Belief(memory, action, jnp.ones(())), (memory, first)
+
+    blank = world.blank(algorithm.spec)
+    memories, trains = jax.lax.scan(follow, blank, (normalizer.obs(obs), actions, keys))[1]
+    memory = jax.tree.map(lambda x: x[warm], memories)
+    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], keys[warm:])), trains)
+
+
+@partial(jax.jit, static_argnums=0)
+def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, step: Array) -> tuple[Array, Array]:
+    """The actions (horizon, action_size) that `_decide` plans in the same place, and where each member expects them to lead,
+    (members, horizon, obs_size) in the environment's units."""
+    agent, world, normalizer = algorithm.agent, algorithm.world(state), state.replay.normalizer
+    assert isinstance(agent, Planner)
+    follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `Planner.act` does
+    memory = world.follow(carry.belief, normalizer.obs(obs), follow_key)
+    actions = agent.plan(state.agent, world, memory, carry.policy, carry.plan, plan_key).actions
+    expected = _open_loop(world, memory, actions, jax.random.split(plan_key, actions.shape[0]))
+    return actions, normalizer.raw_obs(expected)
+
+
+def _open_loop(world: World, memory: Any, actions: Array, keys: Array) -> Array:
+    """Each member's normalised observations after the actions, (members, steps, obs_size)."""
+
+    def one(member: Array) -> Array:
+        alone, start = world.member(memory, member)
+
+        def step(memory: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
+            memory, prediction = alone.step(memory, *now)
+            return memory, prediction.obs
+
+        return jax.lax.scan(step, start, (actions, keys))[1]
+
+    return jax.vmap(one)(jnp.arange(world.model.members))
