@@ -11,10 +11,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spikedream import config as configuration
@@ -33,7 +33,9 @@ def prepare(config: Config) -> Any:
     for _ in range(64):
         obs, following = rng.normal(size=(2, 4)).astype(np.float32)
         action = np.eye(2, dtype=np.float32)[rng.integers(2)]
-        state = algorithm.remember(state, Transition(obs, action, np.float32(1), following, np.float32(0), np.float32(0)))
+        state = algorithm.remember(
+            state, Transition(obs, action, np.float32(1), following, np.float32(0), np.float32(0), np.float32(0))
+        )
     return state
 
 
@@ -43,13 +45,14 @@ def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
     agent, world = config.agent, World(config.world_model, state.world)
     key = jax.random.key(1)
     obs = jax.random.normal(key, (agent.trajectories, SPEC.obs_size))
+    memory = jax.vmap(world.start)(obs, jax.random.split(key, agent.trajectories))
 
     def whole(agent_state: Any) -> Any:
         return agent.update(agent_state, world, state.replay, key)
 
     def rollout(agent_state: Any) -> Any:
-        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (agent.trajectories, *x.shape)), agent.start(agent_state))
-        return dream(world, lambda c, o, k: agent.act(agent_state, world, c, o, k, False), carry, obs, agent.horizon, key)
+        policy = partial(agent.decide, agent_state, greedy=False)
+        return dream(world, lambda c, o, k: policy(c, o, k), (), memory, agent.horizon, key)
 
     def fit(world_state: Any) -> Any:
         return config.world_model.update(world_state, state.replay, key)

@@ -93,7 +93,8 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
     out = tmp_path / "run"
     status, said, err = call(
         capsys, "train", "debug", *SMALL, "--out", str(out), "--agent", "Planner", "--agent.policy", "Dreamer",
-        "--agent.policy.horizon", "3", "--agent.policy.trajectories", "4", "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
+        "--agent.policy.horizon", "3", "--agent.policy.trajectories", "4",
+        "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
         "--agent.horizon", "2", "--agent.search", "RandomShooting", "--agent.search.candidates", "6", "--agent.when", "evaluate",
         "--bonus", "RandomNetworkDistillation", "--bonus.updates", "3", "--bonus.weight.start", "0.02",
         "--replay.priority", "td_error", "--replay.alpha", "0.7",
@@ -111,8 +112,9 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
 def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     status, said, err = call(
-        capsys, "train", "CartPoleHiddenVelocity-v0", *SMALL, "--improve.block", "1", "--out", str(out), "--world-model", "Recurrent",
-        "--world-model.network", "GRU", "--world-model.network.hidden", "4", "--world-model.ensemble.updates", "2",
+        capsys, "train", "CartPoleHiddenVelocity-v0", *SMALL, "--improve.block", "1", "--out", str(out),
+        "--world-model", "Recurrent", "--world-model.network", "GRU", "--world-model.network.hidden", "4",
+        "--world-model.ensemble.updates", "2",
         "--world-model.ensemble.check-every", "2", "--world-model.ensemble.dynamics", "MLP", "--world-model.ensemble.ending", "MLP",
         "--agent.actor", "MLP", "--agent.critic", "MLP", "--agent.trajectories", "4", "--agent.horizon", "2",
     )  # fmt: skip
@@ -140,7 +142,7 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "debug", "--bonus", "RandomNetworkDestillation"], "did you mean 'RandomNetworkDistillation'"),
         (["train", "debug", "--bonus", "Boredom"], "bonus has no kind 'Boredom'"),
         (["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamr"], "did you mean 'Dreamer'"),
-        (["train", "debug", "--agent", "PPO", "--world-model", "Recurrent"], "PPO keeps no memory of an episode, which Recurrent needs"),
+        (["train", "debug", "--agent", "PPO", "--world-model", "Recurrent"], "no memory of an episode, which Recurrent needs"),
         (["train", "debug", "--world-model", "Recurrent", "--world-model.network", "MLP"], "keeps no state between steps"),
         (["train", "debug", *SMALL, "--agent", "Planner", "--replay.priority", "td_error"], "needs a value function"),
         (["train", "debug", *SMALL, "--world-model", "TrueEnvironment", "--bonus", "Disagreement"], "at least 2 members"),

@@ -510,7 +510,10 @@ def imagined_steps(agent, metrics):
     agent = agent.policy if isinstance(agent, Planner) else agent
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
-    return 0 if agent is None or agent.imagination is None else round(2 * agent.imagination.horizon * float(metrics["rollouts"]))
+    if agent is None or agent.imagination is None:
+        return 0
+    assert 0 < int(metrics["rollouts"]) <= 2 * agent.imagination.most
+    return agent.imagination.horizon * int(metrics["rollouts"])
 
 
 @pytest.mark.parametrize(

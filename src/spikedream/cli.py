@@ -91,7 +91,7 @@ def _swap_parts(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
         if not given and i + 1 < len(arguments):
             value = arguments[i + 1]
         if flag.startswith("--") and value and _is_part(base, path):
-            change: Any = value
+            change: Any = None if value == "None" else value
             for name in reversed(path):
                 change = {name: change}
             base = configuration.merge(base, change)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.ops.distributions import ActionDistribution, Categorical, TanhNormal, TwoHot, ValueDistribution
+from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
+from spikedream.ops.fitting import adam
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.surrogate import clipped_gain, probability_ratio, standardise
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
@@ -124,7 +126,7 @@ class Dreamer:
                 'agent.gradient = "model" differentiates through the action and needs a continuous action space;'
                 ' use "clipped" or "reinforce" for discrete actions'
             )
-        distribution: ActionDistribution = Categorical(spec.action_size) if spec.discrete else TanhNormal(spec.action_size)
+        distribution = action_distribution(spec)
         actor_key, critic_key = jax.random.split(key)
         features = world.model.feature_size(spec)
         actor: PyTree = self.actor.init(features, distribution.parameters, actor_key)
@@ -140,10 +142,7 @@ class Dreamer:
         )
 
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        def adam(rate: float) -> optax.GradientTransformation:
-            return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(rate))
-
-        return adam(self.learning_rate), adam(self.critic_learning_rate)
+        return adam(self.learning_rate, self.gradient_clip), adam(self.critic_learning_rate, self.gradient_clip)
 
     def start(self, state: DreamerState, world: World) -> Carry:
         return Carry(world.blank(state.spec), self.actor.start(state.actor))
@@ -182,7 +181,7 @@ class Dreamer:
             lessons = lessons._replace(weight=lessons.weight * share)
             real = real._replace(weight=real.weight * (1 - share))
             lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), lessons, real)
-        lessons = lessons._replace(advantage=self._advantage(lessons.advantage, lessons.weight))
+        lessons = lessons._replace(advantage=standardise(lessons.advantage, lessons.weight, self.advantage_floor))
         state, (actor_loss, critic_loss, entropy, critic_rate) = self._learn(state, lessons, learn_key)
         last = imagined.prediction
         pool = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1]))
@@ -272,7 +271,7 @@ class Dreamer:
             )
             reward = (1 - self.gamma) * (steps.reward + jax.vmap(world.intrinsic)(steps, keys))
             discount = self.gamma * (1 - steps.terminated)
-            ratio = jnp.exp(jnp.clip(log_prob - steps.log_prob, -10, 10))
+            ratio = probability_ratio(log_prob, steps.log_prob)
             goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
             target = vtrace(reward, discount, value, following, ratio, goes_on, self.return_lambda)
             later = jnp.where(goes_on > 0, jnp.concatenate([target[1:], target[-1:]]), following)
@@ -312,13 +311,6 @@ class Dreamer:
     def _values(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """(horizon, trajectories, feature_size) -> (horizon, trajectories)."""
         return jax.vmap(jax.vmap(partial(self.value_of, critic)))(feature, key)
-
-    def _advantage(self, raw: Array, weight: Array) -> Array:
-        """Weighted to zero mean and unit deviation; `advantage_floor` keeps noise from being blown up once all is well."""
-        total = weight.sum()
-        mean = (raw * weight).sum() / total
-        deviation = jnp.sqrt((jnp.square(raw - mean) * weight).sum() / total)
-        return (raw - mean) / jnp.maximum(deviation, self.advantage_floor)
 
     # ---- learning
 
@@ -361,10 +353,7 @@ class Dreamer:
         log_prob = jax.vmap(distribution.log_prob)(out, batch.action)
         entropy = jax.vmap(distribution.entropy)(out)
         if self.gradient == "clipped":
-            # A ratio beyond e^10 is clipped by the surrogate anyway, but its exponential could overflow.
-            ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -10, 10))
-            clipped = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)
-            gain = jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)
+            gain = clipped_gain(probability_ratio(log_prob, batch.log_prob), batch.advantage, self.clip)
         else:
             gain = log_prob * batch.advantage
         total = batch.weight.sum() + 1e-6

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.ops.distributions import ActionDistribution, Categorical, TanhNormal, TwoHot, ValueDistribution
+from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
+from spikedream.ops.fitting import adam
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.returns import survival, vtrace
 from spikedream.ops.surrogate import approximate_kl, clipped_gain, probability_ratio, standardise
@@ -115,7 +116,7 @@ class PPO:
                 f"PPO keeps no memory of an episode, which {type(world.model).__name__} needs; agents that keep one are Dreamer and"
                 " Planner"
             )
-        distribution: ActionDistribution = Categorical(spec.action_size) if spec.discrete else TanhNormal(spec.action_size)
+        distribution = action_distribution(spec)
         actor_key, critic_key = jax.random.split(key)
         actor: PyTree = self.actor.init(spec.obs_size, distribution.parameters, actor_key)
         critic: PyTree = self.critic.init(spec.obs_size, self.value.parameters, critic_key)
@@ -127,10 +128,7 @@ class PPO:
         return PPOState(actor, critic, actor_optimizer.init(actor), critic_optimizer.init(critic), distribution)
 
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        def adam(rate: float) -> optax.GradientTransformation:
-            return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(rate))
-
-        return adam(self.learning_rate), adam(self.critic_learning_rate)
+        return adam(self.learning_rate, self.gradient_clip), adam(self.critic_learning_rate, self.gradient_clip)
 
     # ---- acting
 

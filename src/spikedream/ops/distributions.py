@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import check_bounds
+from spikedream.types import Spec, check_bounds
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class TanhNormal:
 
 
 ActionDistribution = Categorical | TanhNormal
+
+
+def action_distribution(spec: Spec) -> ActionDistribution:
+    return Categorical(spec.action_size) if spec.discrete else TanhNormal(spec.action_size)
 
 
 def symlog(x: Array) -> Array:

@@ -34,6 +34,11 @@ def adamw(rate: float, updates: int, weight_decay: float, clip: float) -> optax.
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=matrices))
 
 
+def adam(rate: float, clip: float) -> optax.GradientTransformation:
+    """`clip` bounds the gradient's global norm."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
+
+
 def fit(
     params: PyTree,
     loss: Loss,
