@@ -111,6 +111,7 @@ NETWORK = {"kind": "MLP", "hidden": [6]}
 MEMORY = {"kind": "GRU", "hidden": 4}
 ENSEMBLE = {"members": 2, "updates": 2, "check_every": 2, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 2, "critic": NETWORK, "start_noise": 0.0}
+SEARCH = {"kind": "MPPI", "candidates": 12, "iterations": 1, "temperature": 2.0}
 SHARE = {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20}  # 24 steps are held
 SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that shows it, fields
     "remembering world": (
@@ -124,19 +125,19 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     ),
     "planner": (
         {"world_model": ENSEMBLE,
-         "agent": {"kind": "Planner", "uncertainty_penalty": 0.5, "horizon": 3, "search": {"kind": "MPPI", "candidates": 8}}},
+         "agent": {"kind": "Planner", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
         "act", ["agent.horizon", "agent.gamma", "agent.uncertainty_penalty", "agent.search.candidates"],
     ),
     "planner with a policy": (
         {"world_model": ENSEMBLE,
-         "agent": {"kind": "Planner", "horizon": 3, "search": {"kind": "MPPI", "candidates": 8}, "proposals": 3,
+         "agent": {"kind": "Planner", "horizon": 3, "search": SEARCH, "proposals": 3,
                    "policy": {"kind": "Dreamer", **DREAMER, "actor": NETWORK}}},
         "act", ["agent.proposals", "agent.policy.gamma"],
     ),
     "ppo": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "PPO", "actor": NETWORK, "critic": NETWORK, "rollout": 12, "passes": 3, "batch": 8, "clip": 0.02,
-                   "value_clip": 1e-4, "target_kl": 0.01, "learning_rate": 0.02, "gradient_clip": 0.01, "advantage_floor": 5.0,
+                   "value_clip": 5e-3, "target_kl": 0.012, "learning_rate": 0.006, "gradient_clip": 0.01, "advantage_floor": 5.0,
                    "imagination": {"kind": "Imagination", "threshold": 0.5, "least": 4, "most": 16, "chunk": 1, "horizon": 3,
                                    "uncertainty_limit": 1.0, "recent": 5, "share": SHARE}}},
         "dream",
@@ -164,8 +165,9 @@ def shown(config: Config, verb: str) -> list[np.ndarray]:
     if config.replay.priority != "uniform":
         state = eqx.tree_at(lambda s: s.replay.error, state, jax.numpy.arange(32.0))
     if verb != "fit":
-        known = (jax.numpy.array([-1.0, 1.0]), jax.numpy.asarray(0.6))
-        state = eqx.tree_at(lambda s: (s.world.rewards, s.world.confidence), state, known)
+        known = (jax.numpy.array([-1.0, 1.0]), jax.numpy.asarray(0.6), jax.numpy.full(4, -9.0), jax.numpy.full(4, 9.0))
+        fields = lambda s: (s.world.rewards, s.world.confidence, s.world.low, s.world.high)  # noqa: E731
+        state = eqx.tree_at(fields, state, known)
     if verb == "act":
         left = algorithm.act(state, algorithm.start(state, 1), jax.numpy.full((1, 4), 0.1), np.uint32(0), True).carry
     elif verb == "dream":

@@ -278,17 +278,25 @@ class Ensemble:
         metrics = {"model_error": error, "model_confidence": state.confidence}
         if not self.gaussian:
             return state, metrics
-        # Of the members' equal mixture: the aleatoric plus the epistemic variance (Lakshminarayanan et al. 2017, section 2.4).
-        total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0))
-        z = (targets - mean.mean(0)) / total
         half = jnp.arange(held.shape[0]) % 2
-        factor = deviation_factor(z, held * half)
+        factor = deviation_factor(self._standard_errors(state, steps, key), held * half)
         state = eqx.tree_at(lambda s: s.spread, state, factor)
         return state, metrics | {
             "model_noise": (deviation.mean(0)[:, :-1].mean(1) * held).sum() / held.sum(),
             "model_disagreement": (mean.std(0)[:, :-1].mean(1) * held).sum() / held.sum(),
-            **coverage(z / factor[None], held * (1 - half)),
+            **self.calibration(state, steps, held * (1 - half), key),
         }
+
+    def calibration(self, state: EnsembleState, steps: Transition, counts: Array, key: Array) -> Metrics:
+        """How much of what happened lies inside the predicted intervals, on the transitions where `counts`, (rows,), is 1."""
+        return coverage(self._standard_errors(state, steps, key), counts)
+
+    def _standard_errors(self, state: EnsembleState, steps: Transition, key: Array) -> Array:
+        """(rows, obs_size + 1) errors of the members' equal mixture over its deviation, aleatoric and epistemic together
+        (Lakshminarayanan et al. 2017, section 2.4)."""
+        mean, deviation = self._all_moments(state, steps, key)
+        total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
+        return (self._targets(state.scale, steps) - mean.mean(0)) / total
 
     def loss(self, member: Member, drawn: tuple[Transition, Array, Array], key: Array, *, scale: Array, weight: Array) -> Array:
         """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,)."""
