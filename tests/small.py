@@ -105,3 +105,12 @@ def shapes(tree: Any) -> Any:
 
 def _bits(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+
+def changed(value: Any) -> Any:
+    """Another value that is valid wherever the first one was."""
+    if isinstance(value, tuple):
+        return [changed(value[0]), *value[1:]] if len(value) > 1 else [changed(value[0])]
+    if isinstance(value, int):
+        return value * 2
+    return value * 0.5 if value else 0.1

@@ -254,7 +254,10 @@ def test_disagreement_passes_through_scaled_weighted_and_capped():
     uncertainty = scale * jnp.array([0.0, 0.5, 2.9, 3.0, 100.0])
     steps = jax.tree.map(lambda x: x[:5], steps)
     np.testing.assert_allclose(
-        rewards(bonus, state, steps, uncertainty), 0.05 * np.array([0, 0.5, 2.9, 3, 3]), rtol=1e-5, atol=1e-9
+        rewards(bonus, state, steps, uncertainty) * experience(DISCRETE).normalizer.reward_scale,  # in the environment's units
+        0.05 * np.array([0, 0.5, 2.9, 3, 3]),
+        rtol=1e-5,
+        atol=1e-9,
     )
 
 
@@ -274,7 +277,8 @@ def test_scale_is_a_running_root_mean_square_of_what_is_stored():
     assert float(weight.reward(state, jnp.asarray(2.0))) == pytest.approx(0.1)  # unmeasured: as it is
     state, metrics = weight.update(state, jnp.array([3.0, 4.0, 99.0, jnp.pi]), replay)  # the last two are not stored
     assert float(state.scale) == pytest.approx(math.sqrt(12.5))
-    assert float(metrics["bonus_mean"]) == pytest.approx(0.05 * 3.5 / math.sqrt(12.5))
+    paid = float(metrics["bonus_mean"] * replay.normalizer.reward_scale)
+    assert paid == pytest.approx(0.05 * 3.5 / math.sqrt(12.5))
     state, _ = weight.update(state, jnp.array([1.0, 1.0, 0.0, 0.0]), replay)
     assert float(state.scale) == pytest.approx(0.75 * math.sqrt(12.5) + 0.25)
 

@@ -32,3 +32,14 @@ def test_the_all_spiking_agent_learns_to_swing_up_the_pendulum(tmp_path: Path) -
     result = learn(tmp_path / "run", "pendulum", "--seed", "11", "--threshold", "-350")
     assert result["solved"] and result["real_steps"] <= 2000
     assert spikedream.load(tmp_path / "run").evaluate(20).mean() >= -500  # a motionless pendulum gets about -1,200
+
+
+def test_planning_with_a_dreamed_value_learns_cartpole(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "cem-cartpole", "--seed", "11")
+    assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475
+    assert result["decision_ms"] > 0
+
+
+def test_curiosity_finds_the_way_up_the_mountain(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "mountaincar", "--seed", "11", "--budget", "4000")
+    assert result["solved"] and result["eval_return_mean"] >= 90

@@ -358,6 +358,14 @@ def test_normalizer_measures_valid_rows_like_numpy():
     assert max(abs(float(found.reward_low)), abs(float(found.reward_high))) == pytest.approx(1)
 
 
+def test_reward_scale_is_no_smaller_than_the_largest_bonus():
+    obs, reward, valid = jnp.ones((3, 1)), jnp.array([-0.1, -0.05, 0.0]), jnp.ones(3)
+    assert float(measure(obs, reward, valid).reward_scale) == pytest.approx(0.1)
+    low = measure(obs, reward, valid, reward_floor=0.5)
+    assert float(low.reward_scale) == 0.5 and float(low.reward_low) == pytest.approx(-0.2)
+    assert float(measure(obs, reward * 100, valid, reward_floor=0.5).reward_scale) == pytest.approx(10.0)
+
+
 def test_normalizer_obs_and_raw_obs_are_inverse_over_leading_axes():
     obs = jax.random.normal(KEY, (4, 5, 3)) * 7 + 2
     found = measure(obs.reshape(-1, 3), jnp.ones(20), jnp.ones(20))

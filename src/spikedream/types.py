@@ -169,7 +169,7 @@ class WorldModel(Protocol):
         ...
 
     def confidence(self, state: PyTree) -> Array:
-        """() exp(-loss) on real transitions that were held out from fitting; 0 before the first fit."""
+        """() exp(-loss) on real transitions held out from fitting, or on all where none are; 0 before the first fit."""
         ...
 
 

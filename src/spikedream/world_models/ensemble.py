@@ -1,7 +1,7 @@
 """An ensemble of networks that predicts normalised state change, reward and termination.
 
-Spiking or conventional by the fields `dynamics` and `ending`; the members differ in their initial weights and in the data that each
-of them never sees. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
+Spiking or conventional by the fields `dynamics` and `ending`; the members differ in their initial weights and in the order in which
+they see the data. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class EnsembleState(eqx.Module):
     rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
     spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
-    confidence: Array  # () exp(-mean squared error) on held-out transitions; 0 before the first fit
+    confidence: Array  # () exp(-mean squared error) on held-out transitions, or exp(-training loss) without; 0 before the first fit
 
 
 class Memory(NamedTuple):
