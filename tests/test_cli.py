@@ -253,3 +253,16 @@ def test_a_damaged_run_is_refused(damage, says: str, run: Path, tmp_path: Path, 
     damage(copy)
     status, _, err = call(capsys, "evaluate", str(copy))
     assert status == 1 and says in err and err.count("\n") == 1
+
+
+def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--budget", "45", "--collect.seed-episodes", "1", "--evaluation.episodes", "2", *TINY]
+    status, out, _ = call(capsys, "bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--", *settings)
+    assert status == 0 and "0 of 1" in out
+    (summary,) = json.loads((tmp_path / "bench.json").read_text()).values()
+    assert summary["seeds"] == [4] and summary["solved"] == 0 and summary["failed"] == 0
+    assert json.loads((tmp_path / "spiking" / "s4" / "result.json").read_text())["real_steps"] == 45
+    status, out, _ = call(
+        capsys, "bench", "debug", "--seeds", "1", "--out", str(tmp_path / "wrong"), "--", "--no-such-setting", "1"
+    )
+    assert status == 1 and "FAILED" in out

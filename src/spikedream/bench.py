@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -30,17 +30,17 @@ SCORES = {  # column: (key in a seed's record, format)
 
 @dataclass
 class Bench:
-    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept."""
+    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept. What
+    follows `--` are settings, as for `train`."""
 
     name: tyro.conf.Positional[str]  # a preset or an environment id
     seeds: int = 20  # how many, numbered from `first_seed`
     first_seed: int = 0
     twin: bool = False  # run the conventional twin beside it
     out: Path | None = None  # runs/bench/<name> when absent
-    flags: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FLAG VALUE ...")] = ()  # settings for `train`, after all else
 
 
-def run_bench(command: Bench, console: Console) -> int:
+def run_bench(command: Bench, settings: tuple[str, ...], console: Console) -> int:
     """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run."""
     config = configuration.named(command.name)
     out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
@@ -51,7 +51,7 @@ def run_bench(command: Bench, console: Console) -> int:
     for label, variant in variants.items():
         records = []
         for seed in range(command.first_seed, command.first_seed + command.seeds):
-            record = _seed(variant, out / label.split()[0], seed, command.flags)
+            record = _seed(variant, out / label.split()[0], seed, settings)
             records.append(record)
             console.print(_line(label, record), highlight=False, soft_wrap=True)
         table[label] = summarise(records)
@@ -60,31 +60,31 @@ def run_bench(command: Bench, console: Console) -> int:
     return 0 if all(s["failed"] == 0 for s in table.values()) else 1
 
 
-def _seed(config: Config, out: Path, seed: int, flags: tuple[str, ...]) -> dict[str, Any]:
-    """One training process, timed from the outside, then as many greedy episodes as it was evaluated on, on seeds that it never saw."""
+def _seed(config: Config, out: Path, seed: int, settings: tuple[str, ...]) -> dict[str, Any]:
+    """One training process, timed from the outside, then as many greedy episodes as it evaluates on seeds that it never saw."""
     directory = out / f"s{seed}"
     file = directory / "bench.json"
     if file.exists():
         return json.loads(file.read_text())
     directory.parent.mkdir(parents=True, exist_ok=True)
-    settings = directory.parent / f"s{seed}.yaml"
-    configuration.save(config, settings)
+    file_of_settings = directory.parent / f"s{seed}.yaml"
+    configuration.save(config, file_of_settings)
     arguments = [
         sys.executable,
         "-m",
         "spikedream",
         "train",
-        str(settings),
+        str(file_of_settings),
         "--seed",
         str(seed),
         "--out",
         str(directory),
-        *flags,
+        *settings,
     ]
     start = time.perf_counter()
     done = subprocess.run(arguments, capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    settings.unlink()
+    file_of_settings.unlink()
     if done.returncode != 0:
         return {"seed": seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     run = spikedream.load(directory)

@@ -143,7 +143,11 @@ def presets(arguments: list[str], console: Console) -> int:
 
 
 def bench(arguments: list[str], console: Console) -> int:
-    return run_bench(tyro.cli(Bench, prog="spikedream bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)), console)
+    ours, settings = arguments, ()
+    if "--" in arguments:
+        ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
+    command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
+    return run_bench(command, settings, console)
 
 
 def compare(arguments: list[str], console: Console) -> int:
