@@ -37,6 +37,7 @@ def draw(
     # Imported here: no other command needs it, and it takes a third of a second.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     height = TOP + CURVES + GAP + LINE * (len(rows) + 1) + BOTTOM
     with rc_context(STYLE):
@@ -48,7 +49,9 @@ def draw(
             panel.set_ylabel("return of greedy episodes" if i == 0 else "")
             if title.endswith(LOGARITHMIC):
                 panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
                 panel.xaxis.set_major_formatter("{x:,.0f}")
+                panel.xaxis.set_minor_formatter(NullFormatter())
             else:
                 panel.set_xlim(left=0)
         threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)} (dashed)"
