@@ -26,5 +26,5 @@ MAPS = Path("/proc/self/maps")
 def _few_memory_maps() -> Iterator[None]:
     """Every compiled function holds memory maps, of which Linux allows a process 65,530; past that XLA dies."""
     yield
-    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 20_000:
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 12_000:
         jax.clear_caches()

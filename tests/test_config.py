@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from small import DISCRETE, changed, filled
 
 from spikedream import config as configuration
+from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
 from spikedream.snn.networks import MLP, SpikingNetwork
 
@@ -71,20 +73,47 @@ def numeric_fields(part: Any, path: str = "") -> typing.Iterator[tuple[str, Any]
                 yield name, value
 
 
-def outcome(config: Config) -> list[np.ndarray]:
-    """What two turns of fitting and dreaming leave behind."""
+def start(config: Config) -> tuple[Algorithm, TrainState]:
     algorithm = config.algorithm(DISCRETE)
     state = algorithm.init(jax.random.key(0))
-    state = dataclasses.replace(state, replay=filled(DISCRETE, 24, 32, jax.random.key(1)))
-    for _ in range(2):
-        state, _ = algorithm.fit(state)
-        state, _ = algorithm.dream(state)
-    return [np.asarray(x) for x in jax.tree.leaves((state.world, state.agent)) if jax.dtypes.issubdtype(x.dtype, np.floating)]
+    return algorithm, dataclasses.replace(state, replay=filled(DISCRETE, 24, 32, jax.random.key(1)))
+
+
+def numbers(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(tree) if jax.dtypes.issubdtype(x.dtype, np.floating)]
+
+
+def fitted_twice(config: Config) -> list[np.ndarray]:
+    algorithm, state = start(config)
+    return numbers(algorithm.fit(algorithm.fit(state)[0])[0].world)
 
 
 @functools.cache
-def base_outcome() -> list[np.ndarray]:
-    return outcome(dataclasses.replace(small_config(), improve=configuration.Improve(block=2)))
+def fitted_base() -> TrainState:
+    algorithm, state = start(base_config())
+    return algorithm.fit(state)[0]
+
+
+def dreamed_twice(config: Config) -> list[np.ndarray]:
+    """In the world of the unchanged configuration."""
+    algorithm, state = start(config)
+    world, replay = jax.tree.map(lambda x: x.copy(), (fitted_base().world, fitted_base().replay))  # the phases donate
+    state = dataclasses.replace(state, world=world, replay=replay)
+    return numbers(algorithm.dream(algorithm.dream(state)[0])[0].agent)
+
+
+def fitted_and_dreamed(config: Config) -> list[np.ndarray]:
+    algorithm, state = start(config)
+    return numbers(algorithm.dream(algorithm.fit(state)[0])[0].agent)
+
+
+def base_config() -> Config:
+    return dataclasses.replace(small_config(), improve=configuration.Improve(block=2))
+
+
+@functools.cache
+def base_outcome(of: Callable[[Config], list[np.ndarray]]) -> list[np.ndarray]:
+    return of(base_config())
 
 
 @pytest.mark.parametrize(("name", "value"), list(numeric_fields(small_config())))
@@ -92,9 +121,17 @@ def test_every_number_changes_the_outcome(name: str, value: Any) -> None:
     change: Any = changed(value)
     for key in reversed(name.split(".")):
         change = {key: change}
-    config = configuration.merge(dataclasses.replace(small_config(), improve=configuration.Improve(block=2)), change)
-    ours, base = outcome(config), base_outcome()
-    assert len(ours) != len(base) or any(a.shape != b.shape or not np.array_equal(a, b) for a, b in zip(ours, base, strict=True))
+    config = configuration.merge(base_config(), change)
+
+    def differs(of: Callable[[Config], list[np.ndarray]]) -> bool:
+        ours, base = of(config), base_outcome(of)
+        pairs = zip(ours, base, strict=True)
+        return len(ours) != len(base) or any(a.shape != b.shape or not np.array_equal(a, b) for a, b in pairs)
+
+    if name.startswith("agent."):
+        assert differs(dreamed_twice)
+    else:
+        assert differs(fitted_twice) or differs(fitted_and_dreamed)
 
 
 @pytest.mark.parametrize("name", list(configuration.presets()))
