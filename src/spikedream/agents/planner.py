@@ -62,6 +62,11 @@ class Planner:
     def _discount(self) -> float:
         return self.gamma if self.policy is None else self.policy.gamma
 
+    @property
+    def _unit(self) -> float:
+        """What one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain sums."""
+        return 1 - self._discount if self._discount < 1 else 1.0
+
     def init(self, spec: Spec, world: World, key: Array) -> PlannerState:
         if self.particles == "one" and self.search.candidates % world.model.members:
             raise ValueError(
@@ -117,7 +122,7 @@ class Planner:
         # Trajectories of the members part where they disagree; observations are in units of their standard deviations.
         spread = jnp.sqrt(obs.var(0).mean(-1) + 1e-12)  # (horizon, candidates)
         discount = self._discount ** jnp.arange(self.horizon)
-        return returns.mean(0) - (1 - self._discount) * self.uncertainty_penalty * (discount[:, None] * spread).sum(0)
+        return returns.mean(0) - self._unit * self.uncertainty_penalty * (discount[:, None] * spread).sum(0)
 
     def _returns(
         self, state: PlannerState, world: World, memory: Any, member: Array, actions: Array, key: Array
@@ -137,7 +142,7 @@ class Planner:
         reward = prediction.reward + prediction.bonus - self.uncertainty_penalty * prediction.uncertainty
         alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)
         discount = self._discount ** jnp.arange(self.horizon)
-        returns = (1 - self._discount if self._discount < 1 else 1.0) * (discount[:, None] * alive * reward).sum(0)
+        returns = self._unit * (discount[:, None] * alive * reward).sum(0)
         if self.policy is not None and self.terminal_value:
             returns = returns + self._discount**self.horizon * self._terminal(state, imagined, alive, key)
         return returns, prediction.obs
