@@ -631,3 +631,17 @@ def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path)
 def test_an_empty_directory_holds_no_checkpoint(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
         checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_a_plan_that_members_disagree_about_is_worth_less_with_and_without_discount(gamma):
+    model = small(twin(Ensemble()), support_weight=0.0)
+    world = World(model, jax.jit(lambda k: model.init(CONTINUOUS, k))(KEY))
+    actions = jax.random.uniform(OTHER, (5, 3, 1), minval=-1, maxval=1)
+
+    def scores(penalty):
+        agent = Planner(horizon=3, gamma=gamma, uncertainty_penalty=penalty)
+        state, memory = agent.init(CONTINUOUS, world, KEY), world.start(jnp.full(3, 0.3), KEY)
+        return jax.jit(lambda a: agent._score(state, world, memory, a, KEY))(actions)
+
+    assert bool((scores(0.0) - scores(1.0) > 1e-3).all())
