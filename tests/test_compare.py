@@ -419,10 +419,10 @@ class FakeProcesses:
         return 0
 
 
-def run(name: str, out: Path, jobs: int = 1) -> tuple[int, list[str], dict[str, Any]]:
+def run(name: str, out: Path, jobs: int = 1, **part: Any) -> tuple[int, list[str], dict[str, Any]]:
     """(exit status, lines on the terminal, study.json)"""
     console = Console(record=True, width=300, file=io.StringIO())
-    status = run_study(study.Study(name, jobs, out), console)
+    status = run_study(study.Study(name, jobs, out=out, **part), console)
     return status, console.export_text().splitlines(), json.loads((out / "study.json").read_text())
 
 
@@ -450,6 +450,26 @@ def test_finished_cells_are_kept_and_unfinished_ones_resumed(tmp_path: Path, mon
     status, lines, _ = run("debug", out)
     assert status == 0 and fake.started == [["spikedream", "resume", str(cell)]]
     assert sum(line.endswith("(kept)") for line in lines) == 3
+
+
+def test_a_study_is_run_in_parts_and_compared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeProcesses(monkeypatch)
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: x\nseeds: [7, 3]\nenvironments: {debug: , CartPole-v1: }\nmethods: {a: {budget: 60}, b: {budget: 80}}\n")
+    _, lines, data = run(str(file), tmp_path / "out", environments=("debug",), seeds=1)
+    assert len(fake.started) == 2 and not any("not asked for" in line for line in lines)
+    assert sorted((c["environment"], c["seed"]) for c in data["cells"] if c["status"] == "finished") == [("debug", 7)] * 2
+    assert sum(cell["status"] == "waiting" for cell in data["cells"]) == 6
+    _, _, data = run(str(file), tmp_path / "out", environments=("CartPole-v1",))
+    assert len(fake.started) == 6 and list(data["comparisons"]) == ["debug", "CartPole-v1"]
+    assert "6 finished, 0 failed, 0 skipped, 2 waiting" in (tmp_path / "out/index.html").read_text()
+
+
+def test_a_part_that_a_study_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="seeds is 3; study debug has 1 to 2"):
+        run("debug", tmp_path, seeds=3)
+    with pytest.raises(ConfigError, match="no environment 'debag'; did you mean 'debug'"):
+        run("debug", tmp_path, environments=("debag",))
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_the_study_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ of them on top of the environment's. What decides whether a run counts as solved
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -182,6 +182,18 @@ def expand(study: Study, out: Path) -> list[Cell]:
         for seed in study.seeds
         for (environment, method), config in configs.items()
     ]
+
+
+def part(study: Study, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
+    """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`, or of all where
+    there are none. Raises ConfigError where the study has not so many seeds, or no such environment."""
+    if seeds is not None and not 1 <= seeds <= len(study.seeds):
+        raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
+    for environment in environments:
+        if environment not in study.environments:
+            raise ConfigError(f"study {study.name} has no environment {environment!r}; {_nearest(environment, study.environments)}")
+    first = study.seeds[:seeds]
+    return [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
 
 
 def _folder(environment: str) -> str:

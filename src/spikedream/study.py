@@ -31,16 +31,18 @@ from spikedream.grid import Cell
 from spikedream.methods import differing, flatten
 from spikedream.page import Section, html_table, note, write_page
 
-FINISHED, FAILED, SKIPPED = "finished", "failed", "skipped"
+FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
 
 
 @dataclass
 class Study:
-    """A grid of methods, environments and seeds from a YAML file; a study that was stopped goes on."""
+    """A grid of methods, environments and seeds from a YAML file; a study that was stopped, or asked for in part, goes on."""
 
     name: tyro.conf.Positional[str]  # a study that comes with spikedream, or a .yaml file
     jobs: int = 1  # cells at a time
-    out: Path | None = None  # runs/studies/<name> when absent
+    seeds: int | None = None  # only the first so many of the study's seeds
+    environments: tuple[str, ...] = ()  # only these of the study's environments
+    out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,24 @@ class Outcome:
 
 
 def run_study(command: Study, console: Console) -> int:
-    """Run all cells, compare, write; 0 when none failed."""
+    """Run the cells that are asked for, compare all that there are, write; 0 when none failed."""
     if command.jobs < 1:
         raise ConfigError(f"jobs is {command.jobs}; it must be at least 1")
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
     cells = grid.expand(study, out)
+    part = grid.part(study, cells, command.seeds, command.environments)
     for cell in cells:
         _check_unchanged(cell)
     outcomes = []
     try:
-        for outcome in _run_all(cells, command.jobs):
+        for outcome in _run_all(part, command.jobs):
             outcomes.append(outcome)
-            console.print(f"[{len(outcomes)}/{len(cells)}] {outcome.cell}: {outcome.text}", **PLAIN)
+            console.print(f"[{len(outcomes)}/{len(part)}] {outcome.cell}: {outcome.text}", **PLAIN)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on with it", **PLAIN)
         return 130
+    outcomes += [_kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]
     outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
     comparisons = _compare(cells, out)
     _write(study.name, outcomes, comparisons, out)
@@ -153,10 +157,16 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _kept(cell: Cell) -> Outcome | None:
+    """How a cell ended that an earlier call has finished."""
+    finished = (cell.directory / "result.json").exists()
+    return Outcome(cell, FINISHED, f"{_result(cell.directory)} (kept)") if finished else None
+
+
 def _run_cell(cell: Cell, processes: Processes) -> Outcome:
     directory = cell.directory
-    if (directory / "result.json").exists():
-        return Outcome(cell, FINISHED, f"{_result(directory)} (kept)")
+    if kept := _kept(cell):
+        return kept
     if isinstance(cell.config, Baseline) and not baselines.installed():
         return Outcome(cell, SKIPPED, baselines.NOT_INSTALLED)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +229,7 @@ def _print(outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison,
         console.print(f"{title}: IQM [95 % interval] over seeds", **PLAIN)
         print_table(["method", *comparisons], rows, console)
     for outcome in outcomes:
-        if outcome.status != FINISHED:
+        if outcome.status in (FAILED, SKIPPED):
             console.print(f"{outcome.cell}: {outcome.text}", **PLAIN)
 
 
@@ -246,9 +256,9 @@ def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[
         note(title) + html_table(["method", *comparisons], [[html.escape(cell) for cell in row] for row in rows])
         for title, rows in _tables(comparisons)
     )
-    counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in (FINISHED, FAILED, SKIPPED)]
+    counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in (FINISHED, FAILED, SKIPPED, WAITING)]
     lines = [[html.escape(str(get(outcome))) for get in fields.values()] for outcome in outcomes]
-    trouble = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.status != FINISHED]
+    trouble = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.status in (FAILED, SKIPPED)]
     sections = [
         Section("summary", "Summary", note(STATISTICS) + tables if tables else note("Nothing has been measured.")),
         Section("environments", "Learning curves and probabilities of improvement", f"<p>{links or '–'}</p>"),
