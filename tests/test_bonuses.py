@@ -12,6 +12,7 @@ import pytest
 from small import CONTINUOUS, DISCRETE, SPECS, filled, finite, holding, same, shapes, small
 
 from spikedream.bonuses.disagreement import Disagreement
+from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight, recent_return
@@ -126,15 +127,21 @@ def test_reported_means_are_those_of_the_stored_transitions(kind):
 @learned_bonus
 def test_every_number_changes_what_is_learned(kind):
     bonus, replay = small(twin(kind())), experience(DISCRETE)
-    numbers = {f.name: getattr(bonus, f.name) for f in dataclasses.fields(bonus) if isinstance(getattr(bonus, f.name), int | float)}
 
     def learned(part):
         return update(part, DISCRETE, init(part, DISCRETE), replay, KEY)
 
+    def others(part):
+        """(name, `part` with another number there)"""
+        for name, value in ((f.name, getattr(part, f.name)) for f in dataclasses.fields(part)):
+            if isinstance(value, int | float):
+                other = value + 1 if isinstance(value, int) else 1e-3 if name == "gradient_clip" else value / 2
+                yield name, dataclasses.replace(part, **{name: other})
+
     reference = learned(bonus)
-    for name, value in numbers.items():
-        other = value + 1 if isinstance(value, int) else 1e-3 if name == "gradient_clip" else value / 2
-        assert not same(reference, learned(dataclasses.replace(bonus, **{name: other}))), name
+    fittings = ((name, dataclasses.replace(bonus, fitting=fitting)) for name, fitting in others(bonus.fitting))
+    for name, other in (*others(bonus), *fittings):
+        assert not same(reference, learned(other)), name
 
 
 @learned_bonus
@@ -151,9 +158,10 @@ def test_encoders_that_draw_their_spikes_give_the_same_bonus_each_time(kind):
 @pytest.mark.parametrize(
     "kind, field, value, message",
     [
-        *((kind, name, 0, f"{name} is 0; it must be at least 1") for kind in LEARNED for name in ("features", "batch", "updates")),
-        *((kind, "learning_rate", -1e-3, "learning_rate is -0.001") for kind in LEARNED),
-        *((kind, "gradient_clip", 0.0, "gradient_clip is 0.0") for kind in LEARNED),
+        *((kind, "features", 0, "features is 0; it must be at least 1") for kind in LEARNED),
+        *((Fitting, name, 0, f"{name} is 0; it must be at least 1") for name in ("batch", "updates")),
+        (Fitting, "learning_rate", -1e-3, "learning_rate is -0.001"),
+        (Fitting, "gradient_clip", 0.0, "gradient_clip is 0.0"),
         (IntrinsicCuriosity, "forward_share", 1.5, "forward_share is 1.5; it must be from 0 to 1"),
         (AdaptiveWeight, "low", 0.0, "low is 0.0"),
         (AdaptiveWeight, "high", 0.001, "high is 0.001; it must be at least 0.005"),
@@ -234,7 +242,7 @@ def test_random_target_never_changes():
 
 @both_specs
 def test_intrinsic_curiosity_tells_actions_by_cross_entropy_or_squared_error(spec):
-    bonus = small(twin(IntrinsicCuriosity()), forward_share=0.0, learning_rate=0.0, updates=1)
+    bonus = small(twin(IntrinsicCuriosity()), forward_share=0.0, fitting=Fitting(learning_rate=0.0, updates=1))
     state, replay = init(bonus, spec), filled(spec, 1, 2, KEY)
     step, networks = replay.gather(jnp.asarray(0)), state.networks
     before, after = (bonus.encoder(networks.encoder, x).value for x in (step.obs, step.next_obs))

@@ -96,7 +96,7 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
         "--agent.policy.horizon", "3", "--agent.policy.trajectories", "4",
         "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
         "--agent.horizon", "2", "--agent.search", "RandomShooting", "--agent.search.candidates", "6", "--agent.when", "evaluate",
-        "--bonus", "RandomNetworkDistillation", "--bonus.updates", "3", "--bonus.weight.start", "0.02",
+        "--bonus", "RandomNetworkDistillation", "--bonus.fitting.updates", "3", "--bonus.weight.start", "0.02",
         "--replay.priority", "td_error", "--replay.alpha", "0.7",
     )  # fmt: skip
     assert status == 0, said + err

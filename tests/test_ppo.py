@@ -237,6 +237,7 @@ def test_only_the_rollouts_that_are_needed_are_imagined(certainty, rollouts):
     jax.effects_barrier()
     assert len(model.calls) == int(metrics["imagined_steps"]) == rollouts * 4
     assert int(metrics["rollouts"]) == rollouts
+    assert float(metrics["imagined_share"]) == pytest.approx(rollouts * 4 / (32 + rollouts * 4))
     assert float(metrics["confidence"]) == pytest.approx(certainty)
     # 32 real samples and the imagined ones, in mini-batches of 16, four passes
     assert int(metrics["gradient_steps"]) == 4 * (32 + rollouts * 4) // 16

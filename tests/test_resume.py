@@ -100,7 +100,9 @@ PARTS = {
             "kind": "Recurrent", "latent": 2, "context": 3, "open_loop": 2, "network": REMEMBERING, "ensemble": ENSEMBLE,
         },
         "agent": DREAMER | {"actor": REMEMBERING},
-        "bonus": {"kind": "RandomNetworkDistillation", "target": NETWORK, "predictor": NETWORK, "updates": 5, "batch": 8},
+        "bonus": {
+            "kind": "RandomNetworkDistillation", "target": NETWORK, "predictor": NETWORK, "fitting": {"updates": 5, "batch": 8},
+        },
         "replay": {"priority": "model_error"},
     },
     "planner with a policy": {

@@ -178,6 +178,9 @@ class PPO:
         state, rounds = jax.lax.scan(one_round, state, (jnp.arange(len(round_keys)), jnp.stack(round_keys)))
         # Counts are of all rounds; the rest is of the first, which has the real steps.
         metrics |= {name: x.sum(0) if x.dtype == jnp.int32 else x[0] for name, x in rounds.items()}
+        if self.imagination is not None:
+            imagined = metrics.pop("imagined_samples")
+            metrics["imagined_share"] = imagined / jnp.maximum(imagined + (real.steps.weight > 0).sum(), 1)
         return state, {"imagined_steps": jnp.zeros((), jnp.int32)} | metrics
 
     def _real_steps(self, state: PPOState, world: World, experience: Experience, key: Array) -> tuple[Steps, Metrics]:
@@ -229,9 +232,10 @@ class PPO:
 
         lessons, rates = jax.lax.scan(chunk, None, (jnp.arange(how.chunks), jax.random.split(key, how.chunks)))[1]
         lessons = jax.tree.map(lambda x: x.reshape(how.most * how.horizon, *x.shape[3:]), lessons)
-        rollouts, counted = needed * how.chunk, (lessons.steps.weight > 0).sum()
+        rollouts, counted = needed * how.chunk, (lessons.steps.weight > 0).sum().astype(jnp.int32)
         return lessons, {
             "imagined_steps": rollouts * how.horizon,
+            "imagined_samples": counted,
             "rollouts": rollouts,
             "rollout_length": counted / jnp.maximum(rollouts, 1),
             "confidence": confidence,

@@ -1,29 +1,40 @@
 """Fitting a bonus's own networks to replayed experience."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit
-from spikedream.types import Experience, PyTree, Transition
+from spikedream.types import Experience, PyTree, Transition, check_bounds
 
 Loss = Callable[[PyTree, Transition, Array], Array]  # (parameters, batch with fields (batch, ...), key) -> ()
 
 
-def fit_to(
-    experience: Experience, params: PyTree, loss: Loss, key: Array, *, rate: float, updates: int, batch: int, clip: float
-) -> tuple[PyTree, Array]:
-    """One phase of `updates` mini-batches, from `params` on; returns the new parameters and the mean loss, ().
+@dataclass(frozen=True)
+class Fitting:
+    """Hyper-parameters of one phase of mini-batches."""
 
-    Every transition is drawn equally often, whatever its priority for others: what has been seen is what a bonus has to know.
-    """
+    learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
+    gradient_clip: float = 10.0  # global norm
+    batch: int = 64
+    updates: int = 200  # per phase
 
-    def draw(params: PyTree, key: Array) -> Transition:
-        return experience.gather(jax.random.randint(key, (1, batch), 0, jnp.maximum(experience.size, 1)))
+    def __post_init__(self) -> None:
+        check_bounds(self, learning_rate=(0, None), gradient_clip=(1e-9, None), batch=(1, None), updates=(1, None))
 
-    one = jax.tree.map(lambda x: x[None], params)  # the loop fits ensembles: this is one of a single member
-    optimizer = adamw(rate, updates, 0.0, clip)
-    fitted = fit(one, loss, draw, None, optimizer, updates=updates, block=updates, patience=1, key=key)
-    return jax.tree.map(lambda x: x[0], fitted.params), fitted.train_loss
+    def __call__(self, experience: Experience, params: PyTree, loss: Loss, key: Array) -> tuple[PyTree, Array]:
+        """One phase, from `params` on; returns the new parameters and the mean loss, ().
+
+        Every transition is drawn equally often, whatever its priority for others: what has been seen is what a bonus has to know.
+        """
+
+        def draw(params: PyTree, key: Array) -> Transition:
+            return experience.gather(jax.random.randint(key, (1, self.batch), 0, jnp.maximum(experience.size, 1)))
+
+        one = jax.tree.map(lambda x: x[None], params)  # the loop fits ensembles: this is one of a single member
+        optimizer = adamw(self.learning_rate, self.updates, 0.0, self.gradient_clip)
+        fitted = fit(one, loss, draw, None, optimizer, updates=self.updates, block=self.updates, patience=1, key=key)
+        return jax.tree.map(lambda x: x[0], fitted.params), fitted.train_loss

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.bonuses.fitting import fit_to
+from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, World, check_bounds
@@ -52,15 +52,10 @@ class IntrinsicCuriosity:
     weight: AdaptiveWeight = AdaptiveWeight()
     features: int = 8
     forward_share: float = 0.2  # of the forward error in the loss
-    learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
-    gradient_clip: float = 10.0  # global norm
-    batch: int = 64
-    updates: int = 200  # per phase
+    fitting: Fitting = Fitting()
 
     def __post_init__(self) -> None:
-        at_least_one = (1, None)
-        check_bounds(self, features=at_least_one, batch=at_least_one, updates=at_least_one)
-        check_bounds(self, forward_share=(0, 1), learning_rate=(0, None), gradient_clip=(1e-9, None))
+        check_bounds(self, features=(1, None), forward_share=(0, 1))
 
     @property
     def largest(self) -> float:
@@ -88,10 +83,7 @@ class IntrinsicCuriosity:
             wrong = errors(networks, batch)
             return ((1 - self.forward_share) * wrong.inverse + self.forward_share * wrong.forward).mean()
 
-        networks, final = fit_to(
-            experience, state.networks, loss, key,
-            rate=self.learning_rate, updates=self.updates, batch=self.batch, clip=self.gradient_clip,
-        )  # fmt: skip
+        networks, final = self.fitting(experience, state.networks, loss, key)
         raw = errors(networks, experience.gather(jnp.arange(experience.capacity))).forward
         weight, metrics = self.weight.update(state.weight, raw, experience)
         return CuriosityState(networks, weight, state.discrete), {"bonus_loss": final, **metrics}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.bonuses.fitting import fit_to
+from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
 from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
@@ -36,15 +36,10 @@ class RandomNetworkDistillation:
     predictor: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4, readout=RateReadout())
     weight: AdaptiveWeight = AdaptiveWeight()
     features: int = 16
-    learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
-    gradient_clip: float = 10.0  # global norm
-    batch: int = 64
-    updates: int = 200  # per phase
+    fitting: Fitting = Fitting()
 
     def __post_init__(self) -> None:
-        at_least_one = (1, None)
-        check_bounds(self, features=at_least_one, batch=at_least_one, updates=at_least_one)
-        check_bounds(self, learning_rate=(0, None), gradient_clip=(1e-9, None))
+        check_bounds(self, features=(1, None))
 
     @property
     def largest(self) -> float:
@@ -65,10 +60,7 @@ class RandomNetworkDistillation:
         def loss(predictor: PyTree, batch: Transition, key: Array) -> Array:
             return self._novelties(predictor, state.target, batch.next_obs).mean()
 
-        predictor, final = fit_to(
-            experience, state.predictor, loss, key,
-            rate=self.learning_rate, updates=self.updates, batch=self.batch, clip=self.gradient_clip,
-        )  # fmt: skip
+        predictor, final = self.fitting(experience, state.predictor, loss, key)
         everything = experience.gather(jnp.arange(experience.capacity))
         raw = self._novelties(predictor, state.target, everything.next_obs)
         weight, metrics = self.weight.update(state.weight, raw, experience)
