@@ -262,7 +262,12 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(tmp_path: Pat
     (summary,) = json.loads((tmp_path / "bench.json").read_text()).values()
     assert summary["seeds"] == [4] and summary["solved"] == 0 and summary["failed"] == 0
     assert json.loads((tmp_path / "spiking" / "s4" / "result.json").read_text())["real_steps"] == 45
-    status, out, _ = call(
-        capsys, "bench", "debug", "--seeds", "1", "--out", str(tmp_path / "wrong"), "--", "--no-such-setting", "1"
-    )
-    assert status == 1 and "FAILED" in out
+    # What is there is kept, what was stopped goes on, and other settings are not taken for these.
+    (tmp_path / "spiking" / "s4" / "bench.json").unlink()
+    again = ["bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--"]
+    assert call(capsys, *again, *settings)[0] == 0
+    assert json.loads((tmp_path / "bench.json").read_text())["spiking"]["solved"] == 0
+    status, _, err = call(capsys, *again, *settings, "--budget", "55")
+    assert status == 1 and "s4 holds a run with other settings (budget is 45 there, 55 is wanted); delete it" in err
+    status, _, err = call(capsys, *again, "--no-such-setting", "1")
+    assert status == 2 and "no-such-setting" in err

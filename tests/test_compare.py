@@ -479,7 +479,7 @@ def test_a_cell_of_other_settings_is_not_taken_for_the_study_s(tmp_path: Path, m
     file.write_text(text)
     assert run(str(file), tmp_path / "out")[0] == 0
     file.write_text(text.replace("60", "80"))
-    with pytest.raises(ConfigError, match=r"s0 holds a run with other settings \(budget is 60 there, 80 in the study\); delete it"):
+    with pytest.raises(ConfigError, match=r"s0 holds a run with other settings \(budget is 60 there, 80 is wanted\); delete it"):
         run(str(file), tmp_path / "out")
 
 

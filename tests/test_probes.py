@@ -12,6 +12,7 @@ from small import CONTINUOUS, DISCRETE, finite, holding, same
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.planner import Planner, PlannerState
+from spikedream.bonuses.disagreement import Disagreement
 from spikedream.config import twin
 from spikedream.envs.host import decode_actions
 from spikedream.ops.distributions import Regression, TwoHot
@@ -553,23 +554,47 @@ def test_planner_avoids_what_the_model_is_not_sure_of():
     assert planned(Planner(horizon=2, uncertainty_penalty=1.0), sure, ARMS).action.argmax() == 1
 
 
+class Followed(NamedTuple):
+    obs: jax.Array
+    member: jax.Array
+
+
 @dataclass(frozen=True)
 class Apart(Known):
-    """Two members. The first action pays a little more than the others, and takes the members apart."""
+    """Members that, where there are two, disagree about the first action, which pays a little more than the others."""
 
     members: int = 2
 
+    def start(self, state, obs, key):
+        return Followed(obs, jnp.zeros((), jnp.int32))
+
     def member(self, state, memory, index):
-        return self, jnp.where(index == 0, -1.0, 1.0), memory
+        return replace(self, members=1), state, memory
 
     def step(self, state, memory, action, key):
-        return said(memory.obs + action[0] * state, 0.5 + 0.1 * action[0])
+        _, prediction = said(memory.obs, 0.5 + 0.1 * action[0], uncertainty=action[0] * (self.members - 1))
+        return memory, prediction
 
 
-@pytest.mark.parametrize(("penalty", "particles", "leaves"), [(0.0, "all", True), (1.0, "all", False), (0.0, "one", True)])
+@pytest.mark.parametrize("particles", ["all", "one"])
+@pytest.mark.parametrize(("penalty", "leaves"), [(0.0, True), (1.0, False)])
 def test_planner_penalises_plans_over_which_the_members_part(penalty, particles, leaves):
     agent = Planner(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
     assert bool(planned(agent, Apart(), ARMS).action[0]) is leaves
+
+
+@pytest.mark.parametrize("particles", ["all", "one"])
+def test_planner_is_curious_about_what_the_members_disagree_about(particles):
+    model, bonus = Apart(), Disagreement()
+    agent = Planner(search=RandomShooting(4), horizon=1, gamma=0.9, particles=particles)
+    first, second = jnp.eye(3)[:2]
+    actions = jnp.stack([first, second, first, second])[:, None]
+
+    def scores(world):
+        return agent._score(PlannerState((), ARMS), world, model.start((), jnp.zeros(2), KEY), actions, KEY)
+
+    curious = scores(World(model, (), bonus, bonus.init(ARMS, KEY))) - scores(World(model, ()))
+    assert float(curious[0]) == float(curious[2]) > 0 == float(curious[1]) == float(curious[3])
 
 
 def test_one_particle_a_candidate_needs_members_that_share_them_equally():

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.methods import check_unchanged
 from spikedream.statistics import summary
 
 SCORES = {  # column: (key in a seed's record, format)
@@ -30,8 +31,8 @@ SCORES = {  # column: (key in a seed's record, format)
 
 @dataclass
 class Bench:
-    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept. What
-    follows `--` are settings, as for `train`."""
+    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept, and one
+    that was stopped goes on. What follows `--` are settings, as for `train`; give those another `out`."""
 
     name: tyro.conf.Positional[str]  # a preset or an environment id
     seeds: int = 20  # how many, numbered from `first_seed`
@@ -40,18 +41,29 @@ class Bench:
     out: Path | None = None  # runs/bench/<name> when absent
 
 
-def run_bench(command: Bench, settings: tuple[str, ...], console: Console) -> int:
-    """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run."""
-    config = configuration.named(command.name)
+def run_bench(command: Bench, config: Config, console: Console) -> int:
+    """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run.
+
+    Raises:
+        ConfigError: there are runs with other settings where these would be kept.
+    """
     out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
     variants: dict[str, Config] = {"spiking": config}
     if command.twin:
         variants["conventional twin"] = configuration.twin(config)
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    runs = {
+        label: {out / label.split()[0] / f"s{seed}": replace(variant, seed=seed) for seed in seeds}
+        for label, variant in variants.items()
+    }
+    for directory, wanted in (run for several in runs.values() for run in several.items()):
+        if (directory / "config.yaml").exists():
+            check_unchanged(directory, configuration.load(directory / "config.yaml"), wanted)
     table = {}
-    for label, variant in variants.items():
+    for label, several in runs.items():
         records = []
-        for seed in range(command.first_seed, command.first_seed + command.seeds):
-            record = _seed(variant, out / label.split()[0], seed, settings)
+        for directory, wanted in several.items():
+            record = _seed(wanted, directory)
             records.append(record)
             console.print(_line(label, record), highlight=False, soft_wrap=True)
         table[label] = summarise(records)
@@ -60,40 +72,31 @@ def run_bench(command: Bench, settings: tuple[str, ...], console: Console) -> in
     return 0 if all(s["failed"] == 0 for s in table.values()) else 1
 
 
-def _seed(config: Config, out: Path, seed: int, settings: tuple[str, ...]) -> dict[str, Any]:
+def _seed(config: Config, directory: Path) -> dict[str, Any]:
     """One training process, timed from the outside, then as many greedy episodes as it evaluates on seeds that it never saw."""
-    directory = out / f"s{seed}"
-    file = directory / "bench.json"
+    file, settings = directory / "bench.json", directory.with_suffix(".yaml")
     if file.exists():
         return json.loads(file.read_text())
     directory.parent.mkdir(parents=True, exist_ok=True)
-    file_of_settings = directory.parent / f"s{seed}.yaml"
-    configuration.save(config, file_of_settings)
-    arguments = [
-        sys.executable,
-        "-m",
-        "spikedream",
-        "train",
-        str(file_of_settings),
-        "--seed",
-        str(seed),
-        "--out",
-        str(directory),
-        *settings,
-    ]
+    configuration.save(config, settings)
+    stopped = (directory / "config.yaml").exists()
+    arguments = ["resume", str(directory)] if stopped else ["train", str(settings), "--out", str(directory)]
     start = time.perf_counter()
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "spikedream", *arguments], capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    file_of_settings.unlink()
+    settings.unlink()
     if done.returncode != 0:
-        return {"seed": seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        return {"seed": config.seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     run = spikedream.load(directory)
     assert run.result is not None
     rate = {"firing_rate": run.result["firing_rate"].get("actor_greedy", 0.0)}
     record = (
         run.result
         | rate
-        | {"process_seconds": seconds, "fresh_return_mean": float(run.evaluate(run.config.evaluation.episodes).mean())}
+        | {
+            "process_seconds": run.result["wall_seconds"] if stopped else seconds,
+            "fresh_return_mean": float(run.evaluate(run.config.evaluation.episodes).mean()),
+        }
     )
     file.write_text(json.dumps(record, indent=2))
     return record

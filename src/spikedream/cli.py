@@ -147,7 +147,7 @@ def bench(arguments: list[str], console: Console) -> int:
     if "--" in arguments:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
-    return run_bench(command, settings, console)
+    return run_bench(command, _parse_train([command.name, *settings]).config, console)
 
 
 def compare(arguments: list[str], console: Console) -> int:

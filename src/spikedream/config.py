@@ -22,6 +22,7 @@ from spikedream.agents.planner import Planner
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
+from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
@@ -115,7 +116,7 @@ def twin(part: Any) -> Any:
 
 # ---- to and from plain data
 
-PLAIN = (Config, Collect, Improve, Evaluation, ReplayBuffer, AdaptiveWeight)  # written without a kind: there is no other
+PLAIN = (Config, Collect, Improve, Evaluation, ReplayBuffer, AdaptiveWeight, Fitting)  # written without a kind: there is no other
 
 
 def to_data(value: Any) -> Any:

@@ -61,7 +61,8 @@ GROUPS = (
         Panel("Reliability in the last turn", SHARE, (Line(COVERAGE + "50"),), draw=reliability),
     )),
     Group("dreams", "Dreams", (
-        Panel("Uncertainty in dreams", "disagreement", (Line("dream_uncertainty"),)),
+        Panel("Uncertainty in dreams", "deviation of the scaled change",
+              (Line("dream_uncertainty", "epistemic"), Line("dream_noise", "aleatoric")), dull=0.0),
         Panel("Return of a dream", "sum of scaled rewards", (Line("dream_return"),)),
         Panel("Dreams alive at the horizon", SHARE, (Line("dream_survival"),)),
         Panel("Imagined rollouts", "in a block of updates", (Line("rollouts"),)),

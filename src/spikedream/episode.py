@@ -11,6 +11,7 @@ from jax import Array
 from spikedream.agents.planner import Planner
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
+from spikedream.ops.dream import dream, playback
 from spikedream.run import Run
 from spikedream.types import Belief, Decision, PyTree, World
 
@@ -99,7 +100,7 @@ def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array,
     blank = world.blank(algorithm.spec)
     memories, trains = jax.lax.scan(follow, blank, (normalizer.obs(obs), actions, keys))[1]
     memory = jax.tree.map(lambda x: x[warm], memories)
-    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], keys[warm:])), trains)
+    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], state.key)), trains)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -111,20 +112,17 @@ def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, ste
     follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `Planner.act` does
     memory = world.follow(carry.belief, normalizer.obs(obs), follow_key)
     actions = agent.plan(state.agent, world, memory, carry.policy, carry.plan, plan_key).actions
-    expected = _open_loop(world, memory, actions, jax.random.split(plan_key, actions.shape[0]))
+    expected = _open_loop(world, memory, actions, plan_key)
     return actions, normalizer.raw_obs(expected)
 
 
-def _open_loop(world: World, memory: Any, actions: Array, keys: Array) -> Array:
+def _open_loop(world: World, memory: Any, actions: Array, key: Array) -> Array:
     """Each member's normalised observations after the actions, (members, steps, obs_size)."""
 
     def one(member: Array) -> Array:
-        alone, start = world.member(memory, member)
-
-        def step(memory: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
-            memory, prediction = alone.step(memory, *now)
-            return memory, prediction.obs
-
-        return jax.lax.scan(step, start, (actions, keys))[1]
+        judge, start = world.member(memory, member, alone=True)
+        carry, starts = jax.tree.map(lambda x: x[None], ((actions, jnp.zeros((), jnp.int32)), start))
+        imagined, _ = dream(judge, playback, carry, starts, actions.shape[0], key)
+        return imagined.prediction.obs[:, 0]
 
     return jax.vmap(one)(jnp.arange(world.model.members))

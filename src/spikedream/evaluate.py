@@ -27,8 +27,8 @@ class Evaluated(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One batch of episodes. A decision's time is that of the call that decides for the batch, shared among the episodes that are
-    still running; the first call, which may have to compile, is left out of it."""
+    """One batch of episodes. A decision's time is that of the call that decides for the batch, shared among all its episodes: those
+    that are over are decided for too. The first call, which may have to compile, is left out of it."""
 
     returns: np.ndarray  # (batch,)
     lengths: np.ndarray  # (batch,)
@@ -78,7 +78,7 @@ class Evaluator:
             act = algorithm.act(state, carry, np.asarray(obs, np.float32), np.uint32(lengths.max()), True)
             carry, chosen = act.carry, np.asarray(act.action)  # which waits until they are computed
             if rates:
-                seconds, decisions = seconds + time.perf_counter() - start, decisions + int(running.sum())
+                seconds, decisions = seconds + time.perf_counter() - start, decisions + self.batch
             rates.append(np.asarray(act.rate)[running].mean())
             obs, reward, terminated, truncated, _ = self._call("step", decode_actions(algorithm.spec, chosen))
             if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():

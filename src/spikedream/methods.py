@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from spikedream.config import ConfigError
+from spikedream.config import ConfigError, to_data
 
 ABSENT = "none"  # how a setting is written that a run does not have
 
@@ -21,6 +22,17 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings, by dotted names, that are not the same in all; a setting that is missing is None."""
     names = sorted({name for s in settings for name in s})
     return [name for name in names if any(s.get(name) != settings[0].get(name) for s in settings)]
+
+
+def check_unchanged(directory: Path, there: Any, wanted: Any) -> None:
+    """Raises ConfigError where the configuration of the run in `directory` is not the `wanted` one."""
+    if there != wanted:
+        old, new = (flatten(to_data(config)) for config in (there, wanted))
+        name = differing([old, new])[0]
+        raise ConfigError(
+            f"{directory} holds a run with other settings ({name} is {old.get(name)} there, {new.get(name)} is wanted);"
+            " delete it, or give another --out"
+        )
 
 
 def group(

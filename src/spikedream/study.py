@@ -28,7 +28,7 @@ from spikedream.compare import SCORES, STATISTICS, interval, print_table, write_
 from spikedream.comparison import Comparison, compare, open_record
 from spikedream.config import ConfigError
 from spikedream.grid import Cell
-from spikedream.methods import differing, flatten
+from spikedream.methods import check_unchanged
 from spikedream.page import Section, html_table, note, write_page
 
 FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
@@ -87,16 +87,9 @@ PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
 def _check_unchanged(cell: Cell) -> None:
     """Raises ConfigError where the cell's directory holds a run with other settings than the study now says."""
     file = cell.directory / "config.yaml"
-    if not file.exists():
-        return
-    there = baselines.load(file) if isinstance(cell.config, Baseline) else configuration.load(file)
-    if there != cell.config:
-        old, new = (flatten(configuration.to_data(config)) for config in (there, cell.config))
-        name = differing([old, new])[0]
-        raise ConfigError(
-            f"{cell.directory} holds a run with other settings ({name} is {old.get(name)} there, {new.get(name)} in the study);"
-            " delete it, or give another --out"
-        )
+    if file.exists():
+        there = baselines.load(file) if isinstance(cell.config, Baseline) else configuration.load(file)
+        check_unchanged(cell.directory, there, cell.config)
 
 
 # ---- running the cells

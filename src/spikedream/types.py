@@ -128,7 +128,8 @@ class Experience(Protocol):
 class WorldModel(Protocol):
     """Predicts what the environment does; `spikedream.world_models` holds the implementations.
 
-    Its memory of a trajectory is a named tuple with the field `obs`, the present observation, (obs_size,).
+    Its memory of a trajectory is a named tuple with the field `obs`, the present observation, (obs_size,), and, if it has several
+    members, `member`, () int32, whose predictions the trajectory follows.
     """
 
     @property
@@ -222,7 +223,11 @@ class World:
     def feature(self, memory: Any) -> Array:
         return self.model.feature(self.state, memory)
 
-    def member(self, memory: Any, index: Array) -> "tuple[World, Any]":
+    def member(self, memory: Any, index: Array, alone: bool) -> "tuple[World, Any]":
+        """The world, and the memory in it, of a trajectory that goes as one member says: that member's `alone`, where nobody
+        disagrees, or that of all."""
+        if not alone:
+            return self, memory._replace(member=index)
         model, state, memory = self.model.member(self.state, memory, index)
         return World(model, state, self.bonus, self.bonus_state), memory
 

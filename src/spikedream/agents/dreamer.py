@@ -115,6 +115,10 @@ class Dreamer:
                 f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
                 " (trajectories x horizon)"
             )
+        if self.gradient == "model" and not self.imagined_share.always_one:
+            raise ValueError(
+                'imagined_share is below 1, but gradient = "model" learns from dreams alone; use "clipped" or "reinforce"'
+            )
 
     @property
     def uses_world(self) -> bool:
@@ -191,6 +195,7 @@ class Dreamer:
             "dream_return": (imagined.prediction.reward * alive).sum(0).mean(),
             "dream_survival": alive[-1].mean(),
             "dream_uncertainty": imagined.prediction.uncertainty.mean(),
+            "dream_noise": imagined.prediction.noise.mean(),
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
             "entropy": entropy,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.dreamer import Dreamer
-from spikedream.ops.dream import Dream, dream
+from spikedream.ops.dream import Dream, dream, playback
 from spikedream.ops.returns import survival
 from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
@@ -42,7 +42,7 @@ class Planner:
     horizon: int = 15  # steps that a plan looks ahead
     gamma: float = 0.99  # the policy's own counts where there is one
     particles: Literal["all", "one"] = "all"  # every member judges each candidate, or one (each member as many candidates)
-    uncertainty_penalty: float = 0.0  # reward lost per unit of uncertainty, with that of members who disagree about the plan
+    uncertainty_penalty: float = 0.0  # reward lost in a step per unit of the model's uncertainty
     policy: Dreamer | None = None  # learns in dreams; gives the terminal value and proposes candidates
     terminal_value: bool = True  # of the policy's critic, at the plan's end
     proposals: int = 0  # candidates that the policy proposes
@@ -53,6 +53,11 @@ class Planner:
         if self.policy is None and (self.when != "always" or self.proposals):
             asked = f'when = "{self.when}"' if self.when != "always" else f"proposals = {self.proposals}"
             raise ValueError(f"{asked} needs a policy: set agent.policy to Dreamer")
+        if self.policy is not None and not self.policy.imagined_share.always_one and self.when != "evaluate":
+            raise ValueError(
+                "policy.imagined_share is below 1, but of actions that were planned nobody knows how likely they were;"
+                ' set when = "evaluate"'
+            )
 
     @property
     def uses_world(self) -> bool:
@@ -111,33 +116,20 @@ class Planner:
         members = world.model.members
         if self.particles == "one":
             groups = actions.reshape(members, -1, *actions.shape[1:])
-            returns, _ = jax.vmap(partial(self._returns, state, world, memory))(
-                jnp.arange(members), groups, jax.random.split(key, members)
-            )
-            return returns.reshape(-1)
+            judge = jax.vmap(partial(self._returns, state, world, memory))
+            return judge(jnp.arange(members), groups, jax.random.split(key, members)).reshape(-1)
         judge = jax.vmap(partial(self._returns, state, world, memory), in_axes=(0, None, 0))
-        returns, obs = judge(jnp.arange(members), actions, jax.random.split(key, members))
-        if members == 1 or self.uncertainty_penalty == 0:
-            return returns.mean(0)
-        # Trajectories of the members part where they disagree; observations are in units of their standard deviations.
-        spread = jnp.sqrt(obs.var(0).mean(-1) + 1e-12)  # (horizon, candidates)
-        discount = self._discount ** jnp.arange(self.horizon)
-        return returns.mean(0) - self._unit * self.uncertainty_penalty * (discount[:, None] * spread).sum(0)
+        return judge(jnp.arange(members), actions, jax.random.split(key, members)).mean(0)
 
-    def _returns(
-        self, state: PlannerState, world: World, memory: Any, member: Array, actions: Array, key: Array
-    ) -> tuple[Array, Array]:
-        """Discounted return of each sequence in the dream of one member, (candidates,), scaled by 1 - gamma as the critic's values
-        are, and the observations on the way, (horizon, candidates, obs_size)."""
-        alone, memory = world.member(memory, member)
+    def _returns(self, state: PlannerState, world: World, memory: Any, member: Array, actions: Array, key: Array) -> Array:
+        """Discounted return of each sequence where it goes as one member says, (candidates,), scaled by 1 - gamma as the critic's
+        values are."""
+        # The others are asked too, at every step, where it counts whether they agree.
+        alone = self.uncertainty_penalty == 0 and world.bonus is None
+        world, memory = world.member(memory, member, alone=alone or world.model.members == 1)
         count = actions.shape[0]
         memories = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), memory)
-
-        def follow(carry: tuple[Array, Array], feature: Array, key: Array) -> Decision:
-            sequence, step = carry
-            return Decision(sequence[step], (sequence, step + 1), jnp.zeros(()), ())
-
-        imagined, _ = dream(alone, follow, (actions, jnp.zeros(count, jnp.int32)), memories, self.horizon, key)
+        imagined, _ = dream(world, playback, (actions, jnp.zeros(count, jnp.int32)), memories, self.horizon, key)
         prediction = imagined.prediction
         reward = prediction.reward + prediction.bonus - self.uncertainty_penalty * prediction.uncertainty
         alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)
@@ -145,7 +137,7 @@ class Planner:
         returns = self._unit * (discount[:, None] * alive * reward).sum(0)
         if self.policy is not None and self.terminal_value:
             returns = returns + self._discount**self.horizon * self._terminal(state, imagined, alive, key)
-        return returns, prediction.obs
+        return returns
 
     def _terminal(self, state: PlannerState, imagined: Dream, alive: Array, key: Array) -> Array:
         """(candidates,) value of where the plans end, 0 for those that have terminated."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from spikedream.types import Decision, Prediction, PyTree, World
@@ -27,6 +28,12 @@ class Ends(NamedTuple):
 
     memory: Any  # the world's
     carry: PyTree  # the policy's
+
+
+def playback(carry: tuple[Array, Array], feature: Array, key: Array) -> Decision:
+    """A policy that plays a given sequence; its carry is the actions, (horizon, action_size), and the step to take next, ()."""
+    actions, step = carry
+    return Decision(actions[step], (actions, step + 1), jnp.zeros(()), ())
 
 
 def dream(world: World, policy: Policy, carry: PyTree, memory: Any, horizon: int, key: Array) -> tuple[Dream, Ends]:

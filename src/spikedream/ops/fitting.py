@@ -23,15 +23,18 @@ class Fit(NamedTuple):
     train_loss: Array  # () mean over the last block
 
 
-def adamw(rate: float, updates: int, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """`rate` falls to a hundredth along a cosine; only weights decay: a neuron's time constant or threshold has no reason to tend
-    to zero. `clip` bounds the global norm of a member's gradient."""
+def matrices(params: PyTree, stacked: int = 0) -> PyTree:
+    """Which leaves are weights: those of two axes, beside as many as are `stacked` in front."""
+    return jax.tree.map(lambda x: x.ndim >= 2 + stacked, params)
+
+
+def adamw(
+    rate: float, updates: int, weight_decay: float, clip: float, weights: Callable[[PyTree], PyTree] = matrices
+) -> optax.GradientTransformation:
+    """`rate` falls to a hundredth along a cosine; only `weights` decay: a neuron's time constant or threshold has no reason to
+    tend to zero. `clip` bounds the global norm of a member's gradient."""
     schedule = optax.cosine_decay_schedule(rate, updates, alpha=0.01)
-
-    def matrices(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: x.ndim >= 2, params)
-
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=matrices))
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=weights))
 
 
 def adam(rate: float, clip: float) -> optax.GradientTransformation:

@@ -74,8 +74,8 @@ class Replay(eqx.Module):
         return self._with(normalizer=measure(self.data.obs, self.data.reward, self._filled(), reward_floor))
 
     def prioritise(self, error: Array) -> "Replay":
-        """Draw by `error` (capacity,) from now on."""
-        return self._with(error=error)
+        """Draw by `error` (capacity,) from now on; where nothing is stored, it may hold anything."""
+        return self._with(error=jnp.where(self._filled() > 0, error, 0.0))
 
     def _with(self, **changes: object) -> "Replay":
         fields = {"data": self.data, "count": self.count, "normalizer": self.normalizer, "error": self.error}
@@ -90,7 +90,7 @@ class Replay(eqx.Module):
         """(capacity,) how often each position is drawn, relative to the others; 0 where nothing is stored."""
         if self.error is None:
             return self._filled()
-        floor = 0.01 * (self.error * self._filled()).max() + 1e-9
+        floor = 0.01 * self.error.max() + 1e-9
         return self._filled() * (self.error + floor) ** self.alpha
 
     def importance(self, index: Array) -> Array:

@@ -260,7 +260,8 @@ class Ensemble:
     def fitted(self, state: EnsembleState, members: PyTree, loss: Array) -> EnsembleState:
         """The state after fitting, before anything is measured on held-out data."""
         exact = jnp.ones(state.spread.shape)
-        return eqx.tree_at(lambda s: (s.members, s.spread, s.confidence), state, (members, exact, jnp.exp(-loss)))
+        confidence = jnp.exp(-jnp.maximum(loss, 0.0))  # a likelihood's loss may be negative, and no model is surer than sure
+        return eqx.tree_at(lambda s: (s.members, s.spread, s.confidence), state, (members, exact, confidence))
 
     def _split(self, key: Array, filled: Array) -> tuple[Array, Array]:
         """(capacity,) each: which transitions are trained on and which are held out, drawn once for each ring position and not for

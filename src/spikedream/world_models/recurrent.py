@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.fitting import adamw, fit
+from spikedream.ops.fitting import adamw, fit, matrices
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, World, check_bounds
@@ -138,12 +138,16 @@ class Recurrent:
             losses = jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
+        def weights(params: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            network, members = params
+            return matrices(network), matrices(members, stacked=1)
+
         fitted = fit(
             jax.tree.map(lambda x: x[None], (state.network, ensemble.members)),
             loss,
             draw,
             None,
-            adamw(hyper.learning_rate, hyper.updates, hyper.weight_decay, hyper.gradient_clip),
+            adamw(hyper.learning_rate, hyper.updates, hyper.weight_decay, hyper.gradient_clip, weights),
             updates=hyper.updates,
             block=min(hyper.check_every, hyper.updates),
             patience=hyper.patience,
