@@ -142,14 +142,11 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "debug", "--bonus", "RandomNetworkDestillation"], "did you mean 'RandomNetworkDistillation'"),
         (["train", "debug", "--bonus", "Boredom"], "bonus has no kind 'Boredom'"),
         (["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamr"], "did you mean 'Dreamer'"),
-        (["train", "debug", "--agent", "PPO", "--world-model", "Recurrent"], "no memory of an episode, which Recurrent needs"),
-        (["train", "debug", "--world-model", "Recurrent", "--world-model.network", "MLP"], "keeps no state between steps"),
-        (["train", "debug", *SMALL, "--agent", "Planner", "--replay.priority", "td_error"], "needs a value function"),
-        (["train", "debug", *SMALL, "--world-model", "TrueEnvironment", "--bonus", "Disagreement"], "at least 2 members"),
-        (["train", "debug", "--world-model", "TrueEnvironment", "--env", "Pendulum-v1"], "observes 4 numbers"),
-        (["evaluate", "no/such/run"], "no run directory no/such/run"),
-        (["resume", "no/such/run"], "no run directory no/such/run"),
-        (["evaluate", "."], "it has no config.yaml"),
+        (["train", "ppo-cartpole", "--world-model", "Recurrent"], "no memory of an episode, which Recurrent needs"),
+        (
+            ["train", "debug", "--agent", "PPO"],
+            "PPO learns once from each 256 steps of its own policy; set collect.seed_episodes to 0",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line(
@@ -167,6 +164,11 @@ def test_bad_input_gets_one_clear_line(
         (["train", "debug", "--agent.horizn", "3"], "--agent.horizn"),
         (["train", "debug", "--agent.horizon", "long"], "--agent.horizon"),
         (["train", "debug", "--agent.gamma", "1.5"], "gamma is 1.5; it must be"),
+        (["train", "debug", "--agent.gradient", "model", "--agent.imagined-share.end", "0.5"], "imagined_share is below 1"),
+        (
+            ["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamer", "--agent.policy.imagined-share.end", "0.5"],
+            "policy.imagined_share is below 1",
+        ),
         (["train"], "Required options"),
         (["evaluate"], "Required options"),
         (["dance"], "there are train, evaluate"),

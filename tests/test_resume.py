@@ -116,7 +116,7 @@ PARTS = {
     },
     "ppo with imagination": {
         "env": "Pendulum-v1", "max_episode_steps": 30,
-        "collect": {"seed_episodes": 0, "steps": 16}, "world_model": ENSEMBLE,
+        "collect": {"seed_episodes": 0, "steps": 16}, "improve": {"first": 1, "then": 1}, "world_model": ENSEMBLE,
         "agent": {
             "kind": "PPO", "actor": NETWORK, "critic": NETWORK, "rollout": 16, "passes": 2, "batch": 8,
             "imagination": {"kind": "Imagination", "threshold": 0.0, "least": 2, "most": 4, "chunk": 2, "horizon": 3},

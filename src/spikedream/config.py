@@ -104,6 +104,15 @@ class Config:
     def algorithm(self, spec: Spec) -> Algorithm:
         return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
 
+    def check_turns(self) -> None:
+        """Raises ValueError unless turns go as the agent needs it in order to learn."""
+        steps = self.agent.on_policy_steps
+        if steps is not None and (self.collect, self.improve) != (Collect(0, steps), Improve(1, 1, 1)):
+            raise ValueError(
+                f"{type(self.agent).__name__} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
+                f" 0, collect.steps to {steps} (agent.rollout), and improve.first, improve.then and improve.block to 1"
+            )
+
 
 def twin(part: Any) -> Any:
     """The same configuration with every spiking network replaced by its conventional twin."""

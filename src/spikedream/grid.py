@@ -174,6 +174,7 @@ def expand(study: Study, out: Path) -> list[Cell]:
                 where = f"methods.{method} on {environment}"
                 config = _explain(where, lambda c=conditions, s=settings, o=own, e=environment: _configure(c, s, o, e))
                 if isinstance(config, Config):
+                    _explain(where, config.check_turns)
                     # A part that does not fit the environment says so when it is made.
                     _explain(where, lambda c=config, spec=env.spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
                 configs[environment, method] = dataclasses.replace(config, preset=method)

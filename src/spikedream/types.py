@@ -283,6 +283,11 @@ class Agent(Protocol):
         """Whether it ever asks the world model anything; where not, none is fitted."""
         ...
 
+    @property
+    def on_policy_steps(self) -> int | None:
+        """How many newest steps, all by the policy that it improves, an update learns from; None where any experience will do."""
+        ...
+
     def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
     def start(self, state: PyTree, world: World) -> PyTree:
         """The policy's memory at the start of an episode."""

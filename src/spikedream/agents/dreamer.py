@@ -124,6 +124,10 @@ class Dreamer:
     def uses_world(self) -> bool:
         return True
 
+    @property
+    def on_policy_steps(self) -> None:
+        return None
+
     def init(self, spec: Spec, world: World, key: Array) -> DreamerState:
         if self.gradient == "model" and spec.discrete:
             raise ValueError(

@@ -64,6 +64,10 @@ class Planner:
         return True
 
     @property
+    def on_policy_steps(self) -> None:
+        return None
+
+    @property
     def _discount(self) -> float:
         return self.gamma if self.policy is None else self.policy.gamma
 

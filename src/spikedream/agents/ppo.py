@@ -76,8 +76,8 @@ class Learner(NamedTuple):
 
 @dataclass(frozen=True)
 class PPO:
-    """Hyper-parameters. An update takes the newest `rollout` real steps, all of them from the policy that it improves: set
-    `collect.steps` to the same number and `collect.seed_episodes` to 0. Rewards are scaled by 1 - gamma, so that values are
+    """Hyper-parameters. An update takes the newest `rollout` real steps, all of them from the policy that it improves: a turn must
+    collect as many, none of them random, and make one update. Rewards are scaled by 1 - gamma, so that values are
     averages of rewards to come and lie in [-1, 1]."""
 
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
@@ -108,6 +108,10 @@ class PPO:
     @property
     def uses_world(self) -> bool:
         return self.imagination is not None
+
+    @property
+    def on_policy_steps(self) -> int:
+        return self.rollout
 
     def init(self, spec: Spec, world: World, key: Array) -> PPOState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""

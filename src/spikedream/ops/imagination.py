@@ -21,7 +21,7 @@ class Imagination:
     least: int = 32
     most: int = 128
     horizon: int = 16
-    discount: float = 1.0  # an imagined step weighs this times the confidence; a real one 1
+    discount: float = 1.0  # an imagined step weighs this times the confidence beside real ones, which weigh 1 (in the first round)
     chunk: int = 32  # rollouts imagined in one go; a chunk that is not needed is skipped and costs nothing
     uncertainty_limit: float | None = None  # on the sum over a rollout's steps; those after it do not count
     recent: int = 1000  # rollouts start from this many newest real states

@@ -60,7 +60,6 @@ class Progress:
     collected: int = 0  # steps of this turn
     fitted: bool = False  # in this turn
     blocks: int = 0  # of agent updates in this turn
-    evaluated: bool = False  # in this turn
     finished: bool = False
     solved_at: int | None = None  # real steps
     wall_seconds: float = 0.0
@@ -107,6 +106,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False):
+        config.check_turns()
         self.config, self.directory, self.listener = config, directory, listener
         self._started = time.perf_counter()
         self._stop = False

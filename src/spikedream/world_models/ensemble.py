@@ -321,10 +321,11 @@ class Ensemble:
     def _regression(
         self, member: Member, batch: Transition, latent: Array, importance: Array, keys: Array, scale: Array, shift: Array
     ) -> Array:
-        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size)."""
+        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
+        next observation is still the true one, so that a change is to be predicted which undoes the shift."""
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
-        error = jnp.square(mean - self._targets(scale, batch))
+        error = jnp.square(mean - self._targets(scale, batch._replace(obs=batch.obs + shift)))
         if not self.gaussian:
             return (error * importance[:, None]).mean()
         low, high = member.log_variance
