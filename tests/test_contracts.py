@@ -186,6 +186,12 @@ def test_confidence_is_a_share_and_zero_before_the_first_fit(kind):
     assert kind is Recurrent or float(model.confidence(after)) > 0  # test_recurrent.py: where there is something to learn
 
 
+def test_no_likelihood_makes_a_model_surer_than_sure():
+    model = small(Ensemble(gaussian=True))
+    state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
+    assert float(model.fitted(state, state.members, jnp.asarray(-3.0)).confidence) == 1.0
+
+
 def test_confidence_and_errors_are_those_of_held_out_steps():
     model = small(Ensemble(), holdout=0.5)
     state, replay = jax.jit(lambda k: model.init(DISCRETE, k))(KEY), experience(DISCRETE)

@@ -14,7 +14,7 @@ from small import DISCRETE, filled, finite, holding, same
 from spikedream.ops.calibration import LEVELS, coverage, deviation_factor, half_width
 from spikedream.ops.distributions import Categorical, Regression, TanhNormal, TwoHot, symexp, symlog
 from spikedream.ops.dream import dream
-from spikedream.ops.fitting import adamw, fit
+from spikedream.ops.fitting import adamw, fit, matrices
 from spikedream.ops.normalizer import identity, measure
 from spikedream.ops.replay import ReplayBuffer
 from spikedream.ops.returns import lambda_returns, survival, vtrace
@@ -185,6 +185,12 @@ def test_fit_keeps_the_best_of_a_member_that_improves_no_more_while_another_does
 def test_a_check_that_is_never_a_number_leaves_the_first_parameters():
     found = fitted(lambda params: jnp.full(2, jnp.nan))
     assert int(found.updates) == 30 and not found.best["at"].any()
+
+
+def test_weights_are_told_from_the_rest_where_members_are_stacked():
+    members = {"weight": jnp.zeros((3, 4, 2)), "bias": jnp.zeros((3, 2))}
+    assert matrices(members, stacked=1) == {"weight": True, "bias": False}
+    assert matrices(jax.tree.map(lambda x: x[0], members)) == {"weight": True, "bias": False}
 
 
 def test_only_weights_decay_and_gradients_are_clipped_by_their_global_norm():
@@ -474,7 +480,6 @@ def test_importance_by_hand():
 
 def test_a_new_step_has_the_largest_priority_until_errors_are_measured():
     replay, add = prioritised(), jax.jit(lambda r, s: r.add(s))
-    replay = replay.prioritise(ERRORS.at[4].set(0.0))
     replay = add(replay, step_number(1))
     assert int(replay.count) == 5 and float(replay.error[4]) == 2.0
     replay = add(replay, step_number(2))  # in place of the oldest
