@@ -61,7 +61,7 @@ GROUPS = (
         Panel("Reliability in the last turn", SHARE, (Line(COVERAGE + "50"),), draw=reliability),
     )),
     Group("dreams", "Dreams", (
-        Panel("Uncertainty in dreams", "deviation of the scaled change",
+        Panel("Uncertainty in dreams", "scaled deviation",
               (Line("dream_uncertainty", "epistemic"), Line("dream_noise", "aleatoric")), dull=0.0),
         Panel("Return of a dream", "sum of scaled rewards", (Line("dream_return"),)),
         Panel("Dreams alive at the horizon", SHARE, (Line("dream_survival"),)),
