@@ -226,7 +226,7 @@ def test_fitting_against_the_worst_perturbations_makes_a_model_less_sensitive_to
     experience, sensitivity, states = windy_experience(40), {}, {}
     obs = jax.random.uniform(jax.random.key(4), (200, 2), minval=-1, maxval=1)
     action = jax.random.uniform(jax.random.key(5), (200, 1), minval=-1, maxval=1)
-    for radius in (0.0, 0.5):
+    for radius in (0.0, 1.0):
         model = replace(twin(ENSEMBLE), members=2, updates=400, curvature_penalty=0.0, adversarial=radius)
         state, _ = jax.jit(model.update)(jax.jit(lambda k, m=model: m.init(PLANE, k))(KEY), experience, KEY)
         shift = 0.2 * jnp.sign(jax.random.normal(jax.random.key(6), (200, 2)))
@@ -237,7 +237,7 @@ def test_fitting_against_the_worst_perturbations_makes_a_model_less_sensitive_to
         sensitivity[radius] = float(jnp.abs(following(obs + shift) - following(obs)).mean())
         states[radius] = state
     assert not np.array_equal(*(jax.tree.leaves(s.members)[0] for s in states.values()))
-    assert sensitivity[0.5] < 0.9 * sensitivity[0.0]  # of next observations, most of whose sensitivity is the world's own
+    assert sensitivity[1.0] < 0.8 * sensitivity[0.0]
 
 
 def test_fitting_stops_early_once_held_out_loss_stops_falling():
