@@ -47,7 +47,7 @@ def experience(spec):
 
 
 def init(bonus, spec, key=KEY):
-    return jax.jit(lambda k: bonus.init(spec, k))(key)
+    return jax.jit(lambda m, k: bonus.init(spec, World(MODEL, m), k))(unfitted(spec), key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -273,7 +273,7 @@ def test_disagreement_needs_somebody_to_disagree():
     model, bonus = TrueEnvironment("CartPole"), Disagreement()
     alone = World(model, model.init(DISCRETE, KEY))
     with pytest.raises(ValueError, match="at least 2 members; TrueEnvironment has 1"):
-        bonus.update(bonus.init(DISCRETE, KEY), alone, experience(DISCRETE), KEY)
+        bonus.init(DISCRETE, alone, KEY)
 
 
 # ---- scale and cap

@@ -1,6 +1,7 @@
 """The command line from the outside: what works, and one clear line for what cannot."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -63,8 +64,9 @@ def test_resume_of_a_finished_run_changes_nothing(run: Path, capsys: pytest.Capt
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "presets")
     assert status == 0
-    for name in ("cartpole", "pendulum", "cartpole-mlp", "pendulum-mlp", "debug"):
-        assert name in out
+    from spikedream import config
+
+    assert [line.split()[0] for line in out.splitlines() if line[:1] != " "] == list(config.presets())
 
 
 def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +82,26 @@ def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, 
     assert type(saved.agent.actor).__name__ == "MLP" and saved.agent.actor.hidden == (6, 5)
     assert saved.agent.horizon == 3 and saved.budget == 40 and saved.threshold == 9000
     assert type(saved.world_model.dynamics.neuron).__name__ == "AdaptiveLIF"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_only_fit_together_are_set_together(order: int) -> None:
+    from spikedream.cli import _parse_train
+
+    flags = [["--agent.policy", "None"], ["--agent.proposals=0"], ["--seed", "3"]][::order]
+    config = _parse_train(["cem-cartpole", *(x for flag in flags for x in flag)]).config
+    assert config.agent.policy is None and config.agent.proposals == 0 and config.seed == 3
+
+
+def test_the_commands_in_the_documentation_are_understood() -> None:
+    from spikedream.cli import _parse_train
+
+    root = Path(__file__).parent.parent
+    text = "".join((root / name).read_text() for name in ("README.md", "docs/parts.md"))
+    found = re.findall(r"^ {4}spikedream train (.+?)(?: +#.*)?$", text, re.MULTILINE)
+    assert len(found) >= 7
+    for arguments in found:
+        _parse_train(arguments.split())
 
 
 SMALL = [
@@ -147,6 +169,12 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
             ["train", "debug", "--agent", "PPO"],
             "PPO learns once from each 256 steps of its own policy; set collect.seed_episodes to 0",
         ),
+        (["train", "ppo-cartpole", "--budget", "1000"], "PPO learns from 256 steps at a time (agent.rollout); 1024 is the next"),
+        (["train", "ppo-cartpole", "--replay.capacity", "100"], "PPO learns from the newest 256 steps"),
+        (["train", "ppo-cartpole", "--replay.priority", "td_error"], "nothing here draws by it"),
+        (["train", "cem-pendulum", "--replay.priority", "td_error"], "needs a value function"),
+        (["train", "debug", "--bonus", "Disagreement", "--world-model.members", "1"], "a world model of at least 2 members"),
+        (["bench", "debug", "--seeds", "0"], "seeds is 0; it must be at least 1"),
     ],
 )
 def test_bad_input_gets_one_clear_line(
@@ -196,6 +224,8 @@ def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.C
         ("agent: {kind: Planner, when: evaluate}", 'when = "evaluate" needs a policy'),
         ("replay: {priority: loss}", "replay.priority is 'loss'"),
         ("world_model: {kind: Recurrent, ensemble: {holdout: 0.1}}", "ensemble.holdout must be 0"),
+        ("world_model: {kind: Recurrent, burn_in: 6}", "burn_in is 6; a sequence has 6 steps"),
+        ("agent: {kind: Planner, policy: Dreamer, proposals: 125}", "the policy proposes 125 sequences"),
         ("[1, 2]", "is not a mapping of settings"),
         ("a: b: c", "is not valid YAML"),
     ],

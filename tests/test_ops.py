@@ -59,10 +59,12 @@ def test_survival_is_the_chance_to_be_alive_before_each_step():
 VALUE_OF, ALIVE = jnp.array([4.0, 5.0, 6.0]), jnp.array([1.0, 1.0, 0.0])  # of the states acted in; the last step is the last
 
 
+@pytest.mark.parametrize("same_critic", [True, False])
 @pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.95, 1.0])
-def test_vtrace_on_policy_gives_the_lambda_returns(lambda_):
-    # On one trajectory the state after a step is the one in which the next is taken.
-    value, following = VALUE_OF, jnp.append(VALUE_OF[1:], 30.0)
+def test_vtrace_on_policy_gives_the_lambda_returns(lambda_, same_critic):
+    # On one trajectory the state after a step is the one in which the next is taken, but what is said to follow may be another
+    # critic's value, or clipped.
+    value, following = VALUE_OF, jnp.append(VALUE_OF[1:] - (0.0 if same_critic else 2.0), 30.0)
     found = vtrace(REWARD, jnp.full(3, 0.5), value, following, jnp.ones(3), ALIVE, lambda_)
     np.testing.assert_allclose(found, lambda_returns(REWARD, jnp.full(3, 0.5), following, lambda_), rtol=1e-6)
 
@@ -70,13 +72,13 @@ def test_vtrace_on_policy_gives_the_lambda_returns(lambda_):
 def test_vtrace_by_hand_with_its_ratios_clipped_at_one():
     following, ratio = jnp.array([5.5, 7.0, 8.0]), jnp.array([0.5, 3.0, 0.25])
     found = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio, ALIVE, 0.8)
-    # corrections, from behind: 0.25 (3 + 4 - 6) = 0.25; 1 (2 + 3.5 - 5) + 0.4 x 1 x 0.25 = 0.6; 0.5 (1 + 2.75 - 4) + 0.2 x 0.6
-    np.testing.assert_allclose(found, [4 - 0.125 + 0.12, 5 + 0.6, 6 + 0.25], rtol=1e-6)
+    # From behind: 6 + 0.25 (3 + 4 - 6); 5 + 1 (2 + 3.5 - 5) + 0.4 x 1 (6.25 - 7); 4 + 0.5 (1 + 2.75 - 4) + 0.4 x 0.5 (5.2 - 5.5)
+    np.testing.assert_allclose(found, [4 - 0.125 - 0.06, 5 + 0.5 - 0.3, 6 + 0.25], rtol=1e-6)
     # A ratio above one counts as one; of zero, nothing is learned from the step, nor past it from those behind it.
     same_found = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio.at[1].set(1.0), ALIVE, 0.8)
     assert same(found, same_found)
     nothing = vtrace(REWARD, jnp.full(3, 0.5), VALUE_OF, following, ratio.at[1].set(0.0), ALIVE, 0.8)
-    np.testing.assert_allclose(nothing, [4 - 0.125, 5.0, 6.25], rtol=1e-6)
+    np.testing.assert_allclose(nothing, [4 - 0.125 - 0.1, 5.0, 6.25], rtol=1e-6)  # 4 + 0.5 (-0.25) + 0.2 (5 - 5.5)
 
 
 def test_vtrace_passes_nothing_over_the_end_of_an_episode():

@@ -93,7 +93,6 @@ def test_ensemble_learns_linear_dynamics_and_a_constant_reward(fitted):
     truth = linear_step(obs, action)
     error = experience.normalizer.raw_obs(prediction.obs) - truth
     change = jnp.sqrt(jnp.mean((truth - obs) ** 2, axis=0))
-    print("ERR", jnp.sqrt(jnp.mean(error**2, axis=0)) / change, jnp.sqrt(jnp.mean(jnp.square(prediction.reward - 1))))
     np.testing.assert_array_less(jnp.sqrt(jnp.mean(error**2, axis=0)), 0.08 * change)
     # 0.7 / 0.7: rewards leave replay divided by the largest.
     assert float(jnp.sqrt(jnp.mean(jnp.square(prediction.reward - 1)))) < 0.12
@@ -564,6 +563,7 @@ class Apart(Known):
     """Members that, where there are two, disagree about the first action, which pays a little more than the others."""
 
     members: int = 2
+    more: float = 0.1
 
     def start(self, state, obs, key):
         return Followed(obs, jnp.zeros((), jnp.int32))
@@ -572,7 +572,7 @@ class Apart(Known):
         return replace(self, members=1), state, memory
 
     def step(self, state, memory, action, key):
-        _, prediction = said(memory.obs, 0.5 + 0.1 * action[0], uncertainty=action[0] * (self.members - 1))
+        _, prediction = said(memory.obs, 0.5 + self.more * action[0], uncertainty=action[0] * (self.members - 1))
         return memory, prediction
 
 
@@ -593,8 +593,23 @@ def test_planner_is_curious_about_what_the_members_disagree_about(particles):
     def scores(world):
         return agent._score(PlannerState((), ARMS), world, model.start((), jnp.zeros(2), KEY), actions, KEY)
 
-    curious = scores(World(model, (), bonus, bonus.init(ARMS, KEY))) - scores(World(model, ()))
+    plain = World(model, ())
+    curious = scores(World(model, (), bonus, bonus.init(ARMS, plain, KEY))) - scores(plain)
     assert float(curious[0]) == float(curious[2]) > 0 == float(curious[1]) == float(curious[3])
+
+
+def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_best():
+    model, bonus = Apart(more=-0.01), Disagreement()
+    plain, agent = World(model, ()), Planner(search=RandomShooting(200), horizon=1, gamma=0.9)
+    curious = World(model, (), bonus, bonus.init(ARMS, plain, KEY))
+
+    def decided(world, greedy):
+        state = PlannerState((), ARMS)
+        return agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, greedy)
+
+    learning, asked = decided(curious, False), decided(curious, True)
+    assert bool(learning.action[0]), "where the members part, there is something to find out"
+    assert same(asked, decided(plain, True)) and not bool(asked.action[0])
 
 
 def test_one_particle_a_candidate_needs_members_that_share_them_equally():

@@ -89,7 +89,6 @@ def same_scale(experience, fitted):
 def test_what_is_remembered_predicts_what_one_observation_cannot(fitted, forgetful):
     model, state, experience = fitted
     remembering = wrong(World(model, state), same_scale(drift(OTHER), experience))
-    print("REM", remembering, forgetful)
     assert forgetful[1:].min() > 0.6, "the system can be predicted from one observation"
     assert remembering[1:].max() < 0.4 * forgetful[1:].min()
     assert remembering[0] > 2 * remembering[3]  # nobody knows a velocity from one observation
@@ -188,7 +187,9 @@ def test_the_model_is_fitted_on_its_own_predictions_after_the_context(fitted):
 
 def test_nothing_is_learned_from_the_first_steps_of_an_episode():
     # With a burn-in as long as every episode, no error counts: what is left are the penalties, whatever the data.
-    model = Recurrent(network=GRU(hidden=4), latent=2, ensemble=replace(ENSEMBLE, updates=2, check_every=2, batch=4), context=3)
+    model = Recurrent(
+        network=GRU(hidden=4), latent=2, ensemble=replace(ENSEMBLE, updates=2, check_every=2, batch=4), context=LENGTH + 1
+    )
     blind, seeing = replace(model, burn_in=LENGTH), replace(model, burn_in=0)
     experience = drift(KEY)
     other = replace(experience, data=experience.data._replace(next_obs=experience.data.next_obs[::-1]))

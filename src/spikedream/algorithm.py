@@ -8,7 +8,7 @@
 Each method is one compiled call. `spikedream.runners` calls them in this order, `collect` as `act` and `remember` for each step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -64,10 +64,13 @@ class Algorithm:
     @partial(jax.jit, static_argnums=0)
     def init(self, key: Array) -> TrainState:
         world_key, agent_key, key = jax.random.split(key, 3)
-        world = self.world_model.init(self.spec, world_key)
-        bonus = () if self.bonus is None else self.bonus.init(self.spec, jax.random.fold_in(world_key, 1))
-        agent = self.agent.init(self.spec, World(self.world_model, world, self.bonus, bonus), agent_key)
-        return TrainState(world, agent, bonus, self.buffer.init(self.spec), key)
+        fresh, replay = World(self.world_model, self.world_model.init(self.spec, world_key)), self.buffer.init(self.spec)
+        bonus = () if self.bonus is None else self.bonus.init(self.spec, fresh, jax.random.fold_in(world_key, 1))
+        world = replace(fresh, bonus=self.bonus, bonus_state=bonus)
+        agent = self.agent.init(self.spec, world, agent_key)
+        if self.buffer.priority == "td_error":
+            jax.eval_shape(self.agent.errors, agent, world, replay, key)  # an agent that cannot tell them says so now
+        return TrainState(world.state, agent, bonus, replay, key)
 
     @partial(jax.jit, static_argnums=(0, 2))
     def start(self, state: TrainState, batch: int) -> PyTree:

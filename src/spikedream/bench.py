@@ -15,7 +15,7 @@ from rich.table import Table
 
 import spikedream
 from spikedream import config as configuration
-from spikedream.config import Config
+from spikedream.config import Config, ConfigError
 from spikedream.methods import check_unchanged
 from spikedream.statistics import summary
 
@@ -45,8 +45,10 @@ def run_bench(command: Bench, config: Config, console: Console) -> int:
     """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run.
 
     Raises:
-        ConfigError: there are runs with other settings where these would be kept.
+        ConfigError: no seeds are asked for, or there are runs with other settings where these would be kept.
     """
+    if command.seeds < 1:
+        raise ConfigError(f"seeds is {command.seeds}; it must be at least 1")
     out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
     variants: dict[str, Config] = {"spiking": config}
     if command.twin:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -83,32 +84,37 @@ def _parse_train(arguments: list[str]) -> Train:
 
 def _swap_parts(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
     """Takes out of the command line the flags that name a part (`--world-model.dynamics MLP`) and puts those parts in, so that the
-    rest can be parsed as fields of the parts chosen."""
-    rest, i = [], 0
-    while i < len(arguments):
-        flag, given, value = arguments[i].partition("=")
-        path = flag.removeprefix("--").replace("-", "_").split(".")
-        if not given and i + 1 < len(arguments):
-            value = arguments[i + 1]
-        if flag.startswith("--") and value and _is_part(base, path):
-            change: Any = None if value == "None" else value
-            for name in reversed(path):
+    rest can be parsed as fields of the parts chosen. Settings given beside a part go in with it: either alone may not be valid."""
+    rest: list[str] = []
+    flags: list[tuple[list[str], list[str]]] = []  # (path, values)
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, given, value = argument.partition("=")
+            flags.append((flag.removeprefix("--").replace("-", "_").split("."), [value] if given else []))
+        else:
+            (flags[-1][1] if flags else rest).append(argument)
+    for path, values in flags:
+        if values and _choices(base, path):
+            beside = {p[-1]: v[0] for p, v in flags if p[:-1] == path[:-1] and len(v) == 1 and _choices(base, p) == {}}
+            change: Any = {name: None if value == "None" else yaml.safe_load(value) for name, value in beside.items()}
+            change[path[-1]] = None if values[0] == "None" else values[0]
+            for name in reversed(path[:-1]):
                 change = {name: change}
             base = configuration.merge(base, change)
-            i += 1 if given else 2
+            rest += values[1:]
         else:
-            rest.append(arguments[i])
-            i += 1
+            rest += ["--" + ".".join(path).replace("_", "-"), *values]
     return base, rest
 
 
-def _is_part(base: Any, path: list[str]) -> bool:
+def _choices(base: Any, path: list[str]) -> dict[str, type] | None:
+    """The kinds of part that may stand at `path`: none where it is a plain setting; None where there is no such setting."""
     hint = None
     for name in path:
         if not dataclasses.is_dataclass(base) or not hasattr(base, name):
-            return False
-        hint, base = typing.get_type_hints(type(base))[name], getattr(base, name)
-    return bool(configuration.kinds(hint))
+            return None
+        hint, base = typing.get_type_hints(type(base)).get(name), getattr(base, name)
+    return configuration.kinds(hint)
 
 
 def resume(arguments: list[str], console: Console) -> int:

@@ -104,14 +104,28 @@ class Config:
     def algorithm(self, spec: Spec) -> Algorithm:
         return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
 
-    def check_turns(self) -> None:
-        """Raises ValueError unless turns go as the agent needs it in order to learn."""
-        steps = self.agent.on_policy_steps
-        if steps is not None and (self.collect, self.improve) != (Collect(0, steps), Improve(1, 1, 1)):
+    def check(self) -> None:
+        """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
+        steps, name = self.agent.on_policy_steps, type(self.agent).__name__
+        if steps is None:
+            return
+        if (self.collect, self.improve) != (Collect(0, steps), Improve(1, 1, 1)):
             raise ValueError(
-                f"{type(self.agent).__name__} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
+                f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
                 f" 0, collect.steps to {steps} (agent.rollout), and improve.first, improve.then and improve.block to 1"
             )
+        if self.budget % steps:
+            whole = -(-self.budget // steps) * steps
+            raise ValueError(
+                f"budget is {self.budget}, but {name} learns from {steps} steps at a time (agent.rollout); {whole} is the next"
+                " multiple"
+            )
+        if self.replay.capacity < steps:
+            raise ValueError(
+                f"replay.capacity is {self.replay.capacity}; {name} learns from the newest {steps} steps (agent.rollout)"
+            )
+        if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
+            raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
 
 
 def twin(part: Any) -> Any:

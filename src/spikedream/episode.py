@@ -1,5 +1,6 @@
 """The episode that the report shows: what the policy did, what the world model says about it, and what a planner expected."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array,
 def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, step: Array) -> tuple[Array, Array]:
     """The actions (horizon, action_size) that `_decide` plans in the same place, and where each member expects them to lead,
     (members, horizon, obs_size) in the environment's units."""
-    agent, world, normalizer = algorithm.agent, algorithm.world(state), state.replay.normalizer
+    agent, world, normalizer = algorithm.agent, replace(algorithm.world(state), bonus=None), state.replay.normalizer
     assert isinstance(agent, Planner)
     follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `Planner.act` does
     memory = world.follow(carry.belief, normalizer.obs(obs), follow_key)

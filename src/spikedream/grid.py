@@ -174,7 +174,7 @@ def expand(study: Study, out: Path) -> list[Cell]:
                 where = f"methods.{method} on {environment}"
                 config = _explain(where, lambda c=conditions, s=settings, o=own, e=environment: _configure(c, s, o, e))
                 if isinstance(config, Config):
-                    _explain(where, config.check_turns)
+                    _explain(where, config.check)
                     # A part that does not fit the environment says so when it is made.
                     _explain(where, lambda c=config, spec=env.spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
                 configs[environment, method] = dataclasses.replace(config, preset=method)
@@ -187,14 +187,19 @@ def expand(study: Study, out: Path) -> list[Cell]:
 
 def part(study: Study, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
     """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`, or of all where
-    there are none. Raises ConfigError where the study has not so many seeds, or no such environment."""
+    there are none. Raises ConfigError where the study has not so many seeds, no such environment, or
+    no method for one of them."""
     if seeds is not None and not 1 <= seeds <= len(study.seeds):
         raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
     for environment in environments:
         if environment not in study.environments:
             raise ConfigError(f"study {study.name} has no environment {environment!r}; {_nearest(environment, study.environments)}")
     first = study.seeds[:seeds]
-    return [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
+    chosen = [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
+    idle = set(environments or study.environments) - {c.environment for c in chosen}
+    if idle:
+        raise ConfigError(f"no method of study {study.name} runs on {', '.join(sorted(idle))}")
+    return chosen
 
 
 def _folder(environment: str) -> str:

@@ -28,19 +28,19 @@ class Policy:
 
     def __init__(self, algorithm: Algorithm, state: TrainState):
         self._spec = algorithm.spec
-        salt = jnp.zeros((), jnp.uint32)
 
-        def decide(carry: PyTree, obs: jax.Array) -> tuple[jax.Array, PyTree]:
-            act = algorithm.act(state, carry, obs[None], salt, True)
-            return act.action, act.carry
+        def decide(carry: PyTree, obs: jax.Array, step: jax.Array) -> tuple[jax.Array, PyTree, jax.Array]:
+            act = algorithm.act(state, carry, obs[None], step, True)
+            return act.action, act.carry, step + 1
 
         self._start: PyTree = algorithm.start(state, 1)
-        obs = jax.ShapeDtypeStruct((algorithm.spec.obs_size,), jnp.float32)
-        self._decide: Callable[..., Any] = jax.jit(decide).lower(self._start, obs).compile()
+        obs, step = jax.ShapeDtypeStruct((algorithm.spec.obs_size,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
+        self._decide: Callable[..., Any] = jax.jit(decide).lower(self._start, obs, step).compile()
         self.reset()
 
     def reset(self) -> None:
         self._carry = self._start
+        self._step: Any = np.uint32(0)  # of the episode: what is drawn in one step is not drawn in the next again
 
     def __call__(self, obs: np.ndarray) -> Any:
         """(obs_size,) to an int (discrete) or an array (action_size,).
@@ -51,7 +51,7 @@ class Policy:
         obs = np.asarray(obs, np.float32)
         if obs.shape != (self._spec.obs_size,):
             raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {obs.shape}")
-        action, self._carry = self._decide(self._carry, obs)
+        action, self._carry, self._step = self._decide(self._carry, obs, self._step)
         action = decode_actions(self._spec, np.asarray(action))[0]
         return int(action) if self._spec.discrete else action
 

@@ -3,7 +3,7 @@ there is one. After PETS (Chua et al. 2018) for planning on an ensemble; POLO (L
 2022) for the terminal value and the policy's proposals.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from spikedream.ops.dream import Dream, dream, playback
 from spikedream.ops.returns import survival
 from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
+from spikedream.planners.plan import check_proposals
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds
 
@@ -50,6 +51,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         check_bounds(self, horizon=(1, None), gamma=(0, 1), uncertainty_penalty=(0, None), proposals=(0, None))
+        check_proposals(self.proposals, self.search.places)
         if self.policy is None and (self.when != "always" or self.proposals):
             asked = f'when = "{self.when}"' if self.when != "always" else f"proposals = {self.proposals}"
             raise ValueError(f"{asked} needs a policy: set agent.policy to Dreamer")
@@ -96,7 +98,9 @@ class Planner:
             decision = self.policy.decide(state.policy, carry.policy, world.feature(memory), policy_key, greedy)
         plan = carry.plan
         if self.when == "always" or (self.when == "evaluate") == greedy:
-            found = self.plan(state, world, memory, carry.policy, carry.plan, plan_key)
+            # Curiosity is for learning: what is asked for greedily is the environment's own reward.
+            wanted = replace(world, bonus=None) if greedy else world
+            found = self.plan(state, wanted, memory, carry.policy, carry.plan, plan_key)
             sequence = found.actions if greedy else found.sample
             plan, decision = found.memory, decision._replace(action=sequence[0], log_prob=jnp.zeros(()))
         belief = Belief(memory, decision.action, jnp.ones(()))
@@ -121,7 +125,9 @@ class Planner:
         if self.particles == "one":
             groups = actions.reshape(members, -1, *actions.shape[1:])
             judge = jax.vmap(partial(self._returns, state, world, memory))
-            return judge(jnp.arange(members), groups, jax.random.split(key, members)).reshape(-1)
+            # Candidates have fixed places in a search (kept elites first, proposals last): no member always gets the same ones.
+            key, order = jax.random.split(key)
+            return judge(jax.random.permutation(order, members), groups, jax.random.split(key, members)).reshape(-1)
         judge = jax.vmap(partial(self._returns, state, world, memory), in_axes=(0, None, 0))
         return judge(jnp.arange(members), actions, jax.random.split(key, members)).mean(0)
 

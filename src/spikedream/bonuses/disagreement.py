@@ -30,7 +30,13 @@ class Disagreement:
     def largest(self) -> float:
         return self.weight.largest
 
-    def init(self, spec: Spec, key: Array) -> DisagreementState:
+    def init(self, spec: Spec, world: World, key: Array) -> DisagreementState:
+        """Raises ValueError where the world model has nobody to disagree."""
+        if world.model.members < 2:
+            raise ValueError(
+                f"Disagreement needs a world model of at least 2 members; {type(world.model).__name__} has {world.model.members}"
+                " (RandomNetworkDistillation and IntrinsicCuriosity work with any)"
+            )
         return DisagreementState(self.weight.init())
 
     def reward(self, state: DisagreementState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
@@ -39,13 +45,6 @@ class Disagreement:
     def update(
         self, state: DisagreementState, world: World, experience: Experience, key: Array
     ) -> tuple[DisagreementState, Metrics]:
-        """Raises ValueError where the world model has nobody to disagree."""
-        if world.model.members < 2:
-            raise ValueError(
-                f"Disagreement needs a world model of at least 2 members; {type(world.model).__name__} has {world.model.members}"
-                " (RandomNetworkDistillation and IntrinsicCuriosity work with any)"
-            )
-
         def uncertainty(step: Transition) -> Array:
             return world.model.step(world.state, world.start(step.obs, key), step.action, key)[1].uncertainty
 

@@ -61,7 +61,7 @@ class IntrinsicCuriosity:
     def largest(self) -> float:
         return self.weight.largest
 
-    def init(self, spec: Spec, key: Array) -> CuriosityState:
+    def init(self, spec: Spec, world: World, key: Array) -> CuriosityState:
         encoder_key, inverse_key, forward_key = jax.random.split(key, 3)
         networks = Curious(
             self.encoder.init(spec.obs_size, self.features, encoder_key),

@@ -45,7 +45,7 @@ class RandomNetworkDistillation:
     def largest(self) -> float:
         return self.weight.largest
 
-    def init(self, spec: Spec, key: Array) -> DistillationState:
+    def init(self, spec: Spec, world: World, key: Array) -> DistillationState:
         target_key, predictor_key = jax.random.split(key)
         target = self.target.init(spec.obs_size, self.features, target_key)
         predictor = self.predictor.init(spec.obs_size, self.features, predictor_key)

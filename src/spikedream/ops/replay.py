@@ -69,6 +69,11 @@ class Replay(eqx.Module):
         error = None if self.error is None else self.error.at[at].set(jnp.maximum(self.error.max(), 1e-6))
         return self._with(data=data, count=self.count + 1, error=error)
 
+    def cut(self) -> "Replay":
+        """Mark the newest step as the last of its episode, which is given up."""
+        at = (self.count - 1) % self.capacity
+        return self._with(data=self.data._replace(truncated=self.data.truncated.at[at].set(1.0)))
+
     def normalise(self, reward_floor: float = 0.0) -> "Replay":
         """Measure the normaliser anew on everything held."""
         return self._with(normalizer=measure(self.data.obs, self.data.reward, self._filled(), reward_floor))

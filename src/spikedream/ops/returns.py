@@ -53,8 +53,9 @@ def vtrace(reward: Array, discount: Array, value: Array, following: Array, ratio
     error = clipped * (reward + discount * following - value)
     trace = discount * lambda_ * clipped * goes_on
 
-    def back(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        correction = step[0] + step[1] * later
-        return correction, correction
+    def back(later: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        one_step, trace, following = step
+        target = one_step + trace * (later - following)
+        return target, target
 
-    return value + jax.lax.scan(back, jnp.zeros(()), (error, trace), reverse=True)[1]
+    return jax.lax.scan(back, following[-1], (value + error, trace, following), reverse=True)[1]

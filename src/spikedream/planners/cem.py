@@ -57,12 +57,17 @@ class CEM:
     def kept(self) -> int:
         return math.ceil(self.keep_elites * self.elites - 1e-6)  # 0.28 x 25 is 7.000000000000001
 
+    @property
+    def places(self) -> int:
+        """Of the candidates, for drawn and proposed sequences together."""
+        return self.candidates - self.kept
+
     def start(self, spec: Spec, horizon: int) -> CEMMemory:
         shape = (self.kept, horizon, spec.action_size)
         return CEMMemory(start_mean(spec, horizon), jnp.zeros(shape), jnp.zeros((), bool))
 
     def plan(self, spec: Spec, memory: CEMMemory, score: Score, proposals: Array, key: Array) -> Plan:
-        check_proposals(proposals, self.candidates - self.kept)
+        check_proposals(proposals.shape[0], self.places)
         mean, count = memory.mean, self.candidates - proposals.shape[0]
 
         def improve(search: Search, key: Array) -> tuple[Search, None]:

@@ -38,12 +38,17 @@ class MPPI:
         check_bounds(self, candidates=(2, None), iterations=(1, None), temperature=(1e-3, None))
         check_bounds(self, spread=(1e-3, 1), smoothing=(0, 0.999))
 
+    @property
+    def places(self) -> int:
+        """Of the candidates, for drawn and proposed sequences together."""
+        return self.candidates
+
     def start(self, spec: Spec, horizon: int) -> Array:
         """The mean, (horizon, action_size)."""
         return start_mean(spec, horizon)
 
     def plan(self, spec: Spec, memory: Array, score: Score, proposals: Array, key: Array) -> Plan:
-        check_proposals(proposals, self.candidates)
+        check_proposals(proposals.shape[0], self.places)
         count = self.candidates - proposals.shape[0]
         spread = jnp.full_like(memory, self.spread)
 

@@ -29,6 +29,11 @@ class Plan(NamedTuple):
 
 
 class Planner(Protocol):
+    @property
+    def places(self) -> int:
+        """Of the candidates, for drawn and proposed sequences together."""
+        ...
+
     def start(self, spec: Spec, horizon: int) -> PyTree:
         """The memory at the start of an episode."""
         ...
@@ -47,11 +52,11 @@ class Planner(Protocol):
         ...
 
 
-def check_proposals(proposals: Array, places: int) -> None:
+def check_proposals(proposals: int, places: int) -> None:
     """Raises ValueError unless the proposals leave at least one of a planner's `places` to a sequence of its own."""
-    if proposals.shape[0] >= places:
+    if proposals >= places:
         wanted = f"there must be fewer than {places}, the candidates less the elites that are kept"
-        raise ValueError(f"the policy proposes {proposals.shape[0]} sequences; {wanted}")
+        raise ValueError(f"the policy proposes {proposals} sequences; {wanted}")
 
 
 def start_mean(spec: Spec, horizon: int) -> Array:

@@ -24,11 +24,16 @@ class RandomShooting:
     def __post_init__(self) -> None:
         check_bounds(self, candidates=(1, None), repeat=(1, None))
 
+    @property
+    def places(self) -> int:
+        """Of the candidates, for drawn and proposed sequences together."""
+        return self.candidates
+
     def start(self, spec: Spec, horizon: int) -> tuple[()]:
         return ()
 
     def plan(self, spec: Spec, memory: tuple[()], score: Score, proposals: Array, key: Array) -> Plan:
-        check_proposals(proposals, self.candidates)
+        check_proposals(proposals.shape[0], self.places)
         draw_key, score_key = jax.random.split(key)
         horizon = proposals.shape[1]
         shape = (self.candidates - proposals.shape[0], -(-horizon // self.repeat))

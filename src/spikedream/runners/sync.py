@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False):
-        config.check_turns()
+        config.check()
         self.config, self.directory, self.listener = config, directory, listener
         self._started = time.perf_counter()
         self._stop = False
@@ -154,6 +154,8 @@ class Trainer:
     def collect(self) -> None:
         """Whole random episodes in the first turn, then some steps with the agent's own noisy policy."""
         progress, collect = self.progress, self.config.collect
+        if not progress.fitted:
+            progress.row = {}  # an earlier turn's
         while self.progress.real_steps < self.config.budget:
             if progress.turn == 0 and collect.seed_episodes:
                 done, total = self.env.position.episode, collect.seed_episodes
@@ -245,7 +247,6 @@ class Trainer:
             "train_episodes": len(progress.train_returns),
             "wall_seconds": round(progress.wall_seconds, 3),
         }
-        progress.row.pop("train_return_mean", None)  # an earlier turn's
         if progress.train_returns:
             progress.row["train_return_mean"] = float(np.mean(progress.train_returns))
         self.recorder.write(progress.row)
@@ -334,6 +335,7 @@ class Trainer:
         actions = list(arrays["position.actions"]) if obs is not None else []
         if not self.env.restore(Position(episode, actions, obs)):
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")
+            self.state = replace(self.state, replay=self.state.replay.cut())
 
     # ---- the outcome
 

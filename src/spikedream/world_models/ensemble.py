@@ -174,17 +174,21 @@ class Ensemble:
 
     def errors(self, state: EnsembleState, experience: Experience, key: Array) -> Array:
         steps = experience.gather(jnp.arange(experience.capacity))
-        mean = self._all_moments(state, steps, key)[0].mean(0)
+        return self.squared_errors(state, steps, _no_latent(steps), key)
+
+    def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
+        """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
+        mean = self._all_moments(state, steps, latent, key)[0].mean(0)
         return jnp.square(mean - self._targets(state.scale, steps)).mean(1)
 
-    def _all_moments(self, state: EnsembleState, steps: Transition, key: Array) -> tuple[Array, Array]:
+    def _all_moments(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
         """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
 
         def predict(member: Member, inputs: Array) -> tuple[Array, Array]:
             mean, log_variance, _ = self.moments(member, inputs, key)
             return mean, jnp.exp(0.5 * log_variance)
 
-        inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
+        inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
         return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(state.members, inputs)
 
     def _targets(self, scale: Array, steps: Transition) -> Array:
@@ -237,7 +241,7 @@ class Ensemble:
         after = self.fitted(state, fitted.best, fitted.train_loss)
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates}
         if self.holdout == 0:
-            return after, metrics
+            return after, metrics | {"model_confidence": after.confidence}
         after, measured = self._measure(after, everything, held, check_key)
         return after, metrics | measured | {"model_holdout_loss": fitted.best_loss.mean()}
 
@@ -272,7 +276,7 @@ class Ensemble:
     def _measure(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (capacity,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
-        mean, deviation = self._all_moments(state, steps, key)
+        mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
         targets = self._targets(state.scale, steps)
         error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / held.sum()
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
@@ -295,7 +299,7 @@ class Ensemble:
     def _standard_errors(self, state: EnsembleState, steps: Transition, key: Array) -> Array:
         """(rows, obs_size + 1) errors of the members' equal mixture over its deviation, aleatoric and epistemic together
         (Lakshminarayanan et al. 2017, section 2.4)."""
-        mean, deviation = self._all_moments(state, steps, key)
+        mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
         total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
         return (self._targets(state.scale, steps) - mean.mean(0)) / total
 
@@ -331,3 +335,7 @@ class Ensemble:
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
         return (likelihood * importance[:, None]).mean() + 0.01 * (high - low).mean()
+
+
+def _no_latent(steps: Transition) -> Array:
+    return jnp.zeros((*steps.reward.shape, 0))

@@ -52,6 +52,11 @@ class Recurrent:
 
     def __post_init__(self) -> None:
         check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None), burn_in=(0, None))
+        if self.burn_in >= self.context + self.open_loop:
+            length = self.context + self.open_loop
+            raise ValueError(
+                f"burn_in is {self.burn_in}; a sequence has {length} steps (context + open_loop), and none would be learned"
+            )
         if not self.network.persistent:
             raise ValueError("network keeps no state between steps; it must be a GRU or a SpikingNetwork with persistent = true")
         if self.ensemble.holdout > 0:
@@ -109,10 +114,7 @@ class Recurrent:
         capacity = experience.capacity
         everything = experience.sequence((experience.count - 1) % capacity, capacity)
         memory = World(self, state).remember(everything, key)
-        step = jax.vmap(lambda m, a: self.step(state, m, a, key)[1])
-        prediction, real = step(memory, everything.steps.action), everything.steps
-        error = jnp.square((prediction.obs - real.next_obs) / state.ensemble.scale[None]).mean(1)
-        error = error + jnp.square(prediction.reward - real.reward) / real.obs.shape[1]
+        error = self.ensemble.squared_errors(state.ensemble, everything.steps, memory.latent, key)
         # From the order of age to that of the ring; its newest step is the sequence's last.
         return jnp.roll(error * everything.valid, experience.count % capacity)
 
