@@ -69,7 +69,7 @@ class Algorithm:
         world = replace(fresh, bonus=self.bonus, bonus_state=bonus)
         agent = self.agent.init(self.spec, world, agent_key)
         if self.buffer.priority == "td_error":
-            jax.eval_shape(self.agent.errors, agent, world, replay, key)  # an agent that cannot tell them says so now
+            jax.eval_shape(lambda k: self.agent.errors(agent, world, replay, k), key)  # an agent that cannot tell says so now
         return TrainState(world.state, agent, bonus, replay, key)
 
     @partial(jax.jit, static_argnums=(0, 2))
