@@ -48,7 +48,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     "ppo": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "PPO", "actor": NETWORK, "critic": NETWORK, "rollout": 12, "passes": 3, "batch": 8, "clip": 0.02,
-                   "value_clip": 5e-3, "target_kl": 0.012, "learning_rate": 0.006, "gradient_clip": 0.01, "advantage_floor": 5.0,
+                   "value_clip": 5e-3, "target_kl": 0.002, "learning_rate": 0.006, "gradient_clip": 0.01, "advantage_floor": 5.0,
                    "imagination": {"kind": "Imagination", "threshold": 0.5, "least": 4, "most": 16, "chunk": 1, "horizon": 3,
                                    "uncertainty_limit": 1.0, "recent": 5, "share": SHARE}}},
         "dream",
