@@ -44,6 +44,9 @@ CONDITIONAL = {
     )),
     "world_model.support_margin", "world_model.support_weight",  # act beyond the range of the experience; test_probes
     "agent.context", "agent.imagined_share.begin", "agent.imagined_share.steps",  # test_numbers_of_parts
+    *(f"{network}.{field}" for network in (  # the same class as the actor's, which holds them
+        "world_model.dynamics", "world_model.ending", "agent.critic",
+    ) for field in ("ticks", "neuron.decay", "neuron.surrogate.sharpness", "bias", "gain")),
 }  # fmt: skip
 
 
