@@ -41,9 +41,9 @@ def here(sizes: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     import jax
     import numpy as np
 
-    from spikedream.agents.planner import Planner
+    from spikedream.agents.mpc import Planner
     from spikedream.algorithm import Algorithm
-    from spikedream.ops.replay import ReplayBuffer
+    from spikedream.replay.ring import ReplayBuffer
     from spikedream.planners.cem import CEM
     from spikedream.snn.networks import SpikingNetwork
     from spikedream.snn.neurons import LIF

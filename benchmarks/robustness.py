@@ -15,7 +15,7 @@ import numpy as np
 
 from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironment, random_action, random_log_prob
-from spikedream.ops.replay import Replay, ReplayBuffer
+from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.types import World, WorldModel
 
 HORIZON, NOISES = 10, (0.0, 0.05, 0.1, 0.2)

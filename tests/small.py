@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.ops.replay import Replay, ReplayBuffer
+from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.snn.codings import AnyEncoder
 from spikedream.types import Spec, Transition
 

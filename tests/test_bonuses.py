@@ -17,7 +17,7 @@ from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight, recent_return
 from spikedream.config import twin
-from spikedream.ops.replay import ReplayBuffer
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.codings import GaussianPopulation
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.types import Transition, World

@@ -16,14 +16,14 @@ import yaml
 from rich.console import Console
 from small import CONTINUOUS, DISCRETE
 
-from spikedream import baselines, grid, study
+from spikedream.experiments import baselines, grid, study
 from spikedream import config as configuration
 from spikedream.cli import main
-from spikedream.comparison import compare, find_runs
+from spikedream.reports.comparison import compare, find_runs
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
-from spikedream.statistics import improvement, iqm, summary
-from spikedream.study import Processes, run_study
+from spikedream.reports.statistics import improvement, iqm, summary
+from spikedream.experiments.study import Processes, run_study
 
 CURVE = ((10, 0.0), (20, 100.0))  # real steps and return of the turns
 
@@ -502,7 +502,7 @@ def test_a_baseline_is_run_where_it_is_installed(tmp_path: Path, monkeypatch: py
     file.write_text("name: x\nseeds: [5]\nenvironments: {CartPole-v1: }\nmethods: {ppo: {sb3: PPO}}\n")
     assert run(str(file), tmp_path / "out")[0] == 0
     directory = tmp_path / "out/CartPole-v1/ppo/s5"
-    assert fake.started == [["spikedream.baselines", f"{directory}.yaml", "--seed", "5", "--out", str(directory)]]
+    assert fake.started == [["spikedream.experiments.baselines", f"{directory}.yaml", "--seed", "5", "--out", str(directory)]]
 
 
 def test_processes_are_stopped_together_and_none_is_begun_afterwards(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, same, shapes, small
 
-from spikedream import checkpoint
+from spikedream.runs import checkpoint
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.planner import AnyPlanner, Planner
+from spikedream.agents.mpc import AnyPlanner, Planner
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -22,7 +22,7 @@ from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import AnyAgent, AnyBonus, AnyWorldModel, twin
 from spikedream.ops.imagination import Imagination
-from spikedream.ops.replay import ReplayBuffer
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.codings import AnyReadout, GaussianPopulation
 from spikedream.snn.networks import GRU, AnyNetwork, SpikingNetwork

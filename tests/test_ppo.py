@@ -12,7 +12,7 @@ from small import CONTINUOUS, DISCRETE, filled, finite, holding, same
 from spikedream.agents.ppo import PPO, Lesson, Steps
 from spikedream.ops.distributions import Regression
 from spikedream.ops.imagination import Imagination
-from spikedream.ops.replay import ReplayBuffer
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import MLP, Output, SpikingNetwork

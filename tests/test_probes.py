@@ -11,12 +11,12 @@ import pytest
 from small import CONTINUOUS, DISCRETE, finite, holding, same
 
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.planner import Planner, PlannerState
+from spikedream.agents.mpc import Planner, PlannerState
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.config import twin
 from spikedream.envs.host import decode_actions
 from spikedream.ops.distributions import Regression, TwoHot
-from spikedream.ops.normalizer import Normalizer, identity
+from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI

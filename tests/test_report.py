@@ -21,19 +21,20 @@ from rich.console import Console
 from small import DISCRETE, small
 
 import spikedream
-from spikedream import checkpoint, episode, evaluate, metrics, report
+from spikedream.runs import checkpoint, evaluate, metrics
+from spikedream.reports import episode, report
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.planner import Planner
+from spikedream.agents.mpc import Planner
 from spikedream.agents.ppo import PPO
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
-from spikedream.curves import GROUPS, curves, learning_curve
-from spikedream.display import LivePanel, PlainLines
+from spikedream.reports.curves import GROUPS, curves, learning_curve
+from spikedream.reports.display import LivePanel, PlainLines
 from spikedream.envs.host import EVALUATE, REPORT, BrokenEnvironment, episode_seed
 from spikedream.ops.imagination import Imagination
 from spikedream.planners.cem import CEM
-from spikedream.run import Run
+from spikedream.runs.run import Run
 from spikedream.runners.sync import Progress
 from spikedream.snn.networks import MLP
 from spikedream.types import Belief

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import spikedream
-from spikedream import checkpoint
-from spikedream.checkpoint import CheckpointError
+from spikedream.runs import checkpoint
+from spikedream.runs.checkpoint import CheckpointError
 
 HERE = Path(__file__).parent
 SETTINGS = {"budget": 90, "improve": {"first": 20, "then": 20}, "collect": {"steps": 7}, "threshold": 1e9}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.replay import Replay, ReplayBuffer
+from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.types import Agent, Bonus, Metrics, PyTree, Spec, Transition, World, WorldModel, firing_rate
 
 

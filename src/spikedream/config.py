@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.planner import Planner
+from spikedream.agents.mpc import Planner
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -26,7 +26,7 @@ from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
-from spikedream.ops.replay import ReplayBuffer
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble

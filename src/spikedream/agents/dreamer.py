@@ -18,7 +18,7 @@ from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.fitting import adam
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.ops.surrogate import clipped_gain, probability_ratio, standardise
+from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate

@@ -20,7 +20,7 @@ from spikedream.ops.dream import Dream, dream
 from spikedream.ops.fitting import adam
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.returns import survival, vtrace
-from spikedream.ops.surrogate import approximate_kl, clipped_gain, probability_ratio, standardise
+from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, probability_ratio, standardise
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate

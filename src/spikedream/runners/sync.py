@@ -20,10 +20,10 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from spikedream import checkpoint
+from spikedream.runs import checkpoint
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
-from spikedream.checkpoint import CheckpointError
+from spikedream.runs.checkpoint import CheckpointError
 from spikedream.config import Config
 from spikedream.envs.host import (
     CONFIRM,
@@ -36,8 +36,8 @@ from spikedream.envs.host import (
     random_log_prob,
     reward_threshold,
 )
-from spikedream.evaluate import Evaluated, Evaluator
-from spikedream.metrics import Listener, Recorder
+from spikedream.runs.evaluate import Evaluated, Evaluator
+from spikedream.runs.metrics import Listener, Recorder
 from spikedream.types import Metrics, PyTree
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.normalizer import Normalizer, identity
+from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.types import Experience, Metrics, Prediction, Spec
 
 

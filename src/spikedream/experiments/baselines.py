@@ -1,6 +1,6 @@
 """Model-free baselines: Stable-Baselines3, run and evaluated as spikedream's own runs are.
 
-`python -m spikedream.baselines FILE.yaml --out DIR` is one run; `spikedream study` starts it. It leaves `config.yaml`,
+`python -m spikedream.experiments.baselines FILE.yaml --out DIR` is one run; `spikedream study` starts it. It leaves `config.yaml`,
 `metrics.jsonl` and `result.json` in the form of a run, so that `spikedream compare` reads it. It writes no checkpoint: a run that
 was stopped begins anew.
 """
@@ -22,14 +22,14 @@ import tyro
 import yaml
 
 from spikedream import config as configuration
-from spikedream.checkpoint import CheckpointError, write_file
+from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.config import Config, ConfigError, Evaluation
 from spikedream.envs.host import CONFIRM, EVALUATE, BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
-from spikedream.evaluate import Evaluated, Evaluator
-from spikedream.metrics import Recorder
+from spikedream.runs.evaluate import Evaluated, Evaluator
+from spikedream.runs.metrics import Recorder
 from spikedream.runners.sync import peak_memory_mb, versions
 from spikedream.types import Spec
-from spikedream.zoo import RL_ZOO
+from spikedream.experiments.zoo import RL_ZOO
 
 NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
 
@@ -269,7 +269,7 @@ class Worker:
 
 
 def main() -> None:
-    command = tyro.cli(Worker, prog="python -m spikedream.baselines")
+    command = tyro.cli(Worker, prog="python -m spikedream.experiments.baselines")
     try:
         baseline = load(command.file)
         run(baseline if command.seed is None else dataclasses.replace(baseline, seed=command.seed), command.out)

@@ -25,9 +25,9 @@ from typing import Any
 import jax
 import yaml
 
-from spikedream import baselines
+from spikedream.experiments import baselines
 from spikedream import config as configuration
-from spikedream.baselines import Baseline
+from spikedream.experiments.baselines import Baseline
 from spikedream.config import Config, ConfigError
 from spikedream.envs.host import HostEnvironment
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from spikedream.checkpoint import write_file
+from spikedream.runs.checkpoint import write_file
 
 INK, MODEL, POLICY, MUTED = "#2f3b4a", "#4e79a7", "#c9743d", "#8a94a0"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

@@ -20,8 +20,8 @@ import yaml
 
 from spikedream.config import ConfigError
 from spikedream.envs.host import reward_threshold
-from spikedream.methods import differing, flatten, group
-from spikedream.statistics import Curve, Improvement, curve, improvement, summary
+from spikedream.reports.methods import differing, flatten, group
+from spikedream.reports.statistics import Curve, Improvement, curve, improvement, summary
 
 CURVE_POINTS = 200
 MEASURED = ("real_steps", "eval_return_mean", "wall_seconds")  # in every row and every result

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from spikedream.agents.planner import Planner
+from spikedream.agents.mpc import Planner
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
 from spikedream.ops.dream import dream, playback
-from spikedream.run import Run
+from spikedream.runs.run import Run
 from spikedream.types import Belief, Decision, PyTree, World
 
 PLANS = 4  # of a planner are shown

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from spikedream.page import INK, MODEL, MUTED, POLICY, band, figure_html, note, number, panels
+from spikedream.reports.page import INK, MODEL, MUTED, POLICY, band, figure_html, note, number, panels
 
 Rows = list[dict[str, Any]]
 COLOURS = (MODEL, POLICY, INK)

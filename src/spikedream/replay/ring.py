@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.normalizer import Normalizer, identity, measure
+from spikedream.replay.normalizer import Normalizer, identity, measure
 from spikedream.types import Sequence, Spec, Transition, check_bounds
 
 

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import plotly.graph_objects as go
 
-from spikedream.curves import GROUPS, curves, learning_curve
+from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed, make_arguments, reward_threshold
-from spikedream.episode import Episode, Imagined, imagine, plan, plan_every, play, warm_up
-from spikedream.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
-from spikedream.run import Run
+from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, warm_up
+from spikedream.reports.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
+from spikedream.runs.run import Run
 
 SHOWN_STEPS = 50  # of the episode, in dreams and spike rasters
 SHOWN_VARIABLES = 8

@@ -16,8 +16,8 @@ from rich.table import Table
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.methods import check_unchanged
-from spikedream.statistics import summary
+from spikedream.reports.methods import check_unchanged
+from spikedream.reports.statistics import summary
 
 SCORES = {  # column: (key in a seed's record, format)
     "real steps to solve": ("real_steps_to_solve", ".0f"),
