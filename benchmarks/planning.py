@@ -41,10 +41,10 @@ def here(sizes: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     import jax
     import numpy as np
 
-    from spikedream.agents.mpc import Planner
+    from spikedream.agents.mpc import MPC
     from spikedream.algorithm import Algorithm
-    from spikedream.replay.ring import ReplayBuffer
     from spikedream.planners.cem import CEM
+    from spikedream.replay.ring import ReplayBuffer
     from spikedream.snn.networks import SpikingNetwork
     from spikedream.snn.neurons import LIF
     from spikedream.types import Spec
@@ -52,7 +52,7 @@ def here(sizes: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
     spec = Spec(3, 1, discrete=False, action_low=(-2.0,), action_high=(2.0,))
     search = CEM(candidates=sizes.candidates, iterations=sizes.iterations, elites=max(2, sizes.candidates // 10))
-    agent = Planner(search=search, horizon=sizes.horizon, particles="one")
+    agent = MPC(search=search, horizon=sizes.horizon, particles="one")
     spiking = SpikingNetwork(hidden=(sizes.hidden,), neuron=LIF(decay=(0.99, 0.999)))
     calls = {}
     for name, dynamics in {"spikedream, spiking": spiking, "spikedream, MLP": spiking.twin()}.items():

@@ -114,7 +114,7 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
 
     out = tmp_path / "run"
     status, said, err = call(
-        capsys, "train", "debug", *SMALL, "--out", str(out), "--agent", "Planner", "--agent.policy", "Dreamer",
+        capsys, "train", "debug", *SMALL, "--out", str(out), "--agent", "MPC", "--agent.policy", "Dreamer",
         "--agent.policy.horizon", "3", "--agent.policy.trajectories", "4",
         "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
         "--agent.horizon", "2", "--agent.search", "RandomShooting", "--agent.search.candidates", "6", "--agent.when", "evaluate",
@@ -123,7 +123,7 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
     )  # fmt: skip
     assert status == 0, said + err
     saved = config.load(out / "config.yaml")
-    assert type(saved.agent).__name__ == "Planner" and type(saved.agent.policy).__name__ == "Dreamer"
+    assert type(saved.agent).__name__ == "MPC" and type(saved.agent.policy).__name__ == "Dreamer"
     assert saved.agent.policy.horizon == 3 and saved.agent.search.candidates == 6 and saved.agent.when == "evaluate"
     assert type(saved.bonus).__name__ == "RandomNetworkDistillation" and saved.bonus.weight.start == 0.02
     assert saved.replay.priority == "td_error" and saved.replay.alpha == 0.7
@@ -163,7 +163,7 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "debug", "--agent.gradient", "model"], "needs a continuous action space"),
         (["train", "debug", "--bonus", "RandomNetworkDestillation"], "did you mean 'RandomNetworkDistillation'"),
         (["train", "debug", "--bonus", "Boredom"], "bonus has no kind 'Boredom'"),
-        (["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamr"], "did you mean 'Dreamer'"),
+        (["train", "debug", "--agent", "MPC", "--agent.policy", "Dreamr"], "did you mean 'Dreamer'"),
         (["train", "ppo-cartpole", "--world-model", "Recurrent"], "no memory of an episode, which Recurrent needs"),
         (
             ["train", "debug", "--agent", "PPO"],
@@ -194,7 +194,7 @@ def test_bad_input_gets_one_clear_line(
         (["train", "debug", "--agent.gamma", "1.5"], "gamma is 1.5; it must be"),
         (["train", "debug", "--agent.gradient", "model", "--agent.imagined-share.end", "0.5"], "imagined_share is below 1"),
         (
-            ["train", "debug", "--agent", "Planner", "--agent.policy", "Dreamer", "--agent.policy.imagined-share.end", "0.5"],
+            ["train", "debug", "--agent", "MPC", "--agent.policy", "Dreamer", "--agent.policy.imagined-share.end", "0.5"],
             "policy.imagined_share is below 1",
         ),
         (["train"], "Required options"),
@@ -220,12 +220,12 @@ def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.C
         ("bonus: Boredom", "bonus has no kind 'Boredom'"),
         ("bonus: {kind: Disagreement, weigth: 1}", "unknown setting 'bonus.weigth'; did you mean 'weight'?"),
         ("bonus: 3", "bonus takes a mapping of settings, not 3"),
-        ("agent: {kind: Planner, when: never}", "agent.when is 'never'"),
-        ("agent: {kind: Planner, when: evaluate}", 'when = "evaluate" needs a policy'),
+        ("agent: {kind: MPC, when: never}", "agent.when is 'never'"),
+        ("agent: {kind: MPC, when: evaluate}", 'when = "evaluate" needs a policy'),
         ("replay: {priority: loss}", "replay.priority is 'loss'"),
         ("world_model: {kind: Recurrent, ensemble: {holdout: 0.1}}", "ensemble.holdout must be 0"),
         ("world_model: {kind: Recurrent, burn_in: 6}", "burn_in is 6; a sequence has 6 steps"),
-        ("agent: {kind: Planner, policy: Dreamer, proposals: 125}", "the policy proposes 125 sequences"),
+        ("agent: {kind: MPC, policy: Dreamer, proposals: 125}", "the policy proposes 125 sequences"),
         ("[1, 2]", "is not a mapping of settings"),
         ("a: b: c", "is not valid YAML"),
     ],

@@ -16,14 +16,14 @@ import yaml
 from rich.console import Console
 from small import CONTINUOUS, DISCRETE
 
-from spikedream.experiments import baselines, grid, study
 from spikedream import config as configuration
 from spikedream.cli import main
-from spikedream.reports.comparison import compare, find_runs
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
-from spikedream.reports.statistics import improvement, iqm, summary
+from spikedream.experiments import baselines, grid, study
 from spikedream.experiments.study import Processes, run_study
+from spikedream.reports.comparison import compare, find_runs
+from spikedream.reports.statistics import improvement, iqm, summary
 
 CURVE = ((10, 0.0), (20, 100.0))  # real steps and return of the turns
 

@@ -165,7 +165,7 @@ def test_a_part_that_may_be_absent_is_switched_on_and_off_in_a_file() -> None:
     assert configuration.merge(curious, {"bonus": None}).bonus is None
     assert configuration.parse("{base: mountaincar, bonus: null}", "here").bonus is None
     assert configuration.named("mountaincar").bonus is not None
-    plan = configuration.parse("agent: {kind: Planner, policy: {kind: Dreamer, horizon: 7}, when: collect}", "here")
+    plan = configuration.parse("agent: {kind: MPC, policy: {kind: Dreamer, horizon: 7}, when: collect}", "here")
     assert plan.agent.policy.horizon == 7
     assert configuration.merge(plan, {"agent": {"policy": None, "when": "always"}}).agent.policy is None
     with pytest.raises(configuration.ConfigError, match=r'agent\.when = "collect" needs a policy'):
@@ -177,7 +177,7 @@ def test_a_part_that_may_be_absent_is_switched_on_and_off_in_a_file() -> None:
 
 @pytest.mark.parametrize("kind", ["Disagreement", "RandomNetworkDistillation", "IntrinsicCuriosity"])
 def test_optional_parts_survive_their_file(kind: str, tmp_path) -> None:
-    text = f"{{bonus: {kind}, world_model: Recurrent, agent: {{kind: Planner, policy: Dreamer}}, replay: {{priority: td_error}}}}"
+    text = f"{{bonus: {kind}, world_model: Recurrent, agent: {{kind: MPC, policy: Dreamer}}, replay: {{priority: td_error}}}}"
     config = configuration.parse(text, "here")
     configuration.save(config, tmp_path / "config.yaml")
     assert configuration.load(tmp_path / "config.yaml") == config

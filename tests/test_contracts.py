@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, same, shapes, small
 
-from spikedream.runs import checkpoint
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.mpc import AnyPlanner, Planner
+from spikedream.agents.mpc import MPC, AnyPlanner
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -22,8 +21,9 @@ from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import AnyAgent, AnyBonus, AnyWorldModel, twin
 from spikedream.ops.imagination import Imagination
-from spikedream.replay.ring import ReplayBuffer
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.replay.ring import ReplayBuffer
+from spikedream.runs import checkpoint
 from spikedream.snn.codings import AnyReadout, GaussianPopulation
 from spikedream.snn.networks import GRU, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
@@ -39,8 +39,8 @@ WITHOUT_CHANCE = {TrueEnvironment}  # nothing in these depends on the key
 # Every kind with its defaults, and with the parts that it may have beside them.
 AGENTS: dict[str, Any] = {
     **{kind.__name__: small(kind()) for kind in kinds(AnyAgent)},
-    **{f"Planner-{kind.__name__}": small(Planner(search=kind(), policy=twin(Dreamer()))) for kind in kinds(AnyPlanner)},
-    "Planner-collects": small(Planner(policy=twin(Dreamer()), when="collect", proposals=2)),
+    **{f"MPC-{kind.__name__}": small(MPC(search=kind(), policy=twin(Dreamer()))) for kind in kinds(AnyPlanner)},
+    "MPC-collects": small(MPC(policy=twin(Dreamer()), when="collect", proposals=2)),
     "PPO-imagines": small(twin(PPO(imagination=Imagination(threshold=0.0)))),
     "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
 }
@@ -333,11 +333,11 @@ def test_agent_shapes(agent, spec):
 
 
 def learns(agent):
-    return not isinstance(agent, Planner) or agent.policy is not None
+    return not isinstance(agent, MPC) or agent.policy is not None
 
 
 def plans(agent, greedy):
-    return isinstance(agent, Planner) and (agent.when == "always" or (agent.when == "evaluate") == greedy)
+    return isinstance(agent, MPC) and (agent.when == "always" or (agent.when == "evaluate") == greedy)
 
 
 @every_agent
@@ -363,12 +363,12 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
         assert len(np.unique(np.stack([act(state, k, True).action for k in keys]), axis=0)) == 1
 
 
-@pytest.mark.parametrize("name", ["Dreamer", "PPO", "Planner-CEM"])
+@pytest.mark.parametrize("name", ["Dreamer", "PPO", "MPC-CEM"])
 def test_errors_are_squared_temporal_differences_of_each_step(name):
     spec, world, agent = DISCRETE, known_world(DISCRETE), AGENTS[name]
     state, replay = jax.jit(lambda k: agent.init(spec, world, k))(KEY), experience(DISCRETE)
     errors = jax.jit(lambda s: agent.errors(s, world, replay, KEY))(state)
-    policy, inner = (agent.policy, state.policy) if isinstance(agent, Planner) else (agent, state)
+    policy, inner = (agent.policy, state.policy) if isinstance(agent, MPC) else (agent, state)
     critic = inner.critic if isinstance(policy, PPO) else inner.target
     value = jax.jit(jax.vmap(lambda obs: policy.value_of(critic, obs, KEY)))
     steps = replay.gather(jnp.arange(20))
@@ -493,10 +493,10 @@ JOINED = [  # world model, agent, bonus, how experience is drawn, for which acti
     (Ensemble, "Dreamer", None, "uniform", SPECS),
     (TrueEnvironment, "Dreamer", None, "td_error", SPECS),
     (Recurrent, "Dreamer", RND, "model_error", ["discrete"]),
-    (Ensemble, "Planner-MPPI", Disagreement(), "td_error", ["discrete"]),
-    (Recurrent, "Planner", None, "model_error", ["continuous"]),
+    (Ensemble, "MPC-MPPI", Disagreement(), "td_error", ["discrete"]),
+    (Recurrent, "MPC", None, "model_error", ["continuous"]),
     (Recurrent, "Dreamer-from-both", Disagreement(), "uniform", ["continuous"]),
-    (TrueEnvironment, "Planner-RandomShooting", None, "uniform", ["discrete"]),
+    (TrueEnvironment, "MPC-RandomShooting", None, "uniform", ["discrete"]),
     (Ensemble, "PPO-imagines", ICM, "td_error", ["continuous"]),
     (Ensemble, "PPO", RND, "model_error", ["discrete"]),
 ]
@@ -508,12 +508,12 @@ def test_every_kind_is_joined_with_others():
     assert {type(bonus) for bonus in bonuses if bonus} == set(kinds(AnyBonus))
     agents = [AGENTS[name] for name in names]
     assert {type(agent) for agent in agents} == set(kinds(AnyAgent))
-    assert {type(agent.search) for agent in agents if isinstance(agent, Planner)} == set(kinds(AnyPlanner))
+    assert {type(agent.search) for agent in agents if isinstance(agent, MPC)} == set(kinds(AnyPlanner))
 
 
 def imagined_steps(agent, metrics):
     """Of two updates."""
-    agent = agent.policy if isinstance(agent, Planner) else agent
+    agent = agent.policy if isinstance(agent, MPC) else agent
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
     if agent is None or agent.imagination is None:
@@ -646,7 +646,7 @@ def test_a_plan_that_members_disagree_about_is_worth_less_with_and_without_disco
     actions = jax.random.uniform(OTHER, (5, 3, 1), minval=-1, maxval=1)
 
     def scores(penalty):
-        agent = Planner(horizon=3, gamma=gamma, uncertainty_penalty=penalty)
+        agent = MPC(horizon=3, gamma=gamma, uncertainty_penalty=penalty)
         state, memory = agent.init(CONTINUOUS, world, KEY), world.start(jnp.full(3, 0.3), KEY)
         return jax.jit(lambda a: agent._score(state, world, memory, a, KEY))(actions)
 

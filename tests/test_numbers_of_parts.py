@@ -36,12 +36,12 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     ),
     "planner": (
         {"world_model": ENSEMBLE,
-         "agent": {"kind": "Planner", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
+         "agent": {"kind": "MPC", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
         "act", ["agent.horizon", "agent.gamma", "agent.uncertainty_penalty", "agent.search.candidates"],
     ),
     "planner with a policy": (
         {"world_model": ENSEMBLE,
-         "agent": {"kind": "Planner", "horizon": 3, "search": SEARCH, "proposals": 3,
+         "agent": {"kind": "MPC", "horizon": 3, "search": SEARCH, "proposals": 3,
                    "policy": {"kind": "Dreamer", **DREAMER, "actor": NETWORK}}},
         "act", ["agent.proposals", "agent.policy.gamma"],
     ),

@@ -15,10 +15,10 @@ from spikedream.ops.calibration import LEVELS, coverage, deviation_factor, half_
 from spikedream.ops.distributions import Categorical, Regression, TanhNormal, TwoHot, symexp, symlog
 from spikedream.ops.dream import dream
 from spikedream.ops.fitting import adamw, fit, matrices
-from spikedream.replay.normalizer import identity, measure
-from spikedream.replay.ring import ReplayBuffer
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.replay.normalizer import identity, measure
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.types import Decision, Prediction, Spec, Transition, World
 
 KEY = jax.random.key(0)

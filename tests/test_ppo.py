@@ -12,8 +12,8 @@ from small import CONTINUOUS, DISCRETE, filled, finite, holding, same
 from spikedream.agents.ppo import PPO, Lesson, Steps
 from spikedream.ops.distributions import Regression
 from spikedream.ops.imagination import Imagination
-from spikedream.replay.ring import ReplayBuffer
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import MLP, Output, SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
@@ -378,7 +378,7 @@ def test_ppo_learns_from_imagination_what_real_rewards_do_not_tell():
 
 
 def test_what_needs_a_memory_is_refused():
-    with pytest.raises(ValueError, match=r"PPO keeps no memory of an episode, which Remembering needs.*Dreamer and Planner"):
+    with pytest.raises(ValueError, match=r"PPO keeps no memory of an episode, which Remembering needs.*Dreamer and MPC"):
         AGENT.init(DISCRETE, world(Remembering()), KEY)
     for name in ("actor", "critic"):
         agent = replace(AGENT, **{name: SpikingNetwork(hidden=(4,), persistent=True)})

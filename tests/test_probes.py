@@ -11,16 +11,16 @@ import pytest
 from small import CONTINUOUS, DISCRETE, finite, holding, same
 
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.mpc import Planner, PlannerState
+from spikedream.agents.mpc import MPC, MPCState
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.config import twin
 from spikedream.envs.host import decode_actions
 from spikedream.ops.distributions import Regression, TwoHot
-from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
 from spikedream.planners.random_shooting import RandomShooting
+from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.snn.codings import DirectCurrent, MembraneReadout, PopulationReadout, RateReadout
 from spikedream.snn.networks import MLP, SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
@@ -523,7 +523,7 @@ def planned(agent, model, spec, obs=None, greedy=True, policy=None):
     @jax.jit
     def act(key):
         state = agent.init(spec, world, key)
-        state = state if policy is None else PlannerState(policy, spec)
+        state = state if policy is None else MPCState(policy, spec)
         return agent.act(state, world, agent.start(state, world), obs, key, greedy)
 
     return act(KEY)
@@ -533,14 +533,14 @@ def planned(agent, model, spec, obs=None, greedy=True, policy=None):
 @pytest.mark.parametrize("spec", [ARMS, DIAL], ids=["discrete", "continuous"])
 def test_planner_finds_the_best_action(spec, search):
     for model in (Still(spec.discrete), TwoStep(spec.discrete)):
-        decision = planned(Planner(search=search, horizon=2), model, spec)
+        decision = planned(MPC(search=search, horizon=2), model, spec)
         assert decision.action.argmax() == 1 if spec.discrete else abs(float(decision.action[0]) - 0.5) < 0.3
         assert float(decision.log_prob) == 0.0 and decision.spikes == ()
 
 
 @pytest.mark.parametrize("search", PLANNERS.values(), ids=PLANNERS)
 def test_planner_pushes_the_true_cart_to_where_the_pole_falls(search):
-    agent, model = Planner(search=search, horizon=20, gamma=0.99), TrueEnvironment("CartPole")
+    agent, model = MPC(search=search, horizon=20, gamma=0.99), TrueEnvironment("CartPole")
     world = World(model, TrueState(identity(4)))
     state = agent.init(DISCRETE, world, KEY)
     act = jax.jit(lambda obs: agent.act(state, world, agent.start(state, world), obs, KEY, True).action.argmax())
@@ -550,7 +550,7 @@ def test_planner_pushes_the_true_cart_to_where_the_pole_falls(search):
 
 def test_planner_avoids_what_the_model_is_not_sure_of():
     sure = Still(True, reward=0.5, doubt=True)
-    assert planned(Planner(horizon=2, uncertainty_penalty=1.0), sure, ARMS).action.argmax() == 1
+    assert planned(MPC(horizon=2, uncertainty_penalty=1.0), sure, ARMS).action.argmax() == 1
 
 
 class Followed(NamedTuple):
@@ -579,19 +579,19 @@ class Apart(Known):
 @pytest.mark.parametrize("particles", ["all", "one"])
 @pytest.mark.parametrize(("penalty", "leaves"), [(0.0, True), (1.0, False)])
 def test_planner_penalises_plans_over_which_the_members_part(penalty, particles, leaves):
-    agent = Planner(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
+    agent = MPC(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
     assert bool(planned(agent, Apart(), ARMS).action[0]) is leaves
 
 
 @pytest.mark.parametrize("particles", ["all", "one"])
 def test_planner_is_curious_about_what_the_members_disagree_about(particles):
     model, bonus = Apart(), Disagreement()
-    agent = Planner(search=RandomShooting(4), horizon=1, gamma=0.9, particles=particles)
+    agent = MPC(search=RandomShooting(4), horizon=1, gamma=0.9, particles=particles)
     first, second = jnp.eye(3)[:2]
     actions = jnp.stack([first, second, first, second])[:, None]
 
     def scores(world):
-        return agent._score(PlannerState((), ARMS), world, model.start((), jnp.zeros(2), KEY), actions, KEY)
+        return agent._score(MPCState((), ARMS), world, model.start((), jnp.zeros(2), KEY), actions, KEY)
 
     plain = World(model, ())
     curious = scores(World(model, (), bonus, bonus.init(ARMS, plain, KEY))) - scores(plain)
@@ -600,11 +600,11 @@ def test_planner_is_curious_about_what_the_members_disagree_about(particles):
 
 def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_best():
     model, bonus = Apart(more=-0.01), Disagreement()
-    plain, agent = World(model, ()), Planner(search=RandomShooting(200), horizon=1, gamma=0.9)
+    plain, agent = World(model, ()), MPC(search=RandomShooting(200), horizon=1, gamma=0.9)
     curious = World(model, (), bonus, bonus.init(ARMS, plain, KEY))
 
     def decided(world, greedy):
-        state = PlannerState((), ARMS)
+        state = MPCState((), ARMS)
         return agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, greedy)
 
     learning, asked = decided(curious, False), decided(curious, True)
@@ -613,7 +613,7 @@ def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_bes
 
 
 def test_one_particle_a_candidate_needs_members_that_share_them_equally():
-    agent = Planner(search=RandomShooting(9), particles="one")
+    agent = MPC(search=RandomShooting(9), particles="one")
     with pytest.raises(ValueError, match="candidates is 9, which 2 members cannot share equally"):
         agent.init(ARMS, World(Apart(), ()), KEY)
     agent.init(ARMS, World(Still(True), ()), KEY)
@@ -626,10 +626,10 @@ def two_step_policy():
 
 def test_planner_looks_beyond_its_horizon_through_the_policys_critic(two_step_policy):
     # A single step ahead nothing is paid: only the critic knows that the second action is the good one.
-    agent = Planner(search=RandomShooting(60), horizon=1, policy=DREAMER)
+    agent = MPC(search=RandomShooting(60), horizon=1, policy=DREAMER)
     assert planned(agent, TwoStep(True), ARMS, policy=two_step_policy).action.argmax() == 1
     with_it, without = (
-        agent._score(PlannerState(two_step_policy, ARMS), World(TwoStep(True), ()), Place(jnp.zeros(2)), jnp.eye(3)[:, None], KEY)
+        agent._score(MPCState(two_step_policy, ARMS), World(TwoStep(True), ()), Place(jnp.zeros(2)), jnp.eye(3)[:, None], KEY)
         for agent in (agent, replace(agent, terminal_value=False))
     )
     np.testing.assert_array_equal(without, np.zeros(3))
@@ -638,8 +638,8 @@ def test_planner_looks_beyond_its_horizon_through_the_policys_critic(two_step_po
 
 
 def test_a_plans_score_is_its_discounted_return_while_alive():
-    agent, actions = Planner(horizon=5, gamma=0.9, search=RandomShooting(4)), jnp.zeros((1, 5, 3))
-    state = PlannerState((), ARMS)
+    agent, actions = MPC(horizon=5, gamma=0.9, search=RandomShooting(4)), jnp.zeros((1, 5, 3))
+    state = MPCState((), ARMS)
     score = float(agent._score(state, World(Corridor(), ()), Place(jnp.zeros(2)), actions, KEY)[0])
     assert score == pytest.approx(0.1 * (1 + 0.9 + 0.81), rel=1e-5)
     half = float(agent._score(state, World(Still(True, 0.5, ending=0.5), ()), Place(jnp.zeros(2)), actions, KEY)[0])
@@ -651,7 +651,7 @@ def test_a_plans_score_is_its_discounted_return_while_alive():
 @pytest.mark.parametrize("when", ["always", "collect", "evaluate"])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_planner_plans_only_when_asked_and_lets_the_policy_act_elsewhere(when, greedy, two_step_policy):
-    agent = Planner(search=RandomShooting(30), horizon=2, policy=DREAMER, when=when)
+    agent = MPC(search=RandomShooting(30), horizon=2, policy=DREAMER, when=when)
     decision = planned(agent, TwoStep(True), ARMS, greedy=greedy, policy=two_step_policy)
     plans = when == "always" or (when == "evaluate") == greedy
     by_policy = DREAMER.decide(two_step_policy, (), jnp.zeros(2), jax.random.split(KEY, 3)[1], greedy)
@@ -665,15 +665,15 @@ def test_what_a_planner_needs_a_policy_for_is_refused_without_one():
     }  # fmt: skip
     for asked, fields in asked_for.items():
         with pytest.raises(ValueError, match=f"{asked}.*needs a policy: set agent.policy to Dreamer"):
-            Planner(**fields)
-    agent = Planner()
+            MPC(**fields)
+    agent = MPC()
     with pytest.raises(ValueError, match=r'"td_error" needs a value function: set agent\.policy to Dreamer'):
-        agent.errors(PlannerState((), ARMS), World(Still(True), ()), origin(ARMS), KEY)
+        agent.errors(MPCState((), ARMS), World(Still(True), ()), origin(ARMS), KEY)
 
 
 def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
     # One sequence of its own against sixteen of a policy that has learned: the plan begins as the policy does.
-    agent = Planner(search=RandomShooting(17), horizon=2, policy=DREAMER, proposals=16, terminal_value=False)
+    agent = MPC(search=RandomShooting(17), horizon=2, policy=DREAMER, proposals=16, terminal_value=False)
     seen = []
 
     @dataclass(frozen=True)
@@ -683,7 +683,7 @@ def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
             return super().plan(spec, memory, score, proposals, key)
 
     agent = replace(agent, search=Listening(17))
-    state, world = PlannerState(two_step_policy, ARMS), World(TwoStep(True), ())
+    state, world = MPCState(two_step_policy, ARMS), World(TwoStep(True), ())
     agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, True)
     assert seen[0].shape == (16, 2, 3)
     first = np.asarray(seen[0][:, 0]).mean(0)

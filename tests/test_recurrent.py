@@ -48,7 +48,7 @@ def predictions(world, experience):
     """One step ahead, along all that is stored: (episodes, length) normalised, and the truth."""
     capacity = experience.capacity
     everything = experience.sequence(jnp.asarray(capacity - 1), capacity)
-    memory = world.remember(everything, KEY)
+    memory = world.memories(everything, KEY)
     steps = everything.steps
     following = jax.vmap(lambda m, a: world.step(m, a, KEY)[1].obs)(memory, steps.action)
     return following.reshape(EPISODES, LENGTH), steps.next_obs.reshape(EPISODES, LENGTH)
@@ -105,7 +105,7 @@ def test_an_imagined_trajectory_keeps_the_velocity_that_was_observed(fitted):
 
         def one(end):
             seen = fresh.sequence(end, 3)
-            memory = jax.tree.map(lambda x: x[-1], world.remember(seen, KEY))
+            memory = jax.tree.map(lambda x: x[-1], world.memories(seen, KEY))
             ahead = fresh.sequence(end + 3, 4).steps
 
             def step(memory, action):
@@ -128,7 +128,7 @@ def test_remembering_is_following_step_by_step_and_forgets_at_an_episodes_start(
     length = 10  # over the end of the first episode
     sequence = experience.sequence(jnp.asarray(LENGTH + 4), length)
     assert sequence.first.tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
-    remembered = jax.jit(lambda s: jax.vmap(world.feature)(world.remember(s, KEY)))(sequence)
+    remembered = jax.jit(lambda s: jax.vmap(world.feature)(world.memories(s, KEY)))(sequence)
     follow = jax.jit(lambda belief, obs: world.follow(belief, obs, OTHER))
     belief = world.blank(LINE)
     for t in range(length):
@@ -138,7 +138,7 @@ def test_remembering_is_following_step_by_step_and_forgets_at_an_episodes_start(
         belief = Belief(memory, sequence.steps.action[t], jnp.ones(()))
     # Nothing of the first episode is left in the second.
     other = sequence._replace(steps=sequence.steps._replace(obs=sequence.steps.obs.at[:5].add(3.0)))
-    changed = jax.jit(lambda s: jax.vmap(world.feature)(world.remember(s, KEY)))(other)
+    changed = jax.jit(lambda s: jax.vmap(world.feature)(world.memories(s, KEY)))(other)
     np.testing.assert_array_equal(changed[5:], remembered[5:])
     assert (np.abs(changed[:5] - remembered[:5]).max(1) > 0.1).all()
 
@@ -155,7 +155,7 @@ def test_errors_stand_at_the_ring_positions_of_their_steps(fitted):
     # What is seen as it is remembered: by hand for a step in the middle of an episode.
     world = World(model, state)
     sequence = rolled.sequence(jnp.asarray(107), 6)  # its episode began with it
-    memory = jax.tree.map(lambda x: x[-1], world.remember(sequence, KEY))
+    memory = jax.tree.map(lambda x: x[-1], world.memories(sequence, KEY))
     inputs = jnp.concatenate([sequence.steps.obs[-1], memory.latent, sequence.steps.action[-1]])
     mean = jax.vmap(lambda m: model.ensemble.moments(m, inputs, KEY)[0])(state.ensemble.members).mean(0)
     change = (sequence.steps.next_obs[-1] - sequence.steps.obs[-1]) / state.ensemble.scale

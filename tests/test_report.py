@@ -21,21 +21,21 @@ from rich.console import Console
 from small import DISCRETE, small
 
 import spikedream
-from spikedream.runs import checkpoint, evaluate, metrics
-from spikedream.reports import episode, report
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.mpc import Planner
+from spikedream.agents.mpc import MPC
 from spikedream.agents.ppo import PPO
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
-from spikedream.reports.curves import GROUPS, curves, learning_curve
-from spikedream.reports.display import LivePanel, PlainLines
 from spikedream.envs.host import EVALUATE, REPORT, BrokenEnvironment, episode_seed
 from spikedream.ops.imagination import Imagination
 from spikedream.planners.cem import CEM
-from spikedream.runs.run import Run
+from spikedream.reports import episode, report
+from spikedream.reports.curves import GROUPS, curves, learning_curve
+from spikedream.reports.display import LivePanel, PlainLines
 from spikedream.runners.sync import Progress
+from spikedream.runs import checkpoint, evaluate, metrics
+from spikedream.runs.run import Run
 from spikedream.snn.networks import MLP
 from spikedream.types import Belief
 from spikedream.world_models.ensemble import Ensemble
@@ -160,7 +160,7 @@ def test_a_model_with_a_memory_follows_the_first_steps_before_it_dreams(tmp_path
 
 
 def test_report_of_a_planner_shows_the_plans_that_it_made(tmp_path):
-    agent = Planner(search=CEM(candidates=6, iterations=2, elites=2), horizon=3)
+    agent = MPC(search=CEM(candidates=6, iterations=2, elites=2), horizon=3)
     run = begun(replace(Config(), world_model=small(Config().world_model), agent=agent), tmp_path / "run", TURN)
     played = episode.play(run)
     assert set(played.carries) == {step for step in (0, 10, 20, 30) if step < len(played.actions)}

@@ -108,7 +108,7 @@ PARTS = {
     "planner with a policy": {
         "world_model": ENSEMBLE | {"gaussian": True, "holdout": 0.2},
         "agent": {
-            "kind": "Planner", "horizon": 3, "search": {"kind": "CEM", "candidates": 8, "iterations": 2, "elites": 3},
+            "kind": "MPC", "horizon": 3, "search": {"kind": "CEM", "candidates": 8, "iterations": 2, "elites": 3},
             "policy": {"kind": "Dreamer", **DREAMER}, "proposals": 2,
         },
         "replay": {"priority": "td_error"},
@@ -161,7 +161,7 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
     assert stopped.progress.real_steps == 52 and stopped.progress.turn > 0
     assert stopped.env.position.actions, "the run was not stopped inside an episode"
     carry = {name for name in final_arrays(parts) if name.startswith("carry")}
-    if type(chosen.agent).__name__ == "Planner":
+    if type(chosen.agent).__name__ == "MPC":
         assert any("plan.mean" in name for name in carry) and any("plan.elites" in name for name in carry)
     if isinstance(chosen.world_model, Recurrent):
         assert any("memory.carry" in name for name in carry) and any("actor" in name for name in carry)

@@ -16,14 +16,14 @@ from typing import Any
 import jax
 
 from spikedream import config as _configuration
-from spikedream.runs.checkpoint import CheckpointError
 from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
 from spikedream.envs.host import BrokenEnvironment
-from spikedream.runs.metrics import Listener
 from spikedream.reports.report import write_report
-from spikedream.runs.run import Run
 from spikedream.runners.sync import Diverged, Interrupted, Trainer
+from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.metrics import Listener
+from spikedream.runs.run import Run
 
 __version__ = "0.1.0"
 hidden_velocity.register()

@@ -15,13 +15,13 @@ from rich.table import Table
 
 import spikedream
 from spikedream import config as configuration
-from spikedream.experiments.bench import Bench, run_bench
-from spikedream.reports.compare import Compare, run_compare
 from spikedream.config import Config, ConfigError
+from spikedream.experiments.bench import Bench, run_bench
+from spikedream.experiments.study import Study, run_study
+from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.report import record_video
 from spikedream.runs.run import Run
-from spikedream.experiments.study import Study, run_study
 
 EXPECTED = (
     spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,

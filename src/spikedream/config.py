@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from spikedream.agents.dreamer import Dreamer
-from spikedream.agents.mpc import Planner
+from spikedream.agents.mpc import MPC
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -35,7 +35,7 @@ from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
 AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
-AnyAgent = Dreamer | Planner | PPO
+AnyAgent = Dreamer | MPC | PPO
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 
@@ -175,13 +175,13 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
     changes = dict(changes)
     kind = changes.pop("kind", type(base).__name__)
     if kind not in options:
-        raise ConfigError(f"{path} has no kind {kind!r}; {_nearest(str(kind), options)}")
+        raise ConfigError(f"{path} has no kind {kind!r}; {nearest(str(kind), options)}")
     base = base if kind == type(base).__name__ else options[kind]()
     hints = typing.get_type_hints(type(base))
     for name in changes:
         if name not in hints:
             where = f"{path}.{name}" if path else str(name)
-            raise ConfigError(f"unknown setting {where!r}; {_nearest(str(name), hints)}")
+            raise ConfigError(f"unknown setting {where!r}; {nearest(str(name), hints)}")
     prefix = f"{path}." if path else ""
     new = {n: merge(getattr(base, n), v, hints[n], prefix + n) for n, v in changes.items()}
     try:
@@ -190,7 +190,7 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         raise ConfigError(f"{prefix}{error}") from error
 
 
-def _nearest(name: str, choices: typing.Iterable[str]) -> str:
+def nearest(name: str, choices: typing.Iterable[str]) -> str:
     choices = [str(c) for c in choices]
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
@@ -209,7 +209,7 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
         return None if value is None else _plain(value, next(a for a in arguments if a is not type(None)), path)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{path} is {value!r}; {_nearest(str(value), arguments)} (one of {', '.join(arguments)})")
+            raise ConfigError(f"{path} is {value!r}; {nearest(str(value), arguments)} (one of {', '.join(arguments)})")
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -264,7 +264,7 @@ def named(name: str) -> Config:
         text = (resources.files("spikedream.presets") / f"{name}.yaml").read_text()
         return dataclasses.replace(parse(text, f"preset {name}"), preset=name)
     if "-v" not in name and ":" not in name:
-        raise ConfigError(f"no preset {name!r} ({_nearest(name, known)}), and environment ids look like CartPole-v1")
+        raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
     return Config(preset=name, env=name)
 
 

@@ -16,9 +16,9 @@ from jax import Array
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.fitting import adam
+from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
@@ -32,7 +32,7 @@ class Pool(NamedTuple):
     alive: Array  # () probability that it was still going
 
 
-class Carry(NamedTuple):
+class DreamerCarry(NamedTuple):
     belief: Belief
     actor: PyTree
 
@@ -152,13 +152,13 @@ class Dreamer:
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
         return adam(self.learning_rate, self.gradient_clip), adam(self.critic_learning_rate, self.gradient_clip)
 
-    def start(self, state: DreamerState, world: World) -> Carry:
-        return Carry(world.blank(state.spec), self.actor.start(state.actor))
+    def start(self, state: DreamerState, world: World) -> DreamerCarry:
+        return DreamerCarry(world.blank(state.spec), self.actor.start(state.actor))
 
-    def act(self, state: DreamerState, world: World, carry: Carry, obs: Array, key: Array, greedy: bool) -> Decision:
+    def act(self, state: DreamerState, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool) -> Decision:
         memory = world.follow(carry.belief, obs, jax.random.fold_in(key, 1))
         decision = self.decide(state, carry.actor, world.feature(memory), key, greedy)
-        return decision._replace(carry=Carry(Belief(memory, decision.action, jnp.ones(())), decision.carry))
+        return decision._replace(carry=DreamerCarry(Belief(memory, decision.action, jnp.ones(())), decision.carry))
 
     def decide(self, state: DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """The actor alone; `carry` is its own memory."""
@@ -248,7 +248,7 @@ class Dreamer:
 
     def _relive(self, state: DreamerState, world: World, sequence: Any, key: Array) -> tuple[Any, PyTree]:
         """The world's and the actor's memory at each step of a real sequence, before its action; leaves (length, ...)."""
-        memory = world.remember(sequence, key)
+        memory = world.memories(sequence, key)
         resting = self.actor.start(state.actor)
 
         def step(carry: PyTree, now: tuple[Any, Array, Array]) -> tuple[PyTree, PyTree]:

@@ -24,19 +24,19 @@ from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec
 AnyPlanner = CEM | MPPI | RandomShooting
 
 
-class PlannerState(eqx.Module):
+class MPCState(eqx.Module):
     policy: PyTree  # the learned policy's state; empty without one
     spec: Spec = eqx.field(static=True)
 
 
-class Carry(NamedTuple):
+class MPCCarry(NamedTuple):
     belief: Belief
     plan: PyTree  # what the next plan starts from
     policy: PyTree  # the actor's memory
 
 
 @dataclass(frozen=True)
-class Planner:
+class MPC:
     """Hyper-parameters. A plan's score is its discounted return in dreams of the ensemble's members, averaged over them."""
 
     search: AnyPlanner = CEM()
@@ -78,19 +78,19 @@ class Planner:
         """What one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain sums."""
         return 1 - self._discount if self._discount < 1 else 1.0
 
-    def init(self, spec: Spec, world: World, key: Array) -> PlannerState:
+    def init(self, spec: Spec, world: World, key: Array) -> MPCState:
         if self.particles == "one" and self.search.candidates % world.model.members:
             raise ValueError(
                 f"candidates is {self.search.candidates}, which {world.model.members} members cannot share equally; that is needed"
                 ' where particles is "one"'
             )
-        return PlannerState(() if self.policy is None else self.policy.init(spec, world, key), spec)
+        return MPCState(() if self.policy is None else self.policy.init(spec, world, key), spec)
 
-    def start(self, state: PlannerState, world: World) -> Carry:
+    def start(self, state: MPCState, world: World) -> MPCCarry:
         actor = () if self.policy is None else self.policy.start(state.policy, world).actor
-        return Carry(world.blank(state.spec), self.search.start(state.spec, self.horizon), actor)
+        return MPCCarry(world.blank(state.spec), self.search.start(state.spec, self.horizon), actor)
 
-    def act(self, state: PlannerState, world: World, carry: Carry, obs: Array, key: Array, greedy: bool) -> Decision:
+    def act(self, state: MPCState, world: World, carry: MPCCarry, obs: Array, key: Array, greedy: bool) -> Decision:
         follow_key, policy_key, plan_key = jax.random.split(key, 3)
         memory = world.follow(carry.belief, obs, follow_key)
         decision = Decision(jnp.zeros(state.spec.action_size), (), jnp.zeros(()), ())
@@ -104,9 +104,9 @@ class Planner:
             sequence = found.actions if greedy else found.sample
             plan, decision = found.memory, decision._replace(action=sequence[0], log_prob=jnp.zeros(()))
         belief = Belief(memory, decision.action, jnp.ones(()))
-        return decision._replace(carry=Carry(belief, plan, decision.carry))
+        return decision._replace(carry=MPCCarry(belief, plan, decision.carry))
 
-    def plan(self, state: PlannerState, world: World, memory: Any, carry: PyTree, start: PyTree, key: Array):
+    def plan(self, state: MPCState, world: World, memory: Any, carry: PyTree, start: PyTree, key: Array):
         """One whole search from the world's memory, with the policy's own memory `carry`; answers a `Plan`."""
         propose_key, plan_key = jax.random.split(key)
         proposals = jnp.zeros((0, self.horizon, state.spec.action_size))
@@ -119,7 +119,7 @@ class Planner:
             proposals = jnp.swapaxes(imagined.decision.action, 0, 1)
         return self.search.plan(state.spec, start, partial(self._score, state, world, memory), proposals, plan_key)
 
-    def _score(self, state: PlannerState, world: World, memory: Any, actions: Array, key: Array) -> Array:
+    def _score(self, state: MPCState, world: World, memory: Any, actions: Array, key: Array) -> Array:
         """(candidates,) of `actions` (candidates, horizon, action_size)."""
         members = world.model.members
         if self.particles == "one":
@@ -131,7 +131,7 @@ class Planner:
         judge = jax.vmap(partial(self._returns, state, world, memory), in_axes=(0, None, 0))
         return judge(jnp.arange(members), actions, jax.random.split(key, members)).mean(0)
 
-    def _returns(self, state: PlannerState, world: World, memory: Any, member: Array, actions: Array, key: Array) -> Array:
+    def _returns(self, state: MPCState, world: World, memory: Any, member: Array, actions: Array, key: Array) -> Array:
         """Discounted return of each sequence where it goes as one member says, (candidates,), scaled by 1 - gamma as the critic's
         values are."""
         # The others are asked too, at every step, where it counts whether they agree.
@@ -149,19 +149,19 @@ class Planner:
             returns = returns + self._discount**self.horizon * self._terminal(state, imagined, alive, key)
         return returns
 
-    def _terminal(self, state: PlannerState, imagined: Dream, alive: Array, key: Array) -> Array:
+    def _terminal(self, state: MPCState, imagined: Dream, alive: Array, key: Array) -> Array:
         """(candidates,) value of where the plans end, 0 for those that have terminated."""
         assert self.policy is not None
         value = jax.vmap(partial(self.policy.value_of, state.policy.target, key=key))(imagined.following[-1])
         return alive[-1] * (1 - imagined.prediction.terminated[-1]) * value
 
-    def update(self, state: PlannerState, world: World, experience: Experience, key: Array) -> tuple[PlannerState, Metrics]:
+    def update(self, state: MPCState, world: World, experience: Experience, key: Array) -> tuple[MPCState, Metrics]:
         if self.policy is None:
             return state, {"imagined_steps": jnp.zeros((), jnp.int32)}
         policy, metrics = self.policy.update(state.policy, world, experience, key)
-        return PlannerState(policy, state.spec), metrics
+        return MPCState(policy, state.spec), metrics
 
-    def errors(self, state: PlannerState, world: World, experience: Experience, key: Array) -> Array:
+    def errors(self, state: MPCState, world: World, experience: Experience, key: Array) -> Array:
         """Raises ValueError without a policy: planning alone has no value function."""
         if self.policy is None:
             raise ValueError(

@@ -19,8 +19,8 @@ from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistri
 from spikedream.ops.dream import Dream, dream
 from spikedream.ops.fitting import adam
 from spikedream.ops.imagination import Imagination
-from spikedream.ops.returns import survival, vtrace
 from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, probability_ratio, standardise
+from spikedream.ops.returns import survival, vtrace
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
@@ -118,7 +118,7 @@ class PPO:
         if world.model.recurrent:
             raise ValueError(
                 f"PPO keeps no memory of an episode, which {type(world.model).__name__} needs; agents that keep one are Dreamer and"
-                " Planner"
+                " MPC"
             )
         distribution = action_distribution(spec)
         actor_key, critic_key = jax.random.split(key)

@@ -22,14 +22,14 @@ import tyro
 import yaml
 
 from spikedream import config as configuration
-from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.config import Config, ConfigError, Evaluation
 from spikedream.envs.host import CONFIRM, EVALUATE, BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
+from spikedream.experiments.zoo import RL_ZOO
+from spikedream.runners.sync import peak_memory_mb, versions
+from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
-from spikedream.runners.sync import peak_memory_mb, versions
 from spikedream.types import Spec
-from spikedream.experiments.zoo import RL_ZOO
 
 NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
 

@@ -14,7 +14,6 @@ of them on top of the environment's. What decides whether a run counts as solved
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,18 +24,24 @@ from typing import Any
 import jax
 import yaml
 
-from spikedream.experiments import baselines
 from spikedream import config as configuration
-from spikedream.experiments.baselines import Baseline
-from spikedream.config import Config, ConfigError
+from spikedream.config import Config, ConfigError, nearest
 from spikedream.envs.host import HostEnvironment
+from spikedream.experiments import baselines
+from spikedream.experiments.baselines import Baseline
 
-CONDITIONS = ("env", "env_kwargs", "max_episode_steps", "threshold", "evaluation")  # come from the environment, not from a method
+SHARED_BY_METHODS = (
+    "env",
+    "env_kwargs",
+    "max_episode_steps",
+    "threshold",
+    "evaluation",
+)  # come from the environment, not from a method
 NAME = re.compile(r"\w[\w.+ -]*")  # also a directory's
 
 
 @dataclass(frozen=True)
-class Study:
+class Grid:
     """As its file says."""
 
     name: str
@@ -65,7 +70,7 @@ def studies() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text() for f in files if f.name.endswith(".yaml")}
 
 
-def named(name: str) -> Study:
+def named(name: str) -> Grid:
     """A study from a YAML file, or one that comes with spikedream.
 
     Raises:
@@ -82,7 +87,7 @@ def named(name: str) -> Study:
         raise ConfigError(f"cannot read {name}: {error.strerror}") from error
 
 
-def parse(text: str, origin: str) -> Study:
+def parse(text: str, origin: str) -> Grid:
     """Raises ConfigError, naming `origin`, where the text is not a study."""
     try:
         data = yaml.safe_load(text)
@@ -90,10 +95,10 @@ def parse(text: str, origin: str) -> Study:
         raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"{origin} is not a mapping with name, seeds, environments and methods")
-    fields = [f.name for f in dataclasses.fields(Study)]
+    fields = [f.name for f in dataclasses.fields(Grid)]
     for key in data:
         if key not in fields:
-            raise ConfigError(f"{origin} has an unknown key {key!r}; {_nearest(str(key), fields)}")
+            raise ConfigError(f"{origin} has an unknown key {key!r}; {nearest(str(key), fields)}")
     name = data.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"{origin}: name takes a text of letters, digits, spaces and . + -, not {name!r}")
@@ -104,7 +109,7 @@ def parse(text: str, origin: str) -> Study:
         if not NAME.fullmatch(method):
             raise ConfigError(f"{origin}: a method's name takes letters, digits, spaces and . + -, not {method!r}")
         _check_method(settings, environments, f"{origin}: methods.{method}")
-    return Study(name, _seeds(data.get("seeds"), origin), environments, methods)
+    return Grid(name, _seeds(data.get("seeds"), origin), environments, methods)
 
 
 def _seeds(value: Any, origin: str) -> tuple[int, ...]:
@@ -138,24 +143,18 @@ def _check_method(settings: dict[str, Any], environments: Iterable[str], where: 
         raise ConfigError(f"{where}.only takes a list of environments, not {only!r}")
     for environment in [*(only or []), *on]:
         if environment not in environments:
-            hint = _nearest(str(environment), environments)
+            hint = nearest(str(environment), environments)
             raise ConfigError(f"{where} names {environment!r}, which is not among the environments; {hint}")
     for part in (settings, *(_mapping(value, f"{where}.on.{name}") for name, value in on.items())):
-        for name in CONDITIONS:
+        for name in SHARED_BY_METHODS:
             if name in part:
                 raise ConfigError(f"{where} sets {name}, which must be the same for all methods: set it under environments")
-
-
-def _nearest(name: str, choices: Iterable[str]) -> str:
-    choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
 
 
 # ---- from the file to configurations
 
 
-def expand(study: Study, out: Path) -> list[Cell]:
+def expand(study: Grid, out: Path) -> list[Cell]:
     """Every cell, its configuration checked against its environment. Seeds come outermost: a study that is stopped early has some
     seeds of everything.
 
@@ -185,7 +184,7 @@ def expand(study: Study, out: Path) -> list[Cell]:
     ]
 
 
-def part(study: Study, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
+def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
     """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`, or of all where
     there are none. Raises ConfigError where the study has not so many seeds, no such environment, or
     no method for one of them."""
@@ -193,7 +192,7 @@ def part(study: Study, cells: Iterable[Cell], seeds: int | None, environments: C
         raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
     for environment in environments:
         if environment not in study.environments:
-            raise ConfigError(f"study {study.name} has no environment {environment!r}; {_nearest(environment, study.environments)}")
+            raise ConfigError(f"study {study.name} has no environment {environment!r}; {nearest(environment, study.environments)}")
     first = study.seeds[:seeds]
     chosen = [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
     idle = set(environments or study.environments) - {c.environment for c in chosen}
@@ -216,7 +215,7 @@ def _explain(where: str, make: Any) -> Any:
 def _configure(conditions: Config, shared: Mapping[str, Any], method: Mapping[str, Any], environment: str) -> Config | Baseline:
     """Of a method on an environment, whose own configuration and settings are `conditions` and `shared`."""
     layers = [{k: v for k, v in method.items() if k not in ("on", "only")}, dict((method.get("on") or {}).get(environment) or {})]
-    fixed = {name: getattr(conditions, name) for name in CONDITIONS}
+    fixed = {name: getattr(conditions, name) for name in SHARED_BY_METHODS}
     if "sb3" in method:
         return dataclasses.replace(_baseline(conditions.env, shared, layers[0] | layers[1]), **fixed)
     starts = {"base": environment, "twin": False}

@@ -20,16 +20,16 @@ from typing import Any, cast
 import tyro
 from rich.console import Console
 
-from spikedream.experiments import baselines, grid
 from spikedream import config as configuration
+from spikedream.config import ConfigError
+from spikedream.experiments import baselines, grid
 from spikedream.experiments.baselines import Baseline
-from spikedream.runs.checkpoint import write_file
+from spikedream.experiments.grid import Cell
 from spikedream.reports.compare import SCORES, STATISTICS, interval, print_table, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
-from spikedream.config import ConfigError
-from spikedream.experiments.grid import Cell
 from spikedream.reports.methods import check_unchanged
 from spikedream.reports.page import Section, html_table, note, write_page
+from spikedream.runs.checkpoint import write_file
 
 FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
 
@@ -165,7 +165,11 @@ def _run_cell(cell: Cell, processes: Processes) -> Outcome:
     directory.parent.mkdir(parents=True, exist_ok=True)
     settings, log = (directory.with_name(directory.name + suffix) for suffix in (".yaml", ".log"))
     configuration.save(cast(Any, cell.config), settings)
-    begin = ["spikedream.experiments.baselines", str(settings)] if isinstance(cell.config, Baseline) else ["spikedream", "train", str(settings)]
+    begin = (
+        ["spikedream.experiments.baselines", str(settings)]
+        if isinstance(cell.config, Baseline)
+        else ["spikedream", "train", str(settings)]
+    )
     arguments = [*begin, "--seed", str(cell.seed), "--out", str(directory)]
     if not isinstance(cell.config, Baseline) and (directory / "config.yaml").exists():
         arguments = ["spikedream", "resume", str(directory)]

@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table
 
-from spikedream.runs.checkpoint import write_file
 from spikedream.reports.comparison import Comparison, Method, compare, find_runs
 from spikedream.reports.page import MUTED, Section, band, figure_html, html_table, note, number, panels, write_page
 from spikedream.reports.picture import LOGARITHMIC, draw
 from spikedream.reports.statistics import Improvement
+from spikedream.runs.checkpoint import write_file
 
 COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
 AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}

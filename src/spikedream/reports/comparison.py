@@ -25,7 +25,12 @@ from spikedream.reports.statistics import Curve, Improvement, curve, improvement
 
 CURVE_POINTS = 200
 MEASURED = ("real_steps", "eval_return_mean", "wall_seconds")  # in every row and every result
-CONDITIONS = ("budget", "threshold", "evaluation.episodes", "evaluation.confirmations")  # that ought to be the same for all methods
+OUGHT_TO_BE_EQUAL = (
+    "budget",
+    "threshold",
+    "evaluation.episodes",
+    "evaluation.confirmations",
+)  # that ought to be the same for all methods
 
 
 @dataclass(frozen=True)
@@ -285,7 +290,7 @@ def _notes(groups: Mapping[str, list[Record]], fields: Sequence[str]) -> list[st
             more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
             notes.append(f"{label} pools runs that also differ in {', '.join(mixed[:3])}{more}.")
     shared = differing([run.settings for run in records])
-    for field in CONDITIONS:
+    for field in OUGHT_TO_BE_EQUAL:
         if field in shared and field not in fields:
             notes.append(f"Not the same for all runs: {field} ({_values(groups, field)}).")
     if any(0 < sum(run.solved_at is not None for run in runs) < len(runs) for runs in groups.values()):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from spikedream.agents.mpc import Planner
+from spikedream.agents.mpc import MPC
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
 from spikedream.ops.dream import dream, playback
@@ -39,12 +39,12 @@ class Imagined(NamedTuple):
 
 def plans(algorithm: Algorithm) -> bool:
     """Whether the greedy policy plans."""
-    return isinstance(algorithm.agent, Planner) and algorithm.agent.when != "collect"
+    return isinstance(algorithm.agent, MPC) and algorithm.agent.when != "collect"
 
 
 def plan_every(algorithm: Algorithm) -> int:
     """Steps between two plans that are shown, so that they do not lie over each other."""
-    return max(algorithm.agent.horizon, 10) if isinstance(algorithm.agent, Planner) else 0
+    return max(algorithm.agent.horizon, 10) if isinstance(algorithm.agent, MPC) else 0
 
 
 def play(run: Run) -> Episode:
@@ -109,8 +109,8 @@ def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, ste
     """The actions (horizon, action_size) that `_decide` plans in the same place, and where each member expects them to lead,
     (members, horizon, obs_size) in the environment's units."""
     agent, world, normalizer = algorithm.agent, replace(algorithm.world(state), bonus=None), state.replay.normalizer
-    assert isinstance(agent, Planner)
-    follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `Planner.act` does
+    assert isinstance(agent, MPC)
+    follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `MPC.act` does
     memory = world.follow(carry.belief, normalizer.obs(obs), follow_key)
     actions = agent.plan(state.agent, world, memory, carry.policy, carry.plan, plan_key).actions
     expected = _open_loop(world, memory, actions, plan_key)

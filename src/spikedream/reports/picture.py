@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikedream.runs.checkpoint import write_file
 from spikedream.reports.comparison import Comparison
 from spikedream.reports.page import INK, MUTED, number
+from spikedream.runs.checkpoint import write_file
 
 WIDTH, TOP, CURVES, GAP, LINE, BOTTOM = 11.0, 0.75, 3.4, 0.85, 0.27, 0.15  # inches; LINE is of the table
 STYLE: dict[Any, Any] = {

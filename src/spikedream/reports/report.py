@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import plotly.graph_objects as go
 
-from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed, make_arguments, reward_threshold
+from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, warm_up
 from spikedream.reports.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
 from spikedream.runs.run import Run

@@ -20,10 +20,8 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from spikedream.runs import checkpoint
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
-from spikedream.runs.checkpoint import CheckpointError
 from spikedream.config import Config
 from spikedream.envs.host import (
     CONFIRM,
@@ -36,6 +34,8 @@ from spikedream.envs.host import (
     random_log_prob,
     reward_threshold,
 )
+from spikedream.runs import checkpoint
+from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Listener, Recorder
 from spikedream.types import Metrics, PyTree

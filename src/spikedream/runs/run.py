@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.runs import checkpoint
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import REPORT, HostEnvironment, decode_actions
+from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.metrics import Recorder
 from spikedream.types import PyTree, Spec

@@ -42,7 +42,7 @@ class EnsembleState(eqx.Module):
     confidence: Array  # () exp(-mean squared error) on held-out transitions, or exp(-training loss) without; 0 before the first fit
 
 
-class Memory(NamedTuple):
+class EnsembleMemory(NamedTuple):
     obs: Array  # (obs_size,)
     member: Array  # () int32, whose predictions this trajectory follows
 
@@ -115,26 +115,28 @@ class Ensemble:
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
 
-    def feature(self, state: EnsembleState, memory: Memory) -> Array:
+    def feature(self, state: EnsembleState, memory: EnsembleMemory) -> Array:
         return memory.obs
 
-    def start(self, state: EnsembleState, obs: Array, key: Array) -> Memory:
-        return Memory(obs, jax.random.randint(key, (), 0, self.members))
+    def start(self, state: EnsembleState, obs: Array, key: Array) -> EnsembleMemory:
+        return EnsembleMemory(obs, jax.random.randint(key, (), 0, self.members))
 
-    def observe(self, state: EnsembleState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
+    def observe(self, state: EnsembleState, memory: EnsembleMemory, action: Array, obs: Array, key: Array) -> EnsembleMemory:
         return self.start(state, obs, key)
 
-    def member(self, state: EnsembleState, memory: Memory, index: Array) -> "tuple[Ensemble, EnsembleState, Memory]":
-        return replace(self, members=1), self.select(state, index), Memory(memory.obs, jnp.zeros((), jnp.int32))
+    def member(
+        self, state: EnsembleState, memory: EnsembleMemory, index: Array
+    ) -> "tuple[Ensemble, EnsembleState, EnsembleMemory]":
+        return replace(self, members=1), self.select(state, index), EnsembleMemory(memory.obs, jnp.zeros((), jnp.int32))
 
     def select(self, state: EnsembleState, index: Array) -> EnsembleState:
         """The state of an ensemble that holds one member alone."""
         alone = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=True), state.members)
         return eqx.tree_at(lambda s: s.members, state, alone)
 
-    def step(self, state: EnsembleState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
+    def step(self, state: EnsembleState, memory: EnsembleMemory, action: Array, key: Array) -> tuple[EnsembleMemory, Prediction]:
         prediction = self.predict(state, memory.obs, jnp.zeros(0), action, memory.member, key)
-        return Memory(prediction.obs, memory.member), prediction
+        return EnsembleMemory(prediction.obs, memory.member), prediction
 
     def predict(self, state: EnsembleState, obs: Array, latent: Array, action: Array, member: Array, key: Array) -> Prediction:
         """What `member` (), int32, says follows `action` in the state (obs, latent); the others give the disagreement."""
@@ -211,7 +213,7 @@ class Ensemble:
     def update(self, state: EnsembleState, experience: Experience, key: Array) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
         everything = experience.gather(jnp.arange(experience.capacity))
-        state, weight = self.measure(state, experience)
+        state, weight = self.rescale(state, experience)
         fit_key, check_key = jax.random.split(key)
         loss = partial(self.loss, scale=state.scale, weight=weight)
         trained, held = self._split(state.key, (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32))
@@ -242,10 +244,10 @@ class Ensemble:
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates}
         if self.holdout == 0:
             return after, metrics | {"model_confidence": after.confidence}
-        after, measured = self._measure(after, everything, held, check_key)
+        after, measured = self._validate(after, everything, held, check_key)
         return after, metrics | measured | {"model_holdout_loss": fitted.best_loss.mean()}
 
-    def measure(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
+    def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
         """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
         steps = experience.gather(jnp.arange(experience.capacity))
         filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
@@ -273,7 +275,7 @@ class Ensemble:
         held = filled * (jax.random.uniform(key, filled.shape) < self.holdout)
         return jnp.where(held.sum() < filled.sum(), filled - held, filled), jnp.where(held.sum() > 0, held, filled)
 
-    def _measure(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
+    def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (capacity,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)

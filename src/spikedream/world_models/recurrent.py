@@ -26,7 +26,7 @@ class RecurrentState(eqx.Module):
     idle: Array  # (action_size,) zeros: the action before the first
 
 
-class Memory(NamedTuple):
+class RecurrentMemory(NamedTuple):
     obs: Array  # (obs_size,)
     latent: Array  # (latent,) what the agent sees beside the observation
     carry: PyTree  # of the recurrent network
@@ -80,30 +80,32 @@ class Recurrent:
 
     # ---- predicting
 
-    def start(self, state: RecurrentState, obs: Array, key: Array) -> Memory:
+    def start(self, state: RecurrentState, obs: Array, key: Array) -> RecurrentMemory:
         member = jax.random.randint(key, (), 0, self.members)
         rest = self.network.start(state.network)
         latent, carry = self._read(state.network, rest, obs, jnp.zeros(obs.shape), state.idle, key)
-        return Memory(obs, latent, carry, member)
+        return RecurrentMemory(obs, latent, carry, member)
 
-    def observe(self, state: RecurrentState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
+    def observe(self, state: RecurrentState, memory: RecurrentMemory, action: Array, obs: Array, key: Array) -> RecurrentMemory:
         change = (obs - memory.obs) / state.ensemble.scale
         latent, carry = self._read(state.network, memory.carry, obs, change, action, key)
-        return Memory(obs, latent, carry, memory.member)
+        return RecurrentMemory(obs, latent, carry, memory.member)
 
     def _read(self, network: PyTree, carry: Any, obs: Array, change: Array, action: Array, key: Array) -> tuple[Array, PyTree]:
         out = self.network(network, jnp.concatenate([obs, change, action]), carry, key)
         return out.value, out.carry
 
-    def step(self, state: RecurrentState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
+    def step(self, state: RecurrentState, memory: RecurrentMemory, action: Array, key: Array) -> tuple[RecurrentMemory, Prediction]:
         predict_key, read_key = jax.random.split(key)
         prediction = self.ensemble.predict(state.ensemble, memory.obs, memory.latent, action, memory.member, predict_key)
         return self.observe(state, memory, action, prediction.obs, read_key), prediction
 
-    def feature(self, state: RecurrentState, memory: Memory) -> Array:
+    def feature(self, state: RecurrentState, memory: RecurrentMemory) -> Array:
         return jnp.concatenate([memory.obs, memory.latent])
 
-    def member(self, state: RecurrentState, memory: Memory, index: Array) -> "tuple[Recurrent, RecurrentState, Memory]":
+    def member(
+        self, state: RecurrentState, memory: RecurrentMemory, index: Array
+    ) -> "tuple[Recurrent, RecurrentState, RecurrentMemory]":
         alone = RecurrentState(state.network, self.ensemble.select(state.ensemble, index), state.idle)
         return replace(self, ensemble=replace(self.ensemble, members=1)), alone, memory._replace(member=jnp.zeros((), jnp.int32))
 
@@ -113,7 +115,7 @@ class Recurrent:
     def errors(self, state: RecurrentState, experience: Experience, key: Array) -> Array:
         capacity = experience.capacity
         everything = experience.sequence((experience.count - 1) % capacity, capacity)
-        memory = World(self, state).remember(everything, key)
+        memory = World(self, state).memories(everything, key)
         error = self.ensemble.squared_errors(state.ensemble, everything.steps, memory.latent, key)
         # From the order of age to that of the ring; its newest step is the sequence's last.
         return jnp.roll(error * everything.valid, experience.count % capacity)
@@ -123,7 +125,7 @@ class Recurrent:
     def update(self, state: RecurrentState, experience: Experience, key: Array) -> tuple[RecurrentState, Metrics]:
         """Warm-started steps on mini-batches of sequences."""
         hyper, length = self.ensemble, self.context + self.open_loop
-        ensemble, weight = hyper.measure(state.ensemble, experience)
+        ensemble, weight = hyper.rescale(state.ensemble, experience)
         rest = self.network.start(state.network)
 
         def draw(params: PyTree, key: Array) -> tuple[Sequence, Array]:

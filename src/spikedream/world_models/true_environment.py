@@ -49,7 +49,7 @@ class TrueState(eqx.Module):
     normalizer: Normalizer
 
 
-class Memory(NamedTuple):
+class TrueMemory(NamedTuple):
     obs: Array  # (obs_size,)
 
 
@@ -78,16 +78,16 @@ class TrueEnvironment:
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
 
-    def feature(self, state: TrueState, memory: Memory) -> Array:
+    def feature(self, state: TrueState, memory: TrueMemory) -> Array:
         return memory.obs
 
-    def start(self, state: TrueState, obs: Array, key: Array) -> Memory:
-        return Memory(obs)
+    def start(self, state: TrueState, obs: Array, key: Array) -> TrueMemory:
+        return TrueMemory(obs)
 
-    def observe(self, state: TrueState, memory: Memory, action: Array, obs: Array, key: Array) -> Memory:
-        return Memory(obs)
+    def observe(self, state: TrueState, memory: TrueMemory, action: Array, obs: Array, key: Array) -> TrueMemory:
+        return TrueMemory(obs)
 
-    def member(self, state: TrueState, memory: Memory, index: Array) -> "tuple[TrueEnvironment, TrueState, Memory]":
+    def member(self, state: TrueState, memory: TrueMemory, index: Array) -> "tuple[TrueEnvironment, TrueState, TrueMemory]":
         return self, state, memory
 
     def confidence(self, state: TrueState) -> Array:
@@ -96,14 +96,14 @@ class TrueEnvironment:
     def errors(self, state: TrueState, experience: Experience, key: Array) -> Array:
         return jnp.zeros(experience.capacity)
 
-    def step(self, state: TrueState, memory: Memory, action: Array, key: Array) -> tuple[Memory, Prediction]:
+    def step(self, state: TrueState, memory: TrueMemory, action: Array, key: Array) -> tuple[TrueMemory, Prediction]:
         dynamics = load_dynamics(self.dynamics)
         env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(memory.obs))
         act = dynamics.action(action)
         after = env.transition(before, act, key, params=dynamics.params)
         obs = state.normalizer.obs(env.observation(after, key))
         reward = jnp.asarray(env.reward(before, act, after, key), jnp.float32).reshape(())
-        return Memory(obs), Prediction(
+        return TrueMemory(obs), Prediction(
             obs=obs,
             reward=reward / state.normalizer.reward_scale,
             terminated=jnp.asarray(env.terminal(after, key), jnp.float32).reshape(()),
