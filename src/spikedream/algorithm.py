@@ -5,7 +5,8 @@
     dream     improve the agent inside the world     -> agent
     evaluate  act greedily on fresh episodes         -> result
 
-Each method is one compiled call. `spikedream.runners` calls them in this order, `collect` as `act` and `remember` for each step.
+Each method is one compiled call. `spikedream.runners` calls them in this order, each by its own clock; `collect` is `act` for each
+step and `remember` for a block of them, `evaluate` is `act` alone.
 """
 
 from dataclasses import dataclass, replace
@@ -18,17 +19,41 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.replay.ring import Replay, ReplayBuffer
-from spikedream.types import Agent, Bonus, Metrics, PyTree, Spec, Transition, World, WorldModel, firing_rate
+from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
+from spikedream.world import Agent, Bonus, World
+
+
+class Keys(eqx.Module):
+    """One for each verb that draws: how often one verb is called changes nothing for the others."""
+
+    collect: Array
+    fit: Array
+    dream: Array
+    evaluate: Array  # never advances
+
+
+class Counters(eqx.Module):
+    updates: Array  # () int32, of the agent
+    imagined_steps: Array  # () uint32, begins anew at 2^32
 
 
 class TrainState(eqx.Module):
-    """Everything that learning changes: saving it and the environment's position saves the run."""
+    """Everything that learning changes: saving it and the environments' positions saves the run."""
 
     world: PyTree
     agent: PyTree
     bonus: PyTree
     replay: Replay
-    key: Array
+    carry: PyTree  # (environments, ...) the policy's memory of the episodes under way
+    keys: Keys
+    counters: Counters
+
+
+class PolicyState(eqx.Module):
+    """What acting needs and nothing else: a collector, an evaluator and an exporter take this and never the replay."""
+
+    policy: PyTree
+    world: World  # without the model's parameters where acting does not ask them
 
 
 class Act(NamedTuple):
@@ -36,6 +61,7 @@ class Act(NamedTuple):
     carry: PyTree  # (batch, ...)
     log_prob: Array  # (batch,)
     rate: Array  # (batch,) firing rate of the policy's neurons, spikes per tick
+    key: Array  # for the next decision
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,7 @@ class Algorithm:
         bonus: intrinsic reward, if any.
         buffer: how experience is kept.
         block: agent updates in one compiled call.
+        environments: that are played side by side.
     """
 
     spec: Spec
@@ -57,74 +84,101 @@ class Algorithm:
     bonus: Bonus | None
     buffer: ReplayBuffer
     block: int
+    environments: int = 1
 
     def world(self, state: TrainState) -> World:
-        return World(self.world_model, state.world, self.bonus, state.bonus)
+        return World(self.world_model, state.world, state.replay.normalizer, self.bonus, state.bonus)
+
+    def policy(self, state: TrainState) -> PolicyState:
+        """Shares the state's buffers: it ends with the next verb."""
+        world = self.world(state)
+        if not (self.agent.acts_in_world or self.world_model.recurrent):
+            world = World(self.world_model, (), state.replay.normalizer)
+        return PolicyState(self.agent.policy_of(state.agent), world)
 
     @partial(jax.jit, static_argnums=0)
     def init(self, key: Array) -> TrainState:
-        world_key, agent_key, key = jax.random.split(key, 3)
-        fresh, replay = World(self.world_model, self.world_model.init(self.spec, world_key)), self.buffer.init(self.spec)
-        bonus = () if self.bonus is None else self.bonus.init(self.spec, fresh, jax.random.fold_in(world_key, 1))
-        world = replace(fresh, bonus=self.bonus, bonus_state=bonus)
+        world_key, agent_key, bonus_key, *keys = jax.random.split(key, 7)
+        replay = self.buffer.init(self.spec, self.environments)
+        world = World(self.world_model, self.world_model.init(self.spec, world_key), replay.normalizer)
+        if self.bonus is not None:
+            world = replace(world, bonus=self.bonus, bonus_state=self.bonus.init(self.spec, world, bonus_key))
         agent = self.agent.init(self.spec, world, agent_key)
-        if self.buffer.priority == "td_error":
-            jax.eval_shape(lambda k: self.agent.errors(agent, world, replay, k), key)  # an agent that cannot tell says so now
-        return TrainState(world.state, agent, bonus, replay, key)
+        if self.buffer.priority == "td_error":  # an agent that cannot tell says so now
+            jax.eval_shape(lambda k: self.agent.errors(agent, world, replay, jnp.zeros(1, jnp.int32), k), key)
+        counters = Counters(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32))
+        state = TrainState(world.state, agent, world.bonus_state, replay, (), Keys(*keys), counters)
+        return replace(state, carry=self._start(self.policy(state), self.environments))
+
+    def _start(self, policy: PolicyState, batch: int) -> PyTree:
+        resting = self.agent.start(policy.policy, policy.world)
+        return jax.tree.map(lambda x: jnp.array(jnp.broadcast_to(x, (batch, *x.shape))), resting)
 
     @partial(jax.jit, static_argnums=(0, 2))
-    def start(self, state: TrainState, batch: int) -> PyTree:
+    def start(self, policy: PolicyState, batch: int) -> PyTree:
         """The policy's memory at the start of `batch` episodes."""
-        resting = self.agent.start(state.agent, self.world(state))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), resting)
+        return self._start(policy, batch)
+
+    @partial(jax.jit, static_argnums=0)
+    def restart(self, policy: PolicyState, carry: PyTree, begins: Array) -> PyTree:
+        """The policy's memory, at the start of an episode where one `begins`, (batch,) bool."""
+        fresh = self._start(policy, begins.shape[0])
+        return jax.tree.map(lambda new, old: jnp.where(begins.reshape(-1, *(1,) * (new.ndim - 1)), new, old), fresh, carry)
 
     @partial(jax.jit, static_argnums=(0, 5))
-    def act(self, state: TrainState, carry: PyTree, obs: Array, salt: Array, greedy: bool) -> Act:
-        """Decide for a batch of raw observations, (batch, obs_size). The state's key does not advance: `salt` () uint32 tells
-        apart the decisions between two phases."""
-        world = self.world(state)
-        obs = state.replay.normalizer.obs(obs)
-        keys = jax.random.split(jax.random.fold_in(state.key, salt), obs.shape[0])
+    def act(self, policy: PolicyState, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Act:
+        """Decide for a batch of raw observations, (batch, obs_size)."""
+        after, use = jax.random.split(key)
+        obs = policy.world.normalizer.obs(obs)
 
-        def decide(carry: PyTree, obs: Array, key: Array) -> Act:
-            decision = self.agent.act(state.agent, world, carry, obs, key, greedy)
-            return Act(decision.action, decision.carry, decision.log_prob, firing_rate(decision.spikes))
+        def decide(carry: PyTree, obs: Array, key: Array) -> tuple[Array, PyTree, Array, Array]:
+            decision = self.agent.act(policy.policy, policy.world, carry, obs, key, greedy)
+            return decision.action, decision.carry, decision.log_prob, firing_rate(decision.spikes)
 
-        return jax.vmap(decide)(carry, obs, keys)
+        return Act(*jax.vmap(decide)(carry, obs, jax.random.split(use, obs.shape[0])), after)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def remember(self, state: TrainState, step: Transition) -> TrainState:
-        """Add one real step, in the environment's own units."""
-        return eqx.tree_at(lambda s: s.replay, state, state.replay.add(step))
+    def remember(self, replay: Replay, steps: Transition, number: Array) -> Replay:
+        """Add the first `number` () real steps of all environments, fields (rows, environments, ...), in the environment's units."""
+        return replay.add(steps, number)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def fit(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """Measure the normaliser anew, then fit the world model and the bonus, and set priorities."""
-        fit_key, key = jax.random.split(state.key)
-        bonus_key, error_key = jax.random.split(jax.random.fold_in(fit_key, 1))
+    def fit(self, state: TrainState, updates: Array) -> tuple[TrainState, Metrics]:
+        """Take the scales of all experience into use, fit the world model, in about `updates` () gradient steps, and the bonus, and
+        set priorities."""
+        key, fit_key, bonus_key, error_key, survey_key = jax.random.split(state.keys.fit, 5)
         replay = state.replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
-        world, metrics = state.world, {}
+        fitted, metrics = state.world, {}
         if self.agent.uses_world or self.bonus is not None:
-            world, metrics = self.world_model.update(world, replay, fit_key)
-        fitted, bonus = World(self.world_model, world, self.bonus, state.bonus), state.bonus
+            fitted, metrics = self.world_model.update(fitted, replay, fit_key, updates)
+        world = World(self.world_model, fitted, replay.normalizer, self.bonus, state.bonus)
         if self.bonus is not None:
-            bonus, more = self.bonus.update(bonus, fitted, replay, bonus_key)
-            metrics |= more
-        if self.buffer.priority == "model_error":
-            replay = replay.prioritise(self.world_model.errors(world, replay, error_key))
-        elif self.buffer.priority == "td_error":
-            replay = replay.prioritise(self.agent.errors(state.agent, fitted, replay, error_key))
-        return TrainState(world, state.agent, bonus, replay, key), metrics
+            bonus, more = self.bonus.update(state.bonus, world, replay, bonus_key)
+            world, metrics = replace(world, bonus_state=bonus), metrics | more
+        if self.buffer.priority != "uniform":
+            index, counts = replay.survey(survey_key)
+            if self.buffer.priority == "model_error":
+                errors = self.world_model.errors(fitted, replay, index, error_key)
+            else:
+                errors = self.agent.errors(state.agent, world, replay, index, error_key)
+            replay = replay.prioritise(index, errors, counts)
+        keys = replace(state.keys, fit=key)
+        after = replace(state, world=fitted, bonus=world.bonus_state, replay=replay.forget_episodes(), keys=keys)
+        return after, metrics
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """`block` agent updates; metrics are their mean, counts their sum."""
         world = self.world(state)
-        dream_key, key = jax.random.split(state.key)
+        key, block_key = jax.random.split(state.keys.dream)
 
         def update(agent: PyTree, key: Array) -> tuple[PyTree, Metrics]:
             return self.agent.update(agent, world, state.replay, key)
 
-        agent, metrics = jax.lax.scan(update, state.agent, jax.random.split(dream_key, self.block))
+        agent, metrics = jax.lax.scan(update, state.agent, jax.random.split(block_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
-        return TrainState(state.world, agent, state.bonus, state.replay, key), metrics
+        counters = Counters(
+            state.counters.updates + self.block,
+            state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32),
+        )
+        return replace(state, agent=agent, keys=replace(state.keys, dream=key), counters=counters), metrics

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 import yaml
 
+from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC
 from spikedream.agents.ppo import PPO
@@ -38,6 +39,9 @@ AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
 AnyAgent = Dreamer | MPC | PPO
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
+# The kinds that fit a field which is declared by what it must offer: so that agents need not know each other.
+OFFERED: dict[Any, tuple[type, ...]] = {Learner: (Dreamer,)}
+
 
 class ConfigError(Exception):
     """A setting is unknown or has a wrong type or value; the message names it and says what would be right."""
@@ -45,36 +49,71 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Collect:
-    """How much real experience a turn adds."""
+    """How much real experience a turn adds. A turn collects, and then does whatever else is due."""
 
     seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
-    steps: int = 25  # with the agent's own, in each turn after that
+    steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
+    environments: int = 1  # played side by side
+    workers: bool = False  # each environment in a process of its own
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed_episodes=(0, None), steps=(1, None))
+        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """When the world model is fitted, and the scale of experience brought up to date; always in the first turn."""
+
+    every: int | None = None  # real steps; None: in each turn
+    then: int | None = None  # gradient steps of each fit after the first; None: the world model's own `updates`
+
+    def __post_init__(self) -> None:
+        check_period(self, "every")
+        check_period(self, "then")
 
 
 @dataclass(frozen=True)
 class Improve:
-    """How many agent updates a turn makes (for Dreamer: dreams); both are rounded up to whole blocks."""
+    """How many agent updates a turn makes (for Dreamer: dreams), in whole blocks."""
 
-    first: int = 600
-    then: int = 200
+    first: int = 600  # in the first turn, rounded up
+    then: int = 200  # in each turn after that, rounded up
+    ratio: float | None = None  # in place of `then`: updates for each real step after the first turn; what is left over waits
     block: int = 50  # updates in one compiled call
 
     def __post_init__(self) -> None:
         check_bounds(self, first=(0, None), then=(0, None), block=(1, None))
+        if self.ratio is not None:
+            check_bounds(self, ratio=(0, None))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Greedy episodes on fresh seeds, at the end of every turn; their steps do not count as real steps."""
+    """Greedy episodes on fresh seeds; their steps do not count as real steps."""
 
+    every: int | None = None  # real steps; None: in each turn. Always in the first turn and in the last
     episodes: int = 100
     confirmations: int = 0  # further evaluations that must also reach the threshold before the run stops as solved
 
     def __post_init__(self) -> None:
+        check_period(self, "every")
         check_bounds(self, episodes=(1, None), confirmations=(0, None))
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """When the run is saved; always when it stops."""
+
+    every: int | None = None  # real steps; None: in each turn
+
+    def __post_init__(self) -> None:
+        check_period(self, "every")
+
+
+def check_period(part: object, name: str) -> None:
+    """Raises ValueError unless the field `name` is None or at least 1."""
+    if getattr(part, name) is not None:
+        check_bounds(part, **{name: (1, None)})
 
 
 @dataclass(frozen=True)
@@ -90,8 +129,10 @@ class Config:
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
     collect: Collect = Collect()
+    fit: Fit = Fit()
     improve: Improve = Improve()
     evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpointing = Checkpointing()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
     bonus: AnyBonus | None = None
@@ -102,17 +143,29 @@ class Config:
             check_bounds(self, max_episode_steps=(1, None))
 
     def algorithm(self, spec: Spec) -> Algorithm:
-        return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
+        environments = self.collect.environments
+        return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block, environments)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
+        if self.replay.capacity < self.collect.environments:
+            raise ValueError(
+                f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
+            )
         if steps is None:
             return
-        if (self.collect, self.improve) != (Collect(0, steps), Improve(1, 1, 1)):
+        collect, improve, environments = self.collect, self.improve, self.collect.environments
+        whole_turns = collect.seed_episodes == 0 and collect.steps == steps and self.fit.every is None
+        if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
             raise ValueError(
                 f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
-                f" 0, collect.steps to {steps} (agent.rollout), and improve.first, improve.then and improve.block to 1"
+                f" 0, collect.steps to {steps} (agent.rollout), improve.first, improve.then and improve.block to 1, and neither"
+                " fit.every nor improve.ratio"
+            )
+        if steps % environments:
+            raise ValueError(
+                f"agent.rollout is {steps}, which {environments} environments (collect.environments) cannot share equally"
             )
         if self.budget % steps:
             whole = -(-self.budget // steps) * steps
@@ -139,7 +192,7 @@ def twin(part: Any) -> Any:
 
 # ---- to and from plain data
 
-PLAIN = (Config, Collect, Improve, Evaluation, ReplayBuffer, AdaptiveWeight, Fitting)  # written without a kind: there is no other
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, ReplayBuffer, AdaptiveWeight, Fitting)  # written without a kind: there is no other
 
 
 def to_data(value: Any) -> Any:
@@ -199,6 +252,7 @@ def nearest(name: str, choices: typing.Iterable[str]) -> str:
 def kinds(hint: Any) -> dict[str, type]:
     """The dataclasses that a declared type allows, by name; empty for plain types."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = [kind for option in options for kind in OFFERED.get(option, (option,))]
     return {option.__name__: option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)}
 
 
@@ -216,6 +270,8 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path} takes a mapping, not {value!r}")
         return dict(value)
     if origin is tuple:
+        if arguments[-1] is ... and isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value]
         if not isinstance(value, (list, tuple)) or (arguments[-1] is not ... and len(value) != len(arguments)):
             raise ConfigError(f"{path} takes {_type_name(hint)}, not {value!r}")
         element = arguments[:1] * len(value) if arguments[-1] is ... else arguments

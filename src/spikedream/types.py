@@ -74,10 +74,16 @@ class Prediction(NamedTuple):
     obs: Array  # (obs_size,) the next observation
     reward: Array  # ()
     terminated: Array  # () probability that the task ends with this step
-    uncertainty: Array  # () epistemic: disagreement between ensemble members, in units of the typical state change
-    noise: Array  # () aleatoric: predicted standard deviation in the same units; 0 where the model predicts none
+    disagreement: Array  # () epistemic: of the ensemble's members, in units of the typical state change
+    outside: Array  # () weighted distance from the range of all experience, in standard deviations; 0 inside it
+    noise: Array  # () aleatoric: predicted standard deviation in units of the typical change; 0 where the model predicts none
     spikes: tuple[Array, ...]  # per layer (..., ticks, neurons); empty for conventional networks
     bonus: Array | float = 0.0  # () weighted intrinsic reward, which `World.step` adds
+
+    @property
+    def uncertainty(self) -> Array:
+        """() how little the model may be trusted: the members' disagreement, and the distance from everything seen."""
+        return self.disagreement + self.outside
 
 
 class Decision(NamedTuple):
@@ -95,7 +101,7 @@ def firing_rate(spikes: tuple[Array, ...]) -> Array:
 
 
 class Experience(Protocol):
-    """Replayed real experience, seen through the normaliser."""
+    """Replayed real experience, seen through the normaliser. A position is an index into all that can be held, () int32."""
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition: ...
     def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
@@ -104,15 +110,20 @@ class Experience(Protocol):
 
     def gather(self, index: Array) -> Transition: ...
     def sequence(self, end: Array, length: int) -> Sequence:
-        """The `length` steps up to and including the one at position `end`, () int32."""
+        """The `length` steps of one environment up to and including the one at position `end`, () int32."""
         ...
 
-    def priorities(self) -> Array:
-        """(capacity,) how often each position is drawn, relative to the others; 0 where nothing is stored."""
+    def newest(self) -> Array:
+        """(environments,) position of each environment's newest step."""
+        ...
+
+    def survey(self, key: Array, most: int = 10_000) -> tuple[Array, Array]:
+        """Positions on which to measure something, and which of them count, (rows,) each: all where no more than `most` can be
+        held, else `most` drawn equally often."""
         ...
 
     def importance(self, index: Array) -> Array:
-        """How much a transition counts that was drawn by its priority; shape of `index`, in (0, 1]."""
+        """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""
         ...
 
     @property
@@ -122,7 +133,13 @@ class Experience(Protocol):
     @property
     def capacity(self) -> int: ...
     @property
+    def environments(self) -> int: ...
+    @property
     def normalizer(self) -> Any: ...
+    @property
+    def moments(self) -> Any: ...
+    @property
+    def episodes(self) -> Any: ...
 
 
 class WorldModel(Protocol):
@@ -142,15 +159,27 @@ class WorldModel(Protocol):
         """Whether its memory holds more of the past than `start` can tell from one observation."""
         ...
 
+    @property
+    def warm_up(self) -> int:
+        """Real steps from which its memory is recalled; 1 where one observation tells all."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Gradient steps of a fit, unless it is told otherwise; at least 1."""
+        ...
+
     def feature_size(self, spec: Spec) -> int: ...
     def init(self, spec: Spec, key: Array) -> PyTree: ...
     def start(self, state: PyTree, obs: Array, key: Array) -> Any:
-        """The memory from which `step` imagines onward of `obs`, shape (obs_size,)."""
+        """The memory from which `step` imagines onward of `obs`, shape (obs_size,). Where it is not recurrent, that takes no
+        `state`."""
         ...
 
     def step(self, state: PyTree, memory: Any, action: Array, key: Array) -> tuple[Any, Prediction]: ...
     def feature(self, state: PyTree, memory: Any) -> Array:
-        """What an agent sees of the memory, (feature_size,): the observation, and for recurrent models what is remembered."""
+        """What an agent sees of the memory, (feature_size,): the observation, and for recurrent models what is remembered. Where it
+        is not recurrent, that takes no `state`."""
         ...
 
     def observe(self, state: PyTree, memory: Any, action: Array, obs: Array, key: Array) -> Any:
@@ -161,143 +190,14 @@ class WorldModel(Protocol):
         """The model that consists of one member alone, () int32, its state and its memory."""
         ...
 
-    def update(self, state: PyTree, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
-        """Fit to all experience: one whole phase, traceable under `jit`."""
+    def update(self, state: PyTree, experience: Experience, key: Array, updates: Array | int) -> tuple[PyTree, Metrics]:
+        """Fit to all experience in about `updates`, (), gradient steps: one whole phase, traceable under `jit`."""
         ...
 
-    def errors(self, state: PyTree, experience: Experience, key: Array) -> Array:
-        """(capacity,) squared and scaled one-step prediction error on each stored transition; elsewhere anything."""
+    def errors(self, state: PyTree, experience: Experience, index: Array, key: Array) -> Array:
+        """(rows,) squared and scaled one-step prediction error on the transitions at `index`, (rows,)."""
         ...
 
     def confidence(self, state: PyTree) -> Array:
-        """() exp(-loss) on real transitions held out from fitting, or on all where none are; 0 before the first fit."""
-        ...
-
-
-class Bonus(Protocol):
-    """Intrinsic reward for curiosity; `spikedream.bonuses` holds the implementations."""
-
-    @property
-    def largest(self) -> float:
-        """No weighted reward is larger, in the environment's units."""
-        ...
-
-    def init(self, spec: Spec, world: "World", key: Array) -> PyTree: ...
-    def reward(self, state: PyTree, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
-        """() weighted intrinsic reward of a step, in units of the normalised reward; `following`: the next observation,
-        `uncertainty`: the world model's disagreement about it."""
-        ...
-
-    def update(self, state: PyTree, world: "World", experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
-        """Fit to all experience after the world model has been fitted: one whole phase."""
-        ...
-
-
-class Belief(NamedTuple):
-    """What is known while an episode runs: the world model's memory when it last acted."""
-
-    memory: Any
-    action: Array  # (action_size,) taken then
-    begun: Array  # () float, 0 before the first observation
-
-
-@dataclass(frozen=True)
-class World:
-    """A world model, its learned state and an optional bonus: all that an agent needs in order to dream."""
-
-    model: WorldModel
-    state: PyTree
-    bonus: Bonus | None = None
-    bonus_state: PyTree = ()
-
-    def start(self, obs: Array, key: Array) -> Any:
-        return self.model.start(self.state, obs, key)
-
-    def step(self, memory: Any, action: Array, key: Array) -> tuple[Any, Prediction]:
-        following, prediction = self.model.step(self.state, memory, action, key)
-        if self.bonus is not None:
-            reward = self.bonus.reward(self.bonus_state, memory.obs, action, prediction.obs, prediction.uncertainty)
-            prediction = prediction._replace(bonus=reward)
-        return following, prediction
-
-    def feature(self, memory: Any) -> Array:
-        return self.model.feature(self.state, memory)
-
-    def member(self, memory: Any, index: Array, alone: bool) -> "tuple[World, Any]":
-        """The world, and the memory in it, of a trajectory that goes as one member says: that member's `alone`, where nobody
-        disagrees, or that of all."""
-        if not alone:
-            return self, memory._replace(member=index)
-        model, state, memory = self.model.member(self.state, memory, index)
-        return World(model, state, self.bonus, self.bonus_state), memory
-
-    def intrinsic(self, step: Transition, key: Array) -> Array:
-        """() weighted intrinsic reward of a real step."""
-        if self.bonus is None:
-            return jnp.zeros(())
-        uncertainty = self.model.step(self.state, self.start(step.obs, key), step.action, key)[1].uncertainty
-        return self.bonus.reward(self.bonus_state, step.obs, step.action, step.next_obs, uncertainty)
-
-    @property
-    def largest_bonus(self) -> float:
-        return 0.0 if self.bonus is None else self.bonus.largest
-
-    # ---- following a real episode
-
-    def blank(self, spec: Spec) -> Belief:
-        """Before an episode's first observation."""
-        memory = self.start(jnp.zeros(spec.obs_size), jax.random.key(0))
-        return Belief(memory, jnp.zeros(spec.action_size), jnp.zeros(()))
-
-    def follow(self, belief: Belief, obs: Array, key: Array) -> Any:
-        """The memory once `obs` has been seen after the belief's action."""
-        start = self.start(obs, key)
-        if not self.model.recurrent:
-            return start
-        following = self.model.observe(self.state, belief.memory, belief.action, obs, key)
-        return jax.tree.map(lambda new, old: jnp.where(belief.begun > 0, new, old), following, start)
-
-    def remember(self, sequence: Sequence, key: Array) -> Any:
-        """The memory at each step of real experience, before its action; leaves (length, ...)."""
-
-        def step(belief: Belief, now: tuple[Transition, Array, Array]) -> tuple[Belief, Any]:
-            real, first, key = now
-            memory = self.follow(belief._replace(begun=1 - first), real.obs, key)
-            return Belief(memory, real.action, jnp.ones(())), memory
-
-        steps = sequence.steps
-        start = self.start(steps.obs[0], key)
-        belief = Belief(start, steps.action[0], jnp.zeros(()))
-        keys = jax.random.split(key, sequence.first.shape[0])
-        return jax.lax.scan(step, belief, (steps, sequence.first, keys))[1]
-
-
-class Agent(Protocol):
-    """Chooses actions and improves inside the world; `spikedream.agents` holds the implementations.
-
-    Its `spec` is that of the environment; what it sees of a state is `world.feature`, (world.model.feature_size(spec),).
-    """
-
-    @property
-    def uses_world(self) -> bool:
-        """Whether it ever asks the world model anything; where not, none is fitted."""
-        ...
-
-    @property
-    def on_policy_steps(self) -> int | None:
-        """How many newest steps, all by the policy that it improves, an update learns from; None where any experience will do."""
-        ...
-
-    def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
-    def start(self, state: PyTree, world: World) -> PyTree:
-        """The policy's memory at the start of an episode."""
-        ...
-
-    def act(self, state: PyTree, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision: ...
-    def update(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
-        """One dream and what is learned from it; `metrics["imagined_steps"]` counts its steps."""
-        ...
-
-    def errors(self, state: PyTree, world: World, experience: Experience, key: Array) -> Array:
-        """(capacity,) squared temporal-difference error on each stored transition."""
+        """() exp(-squared error) on real transitions held out from fitting, or on all where none are; 0 before the first fit."""
         ...

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
-from spikedream.ops.fitting import adam
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Belief, Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
+from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
+from spikedream.world import Belief, World
 
 
 class Pool(NamedTuple):
@@ -48,17 +49,12 @@ class DreamerState(eqx.Module):
     spec: Spec = eqx.field(static=True)
 
 
-class Lesson(NamedTuple):
-    """What one imagined or real step teaches; leaves (samples, ...)."""
+class DreamerPolicy(eqx.Module):
+    """What acting needs."""
 
-    obs: Array
-    carry: PyTree
-    key: Array  # that the actor's encoder, if random, drew from
-    action: Array
-    log_prob: Array  # under the policy before it learned from this
-    advantage: Array
-    target: Array  # lambda-return
-    weight: Array  # probability that the dream was still alive, times the share of such data
+    actor: PyTree
+    distribution: ActionDistribution = eqx.field(static=True)
+    spec: Spec = eqx.field(static=True)
 
 
 @dataclass(frozen=True)
@@ -90,14 +86,7 @@ class Dreamer:
 
     def __post_init__(self) -> None:
         at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
-        check_bounds(
-            self,
-            trajectories=at_least_one,
-            horizon=at_least_one,
-            context=at_least_one,
-            passes=at_least_one,
-            minibatches=at_least_one,
-        )
+        check_bounds(self, trajectories=at_least_one, horizon=at_least_one, passes=at_least_one, minibatches=at_least_one)
         check_bounds(
             self,
             context=at_least_one,
@@ -125,6 +114,10 @@ class Dreamer:
         return True
 
     @property
+    def acts_in_world(self) -> bool:
+        return False
+
+    @property
     def on_policy_steps(self) -> None:
         return None
 
@@ -135,12 +128,9 @@ class Dreamer:
                 ' use "clipped" or "reinforce" for discrete actions'
             )
         distribution = action_distribution(spec)
-        actor_key, critic_key = jax.random.split(key)
-        features = world.model.feature_size(spec)
-        actor: PyTree = self.actor.init(features, distribution.parameters, actor_key)
-        critic: PyTree = self.critic.init(features, self.value.parameters, critic_key)
+        actor, critic = self._networks.init(world.model.feature_size(spec), distribution, key)
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
-        actor_optimizer, critic_optimizer = self._optimizers()
+        actor_optimizer, critic_optimizer = self._optimizers
         ends = Ends(world.blank(spec).memory, self.actor.start(actor))
         pool = jax.tree.map(
             lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
@@ -149,43 +139,65 @@ class Dreamer:
             actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, distribution, spec
         )
 
+    @property
+    def _networks(self) -> ActorCritic:
+        return ActorCritic(self.actor, self.critic, self.value)
+
+    @property
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        return adam(self.learning_rate, self.gradient_clip), adam(self.critic_learning_rate, self.gradient_clip)
+        return optimizers(self.learning_rate, self.critic_learning_rate, self.gradient_clip)
 
-    def start(self, state: DreamerState, world: World) -> DreamerCarry:
-        return DreamerCarry(world.blank(state.spec), self.actor.start(state.actor))
+    # ---- acting
 
-    def act(self, state: DreamerState, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool) -> Decision:
-        memory = world.follow(carry.belief, obs, jax.random.fold_in(key, 1))
-        decision = self.decide(state, carry.actor, world.feature(memory), key, greedy)
-        return decision._replace(carry=DreamerCarry(Belief(memory, decision.action, jnp.ones(())), decision.carry))
+    def policy_of(self, state: DreamerState) -> DreamerPolicy:
+        return DreamerPolicy(state.actor, state.distribution, state.spec)
 
-    def decide(self, state: DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
-        """The actor alone; `carry` is its own memory."""
-        network_key, action_key = jax.random.split(key)
-        out = self.actor(state.actor, feature, carry, network_key)
-        if greedy:
-            return Decision(state.distribution.mode(out.value), out.carry, jnp.zeros(()), out.spikes)
-        action = state.distribution.sample(out.value, action_key)
-        return Decision(action, out.carry, state.distribution.log_prob(out.value, action), out.spikes)
+    def rest(self, policy: DreamerPolicy) -> PyTree:
+        return self.actor.start(policy.actor)
+
+    def start(self, policy: DreamerPolicy, world: World) -> DreamerCarry:
+        return DreamerCarry(world.blank(policy.spec), self.rest(policy))
+
+    def act(
+        self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool
+    ) -> Decision:
+        follow_key, decide_key = jax.random.split(key)
+        memory = world.follow(carry.belief, obs, follow_key)
+        decision = self.decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
+        return decision._replace(carry=DreamerCarry(world.belief(memory, decision.action), decision.carry))
+
+    def intended(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array) -> None:
+        return None
+
+    def decide(
+        self, policy: DreamerPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool
+    ) -> Decision:
+        """By the actor alone; `carry` is its own memory."""
+        return self._networks.decide(policy.actor, policy.distribution, carry, feature, key, greedy)
 
     def value_of(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """() value of one state under `critic` (or `target`), an average of normalised rewards to come."""
-        return self.value.mean(self.critic(critic, feature, self.critic.start(critic), key).value)
+        return self._networks.value_of(critic, feature, key)
+
+    def critic_of(self, state: DreamerState) -> PyTree:
+        return state.target
+
+    # ---- one update
 
     def update(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
-        start_key, dream_key, learn_key = jax.random.split(key, 3)
-        starts = self._starts(state, world, experience, start_key, dream_key)
+        start_key, dream_key, learn_key, real_key = jax.random.split(key, 4)
+        starts, importance = self._starts(state, world, experience, start_key)
         if self.gradient == "model":
             gradient, (imagined, ends, lessons) = jax.grad(self._imagined_loss, has_aux=True)(
-                state.actor, state, world, starts, experience, dream_key
+                state.actor, state, world, starts, importance, dream_key
             )
             state = self._step_actor(state, gradient)
         else:
-            _, (imagined, ends, lessons) = self._imagined_loss(state.actor, state, world, starts, experience, dream_key)
-        alive, share = lessons.weight, self.imagined_share(experience.count)
+            _, (imagined, ends, lessons) = self._imagined_loss(state.actor, state, world, starts, importance, dream_key)
+        alive = jax.vmap(survival, in_axes=1, out_axes=1)(imagined.prediction.terminated)
+        share = self.imagined_share(experience.count)
         if not self.imagined_share.always_one:
-            real = self._real_lessons(state, world, experience, jax.random.fold_in(key, 1))
+            real = self._real_lessons(state, world, experience, real_key)
             lessons = lessons._replace(weight=lessons.weight * share)
             real = real._replace(weight=real.weight * (1 - share))
             lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), lessons, real)
@@ -211,109 +223,122 @@ class Dreamer:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
 
-    def errors(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Array:
-        steps = experience.gather(jnp.arange(experience.capacity))
-        features = (jax.vmap(lambda obs: world.feature(world.start(obs, key)))(obs) for obs in (steps.obs, steps.next_obs))
-        before, after = (jax.vmap(lambda x: self.value_of(state.target, x, key))(x) for x in features)
-        target = (1 - self.gamma) * steps.reward + self.gamma * (1 - steps.terminated) * after
-        return jnp.square((target - before) / (1 - self.gamma))
+    def errors(self, state: DreamerState, world: World, experience: Experience, index: Array, key: Array) -> Array:
+        return self._networks.errors(state.target, self.gamma, world, experience, index, key)
 
     # ---- dreaming
 
-    def _starts(self, state: DreamerState, world: World, experience: Experience, key: Array, dream_key: Array) -> Ends:
-        """A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state; leaves
-        (trajectories, ...). So dreams reach states that a few real episodes never visited, without a long horizon."""
-        replay_key, noise_key, alive_key = jax.random.split(key, 3)
+    def _starts(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[Ends, Array]:
+        """Where dreams begin, leaves (trajectories, ...), and how much each counts, (trajectories,).
+
+        A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state. So dreams reach states
+        that a few real episodes never visited, without a long horizon.
+        """
+        replay_key, noise_key, alive_key, start_key, relive_key = jax.random.split(key, 5)
         pool, count = state.pool, self.trajectories
         go_on = jax.random.uniform(alive_key, (count,)) < pool.alive * (1 - self.restart)
-        ends = experience.draw(replay_key, (count,))
-        fresh_obs = experience.gather(ends).obs
+        index = experience.draw(replay_key, (count,))
+        importance = jnp.where(go_on, 1.0, experience.importance(index))
+        fresh_obs = experience.gather(index).obs
         fresh_obs = fresh_obs + self.start_noise * jax.random.normal(noise_key, fresh_obs.shape)
         pool_obs = experience.normalizer.obs(pool.obs)
-        start_keys = jax.random.split(jax.random.split(dream_key)[0], count)
 
         def choose(old: Array, new: Array) -> Array:
             return jnp.where(go_on.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
 
         fresh = Ends((), ())
         if world.model.recurrent or jax.tree.leaves(pool.ends.carry):
-            sequences = jax.vmap(partial(experience.sequence, length=self.context))(ends)
-            memory, carry = jax.vmap(partial(self._relive, state, world))(sequences, start_keys)
+            sequences = jax.vmap(partial(experience.sequence, length=self.context))(index)
+            relive_keys = jax.random.split(relive_key, count)
+            memory, carry = jax.vmap(partial(self._relive, state, world))(sequences, relive_keys)
             fresh = jax.tree.map(lambda x: x[:, -1], Ends(memory, carry))
         carry = jax.tree.map(choose, pool.ends.carry, fresh.carry)
         if not world.model.recurrent:
-            return Ends(jax.vmap(world.start)(choose(pool_obs, fresh_obs), start_keys), carry)
+            start_keys = jax.random.split(start_key, count)
+            return Ends(jax.vmap(world.start)(choose(pool_obs, fresh_obs), start_keys), carry), importance
         # A remembered past suits only the observation that it led to, so no noise is added here.
-        return Ends(jax.tree.map(choose, pool.ends.memory._replace(obs=pool_obs), fresh.memory), carry)
+        memory = jax.tree.map(choose, pool.ends.memory._replace(obs=pool_obs), fresh.memory)
+        return Ends(memory, carry), importance
 
-    def _relive(self, state: DreamerState, world: World, sequence: Any, key: Array) -> tuple[Any, PyTree]:
+    def _relive(self, state: DreamerState, world: World, sequence: Sequence, key: Array) -> tuple[Any, PyTree]:
         """The world's and the actor's memory at each step of a real sequence, before its action; leaves (length, ...)."""
-        memory = world.memories(sequence, key)
-        resting = self.actor.start(state.actor)
+        memory_key, actor_key = jax.random.split(key)
+        memory, resting = world.memories(sequence, memory_key), self.actor.start(state.actor)
 
         def step(carry: PyTree, now: tuple[Any, Array, Array]) -> tuple[PyTree, PyTree]:
             memory, first, key = now
             carry = jax.tree.map(lambda rest, old: jnp.where(first > 0, rest, old), resting, carry)
             return self.actor(state.actor, world.feature(memory), carry, key).carry, carry
 
-        keys = jax.random.split(key, sequence.first.shape[0])
+        keys = jax.random.split(actor_key, sequence.first.shape[0])
         return memory, jax.lax.scan(step, resting, (memory, sequence.first, keys))[1]
 
     def _real_lessons(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Lesson:
         """What replayed real steps teach, corrected for the policies that took them; leaves (horizon, trajectories, ...)."""
-        draw_key, key = jax.random.split(key)
+        draw_key, teach_key = jax.random.split(key)
         context = self.context if world.model.recurrent or jax.tree.leaves(state.pool.ends.carry) else 0
-        ends = experience.draw(draw_key, (self.trajectories,))
-        sequences = jax.vmap(partial(experience.sequence, length=context + self.horizon))(ends)
+        index = experience.draw(draw_key, (self.trajectories,))
+        sequences = jax.vmap(partial(experience.sequence, length=context + self.horizon))(index)
 
-        def teach(sequence: Any, key: Array) -> Lesson:
-            memory, carry = self._relive(state, world, sequence, key)
-            steps, keys = sequence.steps, jax.random.split(key, sequence.first.shape[0])
+        def teach(sequence: Sequence, importance: Array, key: Array) -> Lesson:
+            relive_key, decide_key, observe_key, value_key, bonus_key = jax.random.split(key, 5)
+            memory, carry = self._relive(state, world, sequence, relive_key)
+            steps, length = sequence.steps, sequence.first.shape[0]
+            keys = jax.random.split(decide_key, length)
             feature = jax.vmap(world.feature)(memory)
-            out = jax.vmap(lambda x, c, k: self.actor(state.actor, x, c, jax.random.split(k)[0]).value)(feature, carry, keys)
+            out = jax.vmap(lambda x, c, k: self._networks.reconsider(state.actor, x, c, k).value)(feature, carry, keys)
             log_prob = jax.vmap(state.distribution.log_prob)(out, steps.action)
-            after = jax.vmap(lambda m, a, o, k: world.feature(world.follow(Belief(m, a, jnp.ones(())), o, k)))(
-                memory, steps.action, steps.next_obs, keys
-            )
-            value, following = (
-                jax.vmap(partial(self.value_of, c))(x, keys) for c, x in ((state.critic, feature), (state.target, after))
-            )
-            reward = (1 - self.gamma) * (steps.reward + jax.vmap(world.intrinsic)(steps, keys))
-            discount = self.gamma * (1 - steps.terminated)
+            after = jax.vmap(world.observe)(memory, steps, jax.random.split(observe_key, length))
+            value_keys = jax.random.split(value_key, length)
+            value = jax.vmap(partial(self.value_of, state.critic))(feature, value_keys)
+            following = jax.vmap(partial(self.value_of, state.target))(jax.vmap(world.feature)(after), value_keys)
+            bonus = jax.vmap(world.intrinsic)(memory, steps, jax.random.split(bonus_key, length))
+            reward, discount = (1 - self.gamma) * (steps.reward + bonus), self.gamma * (1 - steps.terminated)
             ratio = probability_ratio(log_prob, steps.log_prob)
             goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
             target = vtrace(reward, discount, value, following, ratio, goes_on, self.return_lambda)
             later = jnp.where(goes_on > 0, jnp.concatenate([target[1:], target[-1:]]), following)
             advantage = reward + discount * later - value
-            weight = sequence.valid * jnp.minimum(ratio, 1.0)
-            return Lesson(feature, carry, keys, steps.action, log_prob, advantage, target, weight)
+            weight = importance * sequence.valid * jnp.minimum(ratio, 1.0)
+            return Lesson(feature, carry, keys, steps.action, log_prob, value, target, advantage, weight)
 
-        lessons = jax.vmap(teach, out_axes=1)(sequences, jax.random.split(key, self.trajectories))
+        keys = jax.random.split(teach_key, self.trajectories)
+        lessons = jax.vmap(teach, out_axes=1)(sequences, experience.importance(index), keys)
         return jax.lax.stop_gradient(jax.tree.map(lambda x: x[context:], lessons))
 
     def _imagined_loss(
-        self, actor: PyTree, state: DreamerState, world: World, starts: Ends, experience: Experience, key: Array
+        self, actor: PyTree, state: DreamerState, world: World, starts: Ends, importance: Array, key: Array
     ) -> tuple[Array, tuple[Dream, Ends, Lesson]]:
         """Minus the mean lambda-return of dreams from `starts`, with the dreams, where they ended and their lessons, leaves
         (horizon, trajectories, ...). Its gradient by `actor` flows through the model (stochastic value gradients)."""
         state = eqx.tree_at(lambda s: s.actor, state, actor)
+        dream_key, value_key = jax.random.split(key)
         policy = partial(self.decide, state, greedy=False)
-        imagined, ends = dream(
-            world, lambda c, o, k: policy(c, o, k), starts.carry, starts.memory, self.horizon, jax.random.split(key)[1]
-        )
-        value = self._values(state.target, imagined.following, imagined.key)
-        low, high = jnp.minimum(experience.normalizer.reward_low, 0), jnp.maximum(experience.normalizer.reward_high, 0)
+        imagined, ends = dream(world, lambda c, o, k: policy(c, o, k), starts.carry, starts.memory, self.horizon, dream_key)
+        value_keys = jax.random.split(value_key, (self.horizon, self.trajectories))
+        following = self._values(state.target, imagined.following, value_keys)
+        low, high = world.normalizer.reward_range()
         prediction = imagined.prediction
         penalty = self.uncertainty_penalty * prediction.uncertainty
         reward = (1 - self.gamma) * (jnp.clip(prediction.reward, low, high) - penalty + prediction.bonus)
         discount = self.gamma * (1 - prediction.terminated)
         returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
-            reward, discount, jnp.clip(value, low, high + world.largest_bonus / experience.normalizer.reward_scale)
+            reward, discount, jnp.clip(following, low, high + world.largest_bonus / world.normalizer.reward_scale)
         )
         weight = jax.lax.stop_gradient(jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated))
-        decision = imagined.decision
-        advantage = returns - self._values(state.critic, imagined.obs, imagined.key)
-        lessons = Lesson(imagined.obs, imagined.carry, imagined.key, decision.action, decision.log_prob, advantage, returns, weight)
+        weight = weight * importance[None]
+        decision, value = imagined.decision, self._values(state.critic, imagined.obs, value_keys)
+        lessons = Lesson(
+            obs=imagined.obs,
+            carry=imagined.carry,
+            key=imagined.key,
+            action=decision.action,
+            log_prob=decision.log_prob,
+            value=value,
+            target=returns,
+            advantage=returns - value,
+            weight=weight,
+        )
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
         return entropy_bonus - (returns * weight).mean(), (imagined, ends, jax.lax.stop_gradient(lessons))
 
@@ -343,26 +368,20 @@ class Dreamer:
         )
         if self.gradient != "model":
             state = self._step_actor(state, actor_gradient)
-        changes, optimizer = self._optimizers()[1].update(critic_gradient, state.critic_optimizer, state.critic)
-        critic = optax.apply_updates(state.critic, changes)
+        critic, moments = apply_gradient(self._optimizers[1], critic_gradient, state.critic_optimizer, state.critic)
         slow = optax.incremental_update(critic, state.target, self.target_rate)
-        state = eqx.tree_at(lambda s: (s.critic, s.target, s.critic_optimizer), state, (critic, slow, optimizer))
+        state = eqx.tree_at(lambda s: (s.critic, s.target, s.critic_optimizer), state, (critic, slow, moments))
         return state, (actor_loss, critic_loss, entropy, critic_rate)
 
     def _step_actor(self, state: DreamerState, gradient: PyTree) -> DreamerState:
-        changes, optimizer = self._optimizers()[0].update(gradient, state.actor_optimizer, state.actor)
-        actor = optax.apply_updates(state.actor, changes)
-        return eqx.tree_at(lambda s: (s.actor, s.actor_optimizer), state, (actor, optimizer))
+        actor, moments = apply_gradient(self._optimizers[0], gradient, state.actor_optimizer, state.actor)
+        return eqx.tree_at(lambda s: (s.actor, s.actor_optimizer), state, (actor, moments))
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array]:
         """REINFORCE with the advantage as given, or PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
-        out = jax.vmap(lambda obs, carry, key: self.actor(actor, obs, carry, jax.random.split(key)[0]).value)(
-            batch.obs, batch.carry, batch.key
-        )
-        log_prob = jax.vmap(distribution.log_prob)(out, batch.action)
-        entropy = jax.vmap(distribution.entropy)(out)
+        ratio, log_prob, entropy = self._networks.ratio(actor, distribution, batch)
         if self.gradient == "clipped":
-            gain = clipped_gain(probability_ratio(log_prob, batch.log_prob), batch.advantage, self.clip)
+            gain = clipped_gain(ratio, batch.advantage, self.clip)
         else:
             gain = log_prob * batch.advantage
         total = batch.weight.sum() + 1e-6
@@ -370,6 +389,6 @@ class Dreamer:
         return -(gain * batch.weight).sum() / total - self.entropy * entropy, entropy
 
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:
-        out = jax.vmap(lambda obs, key: self.critic(critic, obs, self.critic.start(critic), key))(batch.obs, batch.key)
+        out = jax.vmap(partial(self._networks.criticise, critic))(batch.obs, batch.key)
         losses = jax.vmap(self.value.loss)(out.value, batch.target)
         return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6), firing_rate(out.spikes)

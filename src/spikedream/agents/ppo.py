@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
-from spikedream.ops.fitting import adam
 from spikedream.ops.imagination import Imagination
-from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, probability_ratio, standardise
+from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, standardise
 from spikedream.ops.returns import survival, vtrace
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, World, check_bounds, firing_rate
+from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
+from spikedream.world import World
 
 
 class PPOState(eqx.Module):
@@ -45,16 +46,14 @@ class Steps(NamedTuple):
     terminated: Array  # probability
     goes_on: Array  # 1 where the next entry is the step after this one; elsewhere the value of `following` stands for the rest
     weight: Array  # how much the step counts
-    key: Array  # that the encoders, if random, draw from
+    key: Array  # that the actor decided with
 
 
-class Lesson(NamedTuple):
-    """What one step teaches; leaves (samples, ...)."""
+class PPOPolicy(eqx.Module):
+    """What acting needs."""
 
-    steps: Steps
-    value: Array  # before learning
-    target: Array  # lambda-return
-    advantage: Array
+    actor: PyTree
+    distribution: ActionDistribution = eqx.field(static=True)
 
 
 class Losses(NamedTuple):
@@ -67,7 +66,9 @@ class Losses(NamedTuple):
     clipped: Array  # share of the samples whose probability ratio is outside the clipping range
 
 
-class Learner(NamedTuple):
+class Passing(NamedTuple):
+    """Where the passes over an update's samples stand."""
+
     state: PPOState
     losses: Losses  # of the last mini-batch looked at
     steps: Array  # () int32, gradient steps made
@@ -110,6 +111,10 @@ class PPO:
         return self.imagination is not None
 
     @property
+    def acts_in_world(self) -> bool:
+        return False
+
+    @property
     def on_policy_steps(self) -> int:
         return self.rollout
 
@@ -121,58 +126,58 @@ class PPO:
                 " MPC"
             )
         distribution = action_distribution(spec)
-        actor_key, critic_key = jax.random.split(key)
-        actor: PyTree = self.actor.init(spec.obs_size, distribution.parameters, actor_key)
-        critic: PyTree = self.critic.init(spec.obs_size, self.value.parameters, critic_key)
+        actor, critic = self._networks.init(spec.obs_size, distribution, key)
         if jax.tree.leaves((self.actor.start(actor), self.critic.start(critic))):
             raise ValueError(
                 "PPO keeps no memory of an episode, which a persistent network needs; set persistent to false, or use Dreamer"
             )
-        actor_optimizer, critic_optimizer = self._optimizers()
+        actor_optimizer, critic_optimizer = self._optimizers
         return PPOState(actor, critic, actor_optimizer.init(actor), critic_optimizer.init(critic), distribution)
 
+    @property
+    def _networks(self) -> ActorCritic:
+        return ActorCritic(self.actor, self.critic, self.value)
+
+    @property
     def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        return adam(self.learning_rate, self.gradient_clip), adam(self.critic_learning_rate, self.gradient_clip)
+        return optimizers(self.learning_rate, self.critic_learning_rate, self.gradient_clip)
 
     # ---- acting
 
-    def start(self, state: PPOState, world: World) -> PyTree:
+    def policy_of(self, state: PPOState) -> PPOPolicy:
+        return PPOPolicy(state.actor, state.distribution)
+
+    def start(self, policy: PPOPolicy, world: World) -> PyTree:
         return ()
 
-    def act(self, state: PPOState, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision:
-        return self.decide(state, obs, key, greedy)
+    def act(self, policy: PPOPolicy, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision:
+        return self.decide(policy, obs, key, greedy)
 
-    def decide(self, state: PPOState, obs: Array, key: Array, greedy: bool) -> Decision:
-        network_key, action_key = jax.random.split(key)
-        out = self.actor(state.actor, obs, (), network_key)
-        if greedy:
-            return Decision(state.distribution.mode(out.value), (), jnp.zeros(()), out.spikes)
-        action = state.distribution.sample(out.value, action_key)
-        return Decision(action, (), state.distribution.log_prob(out.value, action), out.spikes)
+    def intended(self, policy: PPOPolicy, world: World, carry: PyTree, obs: Array, key: Array) -> None:
+        return None
+
+    def decide(self, policy: PPOPolicy | PPOState, obs: Array, key: Array, greedy: bool) -> Decision:
+        return self._networks.decide(policy.actor, policy.distribution, (), obs, key, greedy)
 
     def value_of(self, critic: PyTree, obs: Array, key: Array) -> Array:
         """() value of one state, an average of normalised rewards to come."""
-        return self.value.mean(self.critic(critic, obs, (), key).value)
+        return self._networks.value_of(critic, obs, key)
 
-    def errors(self, state: PPOState, world: World, experience: Experience, key: Array) -> Array:
-        steps = experience.gather(jnp.arange(experience.capacity))
-        before, after = (jax.vmap(lambda x: self.value_of(state.critic, x, key))(x) for x in (steps.obs, steps.next_obs))
-        target = (1 - self.gamma) * steps.reward + self.gamma * (1 - steps.terminated) * after
-        return jnp.square((target - before) / (1 - self.gamma))
+    def errors(self, state: PPOState, world: World, experience: Experience, index: Array, key: Array) -> Array:
+        return self._networks.errors(state.critic, self.gamma, world, experience, index, key)
 
     # ---- one update
 
     def update(self, state: PPOState, world: World, experience: Experience, key: Array) -> tuple[PPOState, Metrics]:
         real_key, *round_keys = jax.random.split(key, 1 + (self.imagination.rounds if self.imagination else 1))
         steps, metrics = self._real_steps(state, world, experience, real_key)
-        real = self._lesson(state, world, experience, steps)
+        real = self._lesson(state, world, steps)
 
         def one_round(state: PPOState, now: tuple[Array, Array]) -> tuple[PPOState, Metrics]:
             index, key = now
             dream_key, learn_key = jax.random.split(key)
             # After the first round the real steps are another policy's.
-            steps = real.steps._replace(weight=jnp.where(index == 0, real.steps.weight, 0.0))
-            lessons, counts = real._replace(steps=steps), {}
+            lessons, counts = real._replace(weight=jnp.where(index == 0, real.weight, 0.0)), {}
             if self.imagination is not None:
                 imagined, counts = self._imagined(self.imagination, state, world, experience, dream_key)
                 lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), lessons, imagined)
@@ -184,40 +189,58 @@ class PPO:
         metrics |= {name: x.sum(0) if x.dtype == jnp.int32 else x[0] for name, x in rounds.items()}
         if self.imagination is not None:
             imagined = metrics.pop("imagined_samples")
-            metrics["imagined_share"] = imagined / jnp.maximum(imagined + (real.steps.weight > 0).sum(), 1)
+            metrics["imagined_share"] = imagined / jnp.maximum(imagined + (real.weight > 0).sum(), 1)
         return state, {"imagined_steps": jnp.zeros((), jnp.int32)} | metrics
 
     def _real_steps(self, state: PPOState, world: World, experience: Experience, key: Array) -> tuple[Steps, Metrics]:
-        """The newest steps, leaves (rollout, ...).
+        """The newest steps, those of one environment after those of another; leaves (rollout, ...).
 
         Their log-probabilities are computed anew: the normaliser has been measured since the steps were taken, so that the same
         parameters are by now a slightly different policy, and probability ratios must start at one.
         """
-        end = (experience.count - 1) % experience.capacity
-        sequence = experience.sequence(end, self.rollout)
-        real, keys = sequence.steps, jax.random.split(key, self.rollout)
-        out = jax.vmap(lambda obs, key: self.actor(state.actor, obs, (), key))(real.obs, keys)
-        critic = jax.vmap(lambda obs, key: self.critic(state.critic, obs, (), key))(real.obs, keys)
+        start_key, decide_key, bonus_key = jax.random.split(key, 3)
+        length = self.rollout // experience.environments
+        sequences = jax.vmap(lambda end: experience.sequence(end, length))(experience.newest())
+        follows = (1 - sequences.first) * sequences.valid  # 1 where a step comes after the one before it
+        goes_on = jnp.concatenate([follows[:, 1:], jnp.zeros((experience.environments, 1))], axis=1).reshape(-1)
+        real, valid = jax.tree.map(lambda x: x.reshape(self.rollout, *x.shape[2:]), (sequences.steps, sequences.valid))
+        keys = jax.random.split(decide_key, self.rollout)
+        out = jax.vmap(lambda obs, key: self._networks.reconsider(state.actor, obs, (), key))(real.obs, keys)
+        critic = jax.vmap(partial(self._networks.criticise, state.critic))(real.obs, keys)
         log_prob = jax.vmap(state.distribution.log_prob)(out.value, real.action)
-        reward = real.reward + jax.vmap(world.intrinsic)(real, keys)
-        goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
-        steps = Steps(real.obs, real.next_obs, real.action, log_prob, reward, real.terminated, goes_on, sequence.valid, keys)
-        raw = real.reward * experience.normalizer.reward_scale * sequence.valid
+        memory = jax.vmap(world.start)(real.obs, jax.random.split(start_key, self.rollout))
+        bonus = jax.vmap(world.intrinsic)(memory, real, jax.random.split(bonus_key, self.rollout))
+        steps = Steps(real.obs, real.next_obs, real.action, log_prob, real.reward + bonus, real.terminated, goes_on, valid, keys)
+        raw = real.reward * experience.normalizer.reward_scale * valid
         return steps, {
-            "real_reward": raw.sum() / jnp.maximum(sequence.valid.sum(), 1),
+            "real_reward": raw.sum() / jnp.maximum(valid.sum(), 1),
             "firing_rate/actor": firing_rate(out.spikes),
             "firing_rate/critic": firing_rate(critic.spikes),
         }
 
-    def _lesson(self, state: PPOState, world: World, experience: Experience, steps: Steps) -> Lesson:
-        """Generalised advantage estimation (Schulman et al. 2016, eq. 16) along one trajectory."""
-        value, after = (jax.vmap(partial(self.value_of, state.critic))(obs, steps.key) for obs in (steps.obs, steps.following))
-        low, high = reward_range(experience)
-        after = jnp.clip(after, low, high + world.largest_bonus / experience.normalizer.reward_scale)
+    def _lesson(self, state: PPOState, world: World, steps: Steps) -> Lesson:
+        """Generalised advantage estimation (Schulman et al. 2016, eq. 16) along one trajectory, leaves (steps, ...)."""
+
+        def value_of(obs: Array, key: Array) -> Array:
+            return self.value.mean(self._networks.criticise(state.critic, obs, key).value)
+
+        value, after = (jax.vmap(value_of)(obs, steps.key) for obs in (steps.obs, steps.following))
+        low, high = world.normalizer.reward_range()
+        after = jnp.clip(after, low, high + world.largest_bonus / world.normalizer.reward_scale)
         reward, discount = (1 - self.gamma) * steps.reward, self.gamma * (1 - steps.terminated)
         # With a probability ratio of one, V-trace's targets are the lambda-returns.
         target = vtrace(reward, discount, value, after, jnp.ones(reward.shape), steps.goes_on, self.return_lambda)
-        return Lesson(steps, value, target, target - value)
+        return Lesson(
+            obs=steps.obs,
+            carry=(),
+            key=steps.key,
+            action=steps.action,
+            log_prob=steps.log_prob,
+            value=value,
+            target=target,
+            advantage=target - value,
+            weight=steps.weight,
+        )
 
     # ---- imagining
 
@@ -236,7 +259,7 @@ class PPO:
 
         lessons, rates = jax.lax.scan(chunk, None, (jnp.arange(how.chunks), jax.random.split(key, how.chunks)))[1]
         lessons = jax.tree.map(lambda x: x.reshape(how.most * how.horizon, *x.shape[3:]), lessons)
-        rollouts, counted = needed * how.chunk, (lessons.steps.weight > 0).sum().astype(jnp.int32)
+        rollouts, counted = needed * how.chunk, (lessons.weight > 0).sum().astype(jnp.int32)
         return lessons, {
             "imagined_steps": rollouts * how.horizon,
             "imagined_samples": counted,
@@ -264,10 +287,10 @@ class PPO:
         imagined = imagined._replace(
             decision=imagined.decision._replace(spikes=()), prediction=imagined.prediction._replace(spikes=())
         )
-        steps = jax.vmap(partial(self._imagined_steps, how, experience, weight), in_axes=1)(imagined)
-        return jax.vmap(partial(self._lesson, state, world, experience))(steps), rate
+        steps = jax.vmap(partial(self._imagined_steps, how, world, weight), in_axes=1)(imagined)
+        return jax.vmap(partial(self._lesson, state, world))(steps), rate
 
-    def _imagined_steps(self, how: Imagination, experience: Experience, weight: Array, imagined: Dream) -> Steps:
+    def _imagined_steps(self, how: Imagination, world: World, weight: Array, imagined: Dream) -> Steps:
         """One rollout, leaves (horizon, ...), with what each of its steps counts."""
         prediction, decision = imagined.prediction, imagined.decision
         alive, trusted = survival(prediction.terminated), how.trusted(prediction.uncertainty)
@@ -275,8 +298,7 @@ class PPO:
         counts = weight * trusted * alive * (alive > 0.01)
         # Where trust ends, the value of the last trusted step's successor stands for the rest.
         goes_on = jnp.concatenate([trusted[1:], jnp.zeros(1)])
-        reward = jnp.clip(prediction.reward, *reward_range(experience)) + prediction.bonus
-        keys = jax.vmap(lambda key: jax.random.split(key)[0])(imagined.key)  # as `decide` does
+        reward = jnp.clip(prediction.reward, *world.normalizer.reward_range()) + prediction.bonus
         return Steps(
             imagined.obs,
             imagined.following,
@@ -286,76 +308,68 @@ class PPO:
             prediction.terminated,
             goes_on,
             counts,
-            keys,
+            imagined.key,
         )
 
     # ---- learning
 
     def _learn(self, state: PPOState, lessons: Lesson, key: Array) -> tuple[PPOState, Metrics]:
         """Passes of shuffled mini-batches over the samples that have a weight, until the policy has moved by `target_kl`."""
-        weight = lessons.steps.weight
+        weight = lessons.weight
         lessons = lessons._replace(advantage=standardise(lessons.advantage, weight, self.advantage_floor))
         samples, used = weight.size, weight > 0
         batches = -(-samples // self.batch)
         needed = (used.sum() + self.batch - 1) // self.batch
 
-        def one_pass(learner: Learner, key: Array) -> tuple[Learner, None]:
+        def one_pass(passing: Passing, key: Array) -> tuple[Passing, None]:
             # Samples without weight go last, and mini-batches of them alone are skipped. Where the last mini-batch is too short, it
             # is filled up with samples of any kind, which then do not count.
             order = jnp.argsort(jnp.where(used, jax.random.uniform(key, (samples,)), 2.0))
             order = jnp.concatenate([order, jnp.full(batches * self.batch - samples, samples)]).reshape(batches, self.batch)
 
-            def one_batch(learner: Learner, now: tuple[Array, Array]) -> tuple[Learner, None]:
+            def one_batch(passing: Passing, now: tuple[Array, Array]) -> tuple[Passing, None]:
                 index, rows = now
-                skip = learner.stopped | (index >= needed)
-                return jax.lax.cond(skip, lambda s, r: s, partial(self._learn_batch, lessons), learner, rows), None
+                skip = passing.stopped | (index >= needed)
+                return jax.lax.cond(skip, lambda s, r: s, partial(self._learn_batch, lessons), passing, rows), None
 
-            return jax.lax.scan(one_batch, learner, (jnp.arange(batches), order))
+            return jax.lax.scan(one_batch, passing, (jnp.arange(batches), order))
 
         zero = jnp.zeros(())
-        learner = Learner(state, Losses(zero, zero, zero, zero, zero), jnp.zeros((), jnp.int32), jnp.asarray(False))
-        learner, _ = jax.lax.scan(one_pass, learner, jax.random.split(key, self.passes))
-        losses = learner.losses
-        return learner.state, {
+        passing = Passing(state, Losses(zero, zero, zero, zero, zero), jnp.zeros((), jnp.int32), jnp.asarray(False))
+        passing, _ = jax.lax.scan(one_pass, passing, jax.random.split(key, self.passes))
+        losses = passing.losses
+        return passing.state, {
             "actor_loss": losses.actor,
             "critic_loss": losses.critic,
             "entropy": losses.entropy,
             "approximate_kl": losses.kl,
             "clip_fraction": losses.clipped,
-            "gradient_steps": learner.steps,
+            "gradient_steps": passing.steps,
         }
 
-    def _learn_batch(self, lessons: Lesson, learner: Learner, rows: Array) -> Learner:
+    def _learn_batch(self, lessons: Lesson, passing: Passing, rows: Array) -> Passing:
         """One gradient step on the samples `rows`, (batch,); one beyond the last does not count. Nothing changes, now or later in
         this update, once the policy has moved too far."""
-        state = learner.state
+        state = passing.state
         batch = jax.tree.map(lambda x: x[jnp.minimum(rows, lessons.value.size - 1)], lessons)
-        weight = batch.steps.weight * (rows < lessons.value.size)
+        weight = batch.weight * (rows < lessons.value.size)
         weight = weight / jnp.maximum(weight.sum(), 1e-6)
         critic_loss, critic_gradient = jax.value_and_grad(self._critic_loss)(state.critic, batch, weight)
         (actor_loss, (entropy, kl, clipped)), actor_gradient = jax.value_and_grad(self._actor_loss, has_aux=True)(
             state.actor, state.distribution, batch, weight
         )
-        actor_optimizer, critic_optimizer = self._optimizers()
-        actor_change, actor_moments = actor_optimizer.update(actor_gradient, state.actor_optimizer, state.actor)
-        critic_change, critic_moments = critic_optimizer.update(critic_gradient, state.critic_optimizer, state.critic)
-        after = PPOState(
-            optax.apply_updates(state.actor, actor_change),
-            optax.apply_updates(state.critic, critic_change),
-            actor_moments,
-            critic_moments,
-            state.distribution,
-        )
+        actor_optimizer, critic_optimizer = self._optimizers
+        actor, actor_moments = apply_gradient(actor_optimizer, actor_gradient, state.actor_optimizer, state.actor)
+        critic, critic_moments = apply_gradient(critic_optimizer, critic_gradient, state.critic_optimizer, state.critic)
+        after = PPOState(actor, critic, actor_moments, critic_moments, state.distribution)
         stop = kl > self.target_kl
         kept = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
-        return Learner(kept, Losses(actor_loss, critic_loss, entropy, kl, clipped), learner.steps + ~stop, stop)
+        return Passing(kept, Losses(actor_loss, critic_loss, entropy, kl, clipped), passing.steps + ~stop, stop)
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson, weight: Array):
         """The clipped surrogate less the entropy bonus; with entropy, divergence and share of clipped samples."""
-        steps = batch.steps
-        out = jax.vmap(lambda obs, key: self.actor(actor, obs, (), key).value)(steps.obs, steps.key)
-        ratio = probability_ratio(jax.vmap(distribution.log_prob)(out, steps.action), steps.log_prob)
-        entropy = (jax.vmap(distribution.entropy)(out) * weight).sum()
+        ratio, _, entropy = self._networks.ratio(actor, distribution, batch)
+        entropy = (entropy * weight).sum()
         gain = (clipped_gain(ratio, batch.advantage, self.clip) * weight).sum()
         kl = (approximate_kl(ratio) * weight).sum()
         clipped = ((jnp.abs(ratio - 1) > self.clip) * weight).sum()
@@ -364,13 +378,9 @@ class PPO:
     def _critic_loss(self, critic: PyTree, batch: Lesson, weight: Array) -> Array:
         """The value's loss, without gradient where the value has already moved by more than `value_clip` towards its target: there
         the larger of the losses of the value and of the clipped value (OpenAI baselines' ppo2) is the clipped one's, a constant."""
-        logits = jax.vmap(lambda obs, key: self.critic(critic, obs, (), key).value)(batch.steps.obs, batch.steps.key)
+        logits = jax.vmap(lambda obs, key: self._networks.criticise(critic, obs, key).value)(batch.obs, batch.key)
         value, loss = jax.vmap(self.value.mean)(logits), jax.vmap(self.value.loss)(logits, batch.target)
         held = batch.value + jnp.clip(value - batch.value, -self.value_clip, self.value_clip)
         moved = jnp.abs(held - batch.target) > jnp.abs(value - batch.target)
         return (jnp.where(moved, jax.lax.stop_gradient(loss), loss) * weight).sum()
 
-
-def reward_range(experience: Experience) -> tuple[Array, Array]:
-    """Least and largest normalised reward that counts, () each: those seen, and zero, which follows the end of an episode."""
-    return jnp.minimum(experience.normalizer.reward_low, 0), jnp.maximum(experience.normalizer.reward_high, 0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
-from spikedream.types import Experience, Metrics, Spec, Transition, World
+from spikedream.types import Experience, Metrics, Prediction, Spec
+from spikedream.world import World
 
 
 class DisagreementState(eqx.Module):
@@ -21,10 +21,11 @@ class DisagreementState(eqx.Module):
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Raw bonus: the world model's `uncertainty`. Nothing of its own is learned; unlike a prediction error it fades where outcomes
-    are random but well known. It needs a world model of at least two members."""
+    """Raw bonus: the disagreement of the world model's members. Nothing of its own is learned; unlike a prediction error it fades
+    where outcomes are random but well known. It needs a world model of at least two members."""
 
     weight: AdaptiveWeight = AdaptiveWeight()
+    outside: bool = True  # adds the prediction's distance from the range of all experience: pays for new states, too
 
     @property
     def largest(self) -> float:
@@ -39,15 +40,19 @@ class Disagreement:
             )
         return DisagreementState(self.weight.init())
 
-    def reward(self, state: DisagreementState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
-        return self.weight.reward(state.weight, uncertainty)
+    def reward(self, state: DisagreementState, obs: Array, action: Array, prediction: Prediction) -> Array:
+        return self.weight.reward(state.weight, self._raw(prediction))
+
+    def _raw(self, prediction: Prediction) -> Array:
+        return prediction.uncertainty if self.outside else prediction.disagreement
 
     def update(
         self, state: DisagreementState, world: World, experience: Experience, key: Array
     ) -> tuple[DisagreementState, Metrics]:
-        def uncertainty(step: Transition) -> Array:
-            return world.model.step(world.state, world.start(step.obs, key), step.action, key)[1].uncertainty
-
-        raw = jax.vmap(uncertainty)(experience.gather(jnp.arange(experience.capacity)))
-        weight, metrics = self.weight.update(state.weight, raw, experience)
+        survey_key, recall_key, step_key = jax.random.split(key, 3)
+        index, counts = experience.survey(survey_key)
+        steps, memory = experience.gather(index), world.recall(experience, index, recall_key)
+        keys = jax.random.split(step_key, index.shape[0])
+        said = jax.vmap(lambda m, a, k: world.model.step(world.state, m, a, k)[1])(memory, steps.action, keys)
+        weight, metrics = self.weight.update(state.weight, self._raw(said), steps.reward, counts, experience)
         return DisagreementState(weight), metrics

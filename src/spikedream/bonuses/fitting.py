@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.ops.fitting import adamw, fit
+from spikedream.ops.fitting import adamw, fit, start
 from spikedream.types import Experience, PyTree, Transition, check_bounds
 
 Loss = Callable[[PyTree, Transition, Array], Array]  # (parameters, batch with fields (batch, ...), key) -> ()
@@ -35,6 +35,18 @@ class Fitting:
             return experience.gather(jax.random.randint(key, (1, self.batch), 0, jnp.maximum(experience.size, 1)))
 
         one = jax.tree.map(lambda x: x[None], params)  # the loop fits ensembles: this is one of a single member
-        optimizer = adamw(self.learning_rate, self.updates, 0.0, self.gradient_clip)
-        fitted = fit(one, loss, draw, None, optimizer, updates=self.updates, block=self.updates, patience=1, key=key)
+        optimizer = adamw(0.0, self.gradient_clip)
+        fitted = fit(
+            one,
+            start(optimizer, one),
+            loss,
+            draw,
+            None,
+            optimizer,
+            rate=self.learning_rate,
+            updates=self.updates,
+            block=self.updates,
+            patience=1,
+            key=key,
+        )
         return jax.tree.map(lambda x: x[0], fitted.params), fitted.train_loss

@@ -15,7 +15,8 @@ from jax import Array
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, World, check_bounds
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
+from spikedream.world import World
 
 
 class Curious(eqx.Module):
@@ -70,8 +71,8 @@ class IntrinsicCuriosity:
         )
         return CuriosityState(networks, self.weight.init(), spec.discrete)
 
-    def reward(self, state: CuriosityState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
-        errors = self._errors(state.networks, obs, action, following, discrete=state.discrete)
+    def reward(self, state: CuriosityState, obs: Array, action: Array, prediction: Prediction) -> Array:
+        errors = self._errors(state.networks, obs, action, prediction.obs, discrete=state.discrete)
         return self.weight.reward(state.weight, errors.forward)
 
     def update(self, state: CuriosityState, world: World, experience: Experience, key: Array) -> tuple[CuriosityState, Metrics]:
@@ -83,9 +84,12 @@ class IntrinsicCuriosity:
             wrong = errors(networks, batch)
             return ((1 - self.forward_share) * wrong.inverse + self.forward_share * wrong.forward).mean()
 
-        networks, final = self.fitting(experience, state.networks, loss, key)
-        raw = errors(networks, experience.gather(jnp.arange(experience.capacity))).forward
-        weight, metrics = self.weight.update(state.weight, raw, experience)
+        fit_key, survey_key = jax.random.split(key)
+        networks, final = self.fitting(experience, state.networks, loss, fit_key)
+        index, counts = experience.survey(survey_key)
+        steps = experience.gather(index)
+        raw = errors(networks, steps).forward
+        weight, metrics = self.weight.update(state.weight, raw, steps.reward, counts, experience)
         return CuriosityState(networks, weight, state.discrete), {"bonus_loss": final, **metrics}
 
     def _errors(self, networks: Curious, obs: Array, action: Array, following: Array, *, discrete: bool) -> Errors:

@@ -14,7 +14,8 @@ from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
 from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, World, check_bounds
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
+from spikedream.world import World
 
 
 class DistillationState(eqx.Module):
@@ -51,8 +52,8 @@ class RandomNetworkDistillation:
         predictor = self.predictor.init(spec.obs_size, self.features, predictor_key)
         return DistillationState(target, predictor, self.weight.init())
 
-    def reward(self, state: DistillationState, obs: Array, action: Array, following: Array, uncertainty: Array) -> Array:
-        return self.weight.reward(state.weight, self._novelty(state.predictor, state.target, following))
+    def reward(self, state: DistillationState, obs: Array, action: Array, prediction: Prediction) -> Array:
+        return self.weight.reward(state.weight, self._novelty(state.predictor, state.target, prediction.obs))
 
     def update(
         self, state: DistillationState, world: World, experience: Experience, key: Array
@@ -60,10 +61,12 @@ class RandomNetworkDistillation:
         def loss(predictor: PyTree, batch: Transition, key: Array) -> Array:
             return self._novelties(predictor, state.target, batch.next_obs).mean()
 
-        predictor, final = self.fitting(experience, state.predictor, loss, key)
-        everything = experience.gather(jnp.arange(experience.capacity))
-        raw = self._novelties(predictor, state.target, everything.next_obs)
-        weight, metrics = self.weight.update(state.weight, raw, experience)
+        fit_key, survey_key = jax.random.split(key)
+        predictor, final = self.fitting(experience, state.predictor, loss, fit_key)
+        index, counts = experience.survey(survey_key)
+        steps = experience.gather(index)
+        raw = self._novelties(predictor, state.target, steps.next_obs)
+        weight, metrics = self.weight.update(state.weight, raw, steps.reward, counts, experience)
         return DistillationState(state.target, predictor, weight), {"bonus_loss": final, **metrics}
 
     def _novelty(self, predictor: PyTree, target: PyTree, obs: Array) -> Array:

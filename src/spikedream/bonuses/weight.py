@@ -25,7 +25,7 @@ class WeightState(eqx.Module):
 class AdaptiveWeight:
     """Reward beta x min(raw / scale, cap), in the environment's units, where beta follows the trend of the external return.
 
-    Once in each fit, R being the mean return of the episodes that ended lately: recent += fast (R - recent), usual += slow (R -
+    Once in each fit, R being the mean return of the episodes that ended since the last one: recent += fast (R - recent), usual += slow (R -
     usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
     weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
     Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
@@ -39,7 +39,6 @@ class AdaptiveWeight:
     low: float = 0.005  # positive, or beta could never rise again
     high: float = 0.1
     rate: float = 0.5  # change of log beta at the steepest possible trend
-    window: int = 200  # newest real steps among which an episode must have ended for its return to count
     fast: float = 0.5  # share of the newest measurement in `recent`
     slow: float = 0.1  # and in `usual`
     cap: float = 5.0  # largest bonus before weighting, in root mean squares of the bonus on all experience
@@ -47,7 +46,7 @@ class AdaptiveWeight:
 
     def __post_init__(self) -> None:
         positive, share = (1e-9, None), (0, 1)
-        check_bounds(self, low=positive, high=(self.low, None), start=(self.low, self.high), rate=(0, None), window=(1, None))
+        check_bounds(self, low=positive, high=(self.low, None), start=(self.low, self.high), rate=(0, None))
         check_bounds(self, fast=share, slow=share, cap=positive, scale_rate=share)
         if self.slow >= self.fast:
             raise ValueError(f"slow is {self.slow:g}; it must be less than fast ({self.fast:g}): their difference is the trend")
@@ -66,19 +65,19 @@ class AdaptiveWeight:
         scale = jnp.where(state.scale > 0, state.scale, 1)
         return state.beta / state.reward_scale * jnp.minimum(raw / scale, self.cap)
 
-    def update(self, state: WeightState, raw: Array, experience: Experience) -> tuple[WeightState, Metrics]:
-        """`raw` (capacity,): the bonus of each stored transition; elsewhere anything."""
-        filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
-        count = jnp.maximum(filled.sum(), 1)
-        measured = jnp.sqrt((jnp.square(raw) * filled).sum() / count)
+    def update(
+        self, state: WeightState, raw: Array, reward: Array, counts: Array, experience: Experience
+    ) -> tuple[WeightState, Metrics]:
+        """From the bonus `raw` and the normalised `reward` of stored transitions, and which of them count, (rows,) each."""
+        number = jnp.maximum(counts.sum(), 1)
+        measured = jnp.sqrt((jnp.square(raw) * counts).sum() / number)
         scale = jnp.where(state.scale > 0, state.scale + self.scale_rate * (measured - state.scale), measured)
-        state = self._follow(state, *recent_return(experience, self.window))
+        state = self._follow(state, experience.episodes.mean(), experience.episodes.number > 0)
         reward_scale = jnp.array(experience.normalizer.reward_scale)  # its own buffer: the phases donate both
         state = eqx.tree_at(lambda s: (s.scale, s.reward_scale), state, (scale, reward_scale))
-        external = experience.gather(jnp.arange(experience.capacity)).reward
         return state, {
-            "bonus_mean": (self.reward(state, raw) * filled).sum() / count,
-            "extrinsic_mean": (external * filled).sum() / count,
+            "bonus_mean": (self.reward(state, raw) * counts).sum() / number,
+            "extrinsic_mean": (reward * counts).sum() / number,
             "beta": state.beta,
         }
 
@@ -95,22 +94,3 @@ class AdaptiveWeight:
         after = WeightState(beta, state.reward_scale, state.scale, recent, usual, lowest, highest, jnp.ones(()))
         return jax.tree.map(lambda new, old: jnp.where(ended, new, old), after, state)
 
-
-def recent_return(experience: Experience, window: int) -> tuple[Array, Array]:
-    """() mean return, in the environment's units, of the episodes that ended among the `window` newest steps, and () whether there
-    are any. An episode that may have begun before the oldest step held does not count."""
-    length = experience.capacity
-    history = experience.sequence((experience.count - 1) % length, length)
-    steps, begins = history.steps, history.first > 0
-    episode = jnp.cumsum(begins) - 1
-
-    def total(x: Array) -> Array:
-        return jax.ops.segment_sum(x * history.valid, episode, num_segments=length)
-
-    # Until the ring overflows, its oldest step is the first of an episode; after that its episode may have lost steps.
-    follows = jnp.concatenate([jnp.zeros(1), history.valid[:-1]]) > 0
-    whole = total((begins & (follows | (experience.count <= length))).astype(jnp.float32))
-    newest = (jnp.arange(length) >= length - window).astype(jnp.float32)
-    counted = whole * total(jnp.maximum(steps.terminated, steps.truncated) * newest)
-    mean = (counted * total(steps.reward)).sum() / jnp.maximum(counted.sum(), 1)
-    return mean * experience.normalizer.reward_scale, counted.sum() > 0

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Decision, Prediction, PyTree, World
+from spikedream.types import Decision, Prediction, PyTree
+from spikedream.world import World
 
 Policy = Callable[[PyTree, Array, Array], Decision]  # (policy carry, feature, key) -> decision
 

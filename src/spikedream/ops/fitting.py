@@ -13,13 +13,13 @@ from spikedream.types import PyTree
 Loss = Callable[[PyTree, Any, Array], Array]  # (one member's parameters, its batch, key) -> ()
 
 
-class Fit(NamedTuple):
+class FitState(NamedTuple):
     params: PyTree  # leaves (members, ...)
     optimizer: PyTree
     best: PyTree
     best_loss: Array  # (members,) lowest held-out loss so far
     waited: Array  # () int32, checks since any member improved
-    updates: Array  # () int32
+    step: Array  # () int32, gradient steps made
     train_loss: Array  # () mean over the last block
 
 
@@ -28,13 +28,12 @@ def matrices(params: PyTree, stacked: int = 0) -> PyTree:
     return jax.tree.map(lambda x: x.ndim >= 2 + stacked, params)
 
 
-def adamw(
-    rate: float, updates: int, weight_decay: float, clip: float, weights: Callable[[PyTree], PyTree] = matrices
-) -> optax.GradientTransformation:
-    """`rate` falls to a hundredth along a cosine; only `weights` decay: a neuron's time constant or threshold has no reason to
-    tend to zero. `clip` bounds the global norm of a member's gradient."""
-    schedule = optax.cosine_decay_schedule(rate, updates, alpha=0.01)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=weights))
+def adamw(weight_decay: float, clip: float, weights: Callable[[PyTree], PyTree] = matrices) -> optax.GradientTransformation:
+    """The direction of a step, which `fit` multiplies by its learning rate. Only `weights` decay: a neuron's time constant or
+    threshold has no reason to tend to zero. `clip` bounds the global norm of a member's gradient."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=weights)
+    )
 
 
 def adam(rate: float, clip: float) -> optax.GradientTransformation:
@@ -42,56 +41,68 @@ def adam(rate: float, clip: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
 
 
+def start(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """The optimiser's state of each member by itself; leaves (members, ...)."""
+    return jax.vmap(optimizer.init)(params)
+
+
 def fit(
     params: PyTree,
+    moments: PyTree,
     loss: Loss,
     draw: Callable[[PyTree, Array], Any],
     check: Callable[[PyTree], Array] | None,
     optimizer: optax.GradientTransformation,
     *,
-    updates: int,
+    rate: float,
+    updates: Array | int,
     block: int,
     patience: int,
     key: Array,
-) -> Fit:
-    """Up to `updates` steps, `block` of them between checks.
+) -> FitState:
+    """Up to `updates` steps, rounded up to whole blocks, with a check after each `block`.
 
     Args:
         params: of all members, leaves (members, ...).
+        moments: the optimiser's state where the last fit left it, or as `start` makes it.
         loss: of one member on its own mini-batch.
         draw: (params, key) -> the members' mini-batches, leaves (members, batch, ...).
         check: params -> (members,) losses on held-out data. With it, fitting stops after `patience` checks without improvement, and
             `best` holds each member's best parameters; without, `best` are the last.
         optimizer: applied to each member by itself.
+        rate: learning rate, which falls to a hundredth along a cosine.
     """
     members = jax.tree.leaves(params)[0].shape[0]
 
-    def one_update(state: Fit, key: Array) -> tuple[Fit, Array]:
+    def one_update(state: FitState, key: Array) -> tuple[FitState, Array]:
         draw_key, loss_key = jax.random.split(key)
         batch = draw(state.params, draw_key)
         values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None))(state.params, batch, loss_key)
-        changes, moments = jax.vmap(optimizer.update)(gradients, state.optimizer, state.params)
-        return state._replace(params=optax.apply_updates(state.params, changes), optimizer=moments), values.mean()
+        directions, moments = jax.vmap(optimizer.update)(gradients, state.optimizer, state.params)
+        along = jnp.minimum(state.step / updates, 1)
+        now = rate * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * along)))
+        changes = jax.tree.map(lambda x: -now * x, directions)
+        after = state._replace(params=optax.apply_updates(state.params, changes), optimizer=moments, step=state.step + 1)
+        return after, values.mean()
 
-    def one_block(state: Fit) -> Fit:
-        keys = jax.random.split(jax.random.fold_in(key, state.updates), block)
-        state, losses = jax.lax.scan(one_update, state, keys)
-        state = state._replace(updates=state.updates + block, train_loss=losses.mean())
+    def one_block(state: FitState) -> FitState:
+        state, losses = jax.lax.scan(one_update, state, jax.random.split(jax.random.fold_in(key, state.step), block))
+        state = state._replace(train_loss=losses.mean())
         return state._replace(best=state.params) if check is None else _keep_best(state, check(state.params))
 
-    first = Fit(
+    first = FitState(
         params,
-        jax.vmap(optimizer.init)(params),
+        moments,
         params,
         jnp.full(members, jnp.inf, jnp.float32),
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
         jnp.zeros(()),
     )
-    return jax.lax.while_loop(lambda s: (s.updates < updates) & (s.waited < patience), one_block, first)
+    return jax.lax.while_loop(lambda s: (s.step < updates) & (s.waited < patience), one_block, first)
 
 
-def _keep_best(state: Fit, losses: Array) -> Fit:
+def _keep_best(state: FitState, losses: Array) -> FitState:
     better = losses < state.best_loss - 1e-4
 
     def choose(new: Array, old: Array) -> Array:

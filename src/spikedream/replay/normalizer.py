@@ -4,9 +4,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.types import Transition
+
 
 class Normalizer(eqx.Module):
-    """Statistics of all experience so far.
+    """Scales in use. They change only when a world model is fitted, so that between two fits everything keeps one scale.
 
     Rewards are divided by the largest magnitude seen, so that every normalised reward lies in [-1, 1] and `reward_low`,
     `reward_high` bound what a step can give; a value function can then be clipped to its possible range.
@@ -28,23 +30,89 @@ class Normalizer(eqx.Module):
         shape = (1,) * (obs.ndim - 1) + self.mean.shape
         return obs * self.scale.reshape(shape) + self.mean.reshape(shape)
 
+    def reward_range(self) -> tuple[Array, Array]:
+        """Least and largest normalised reward that counts, () each: those seen, and zero, which follows the end of an episode."""
+        return jnp.minimum(self.reward_low, 0), jnp.maximum(self.reward_high, 0)
+
 
 def identity(obs_size: int) -> Normalizer:
     """For the time before any experience."""
     one = jnp.ones(())
-    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), one)
+    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), jnp.ones(()))
 
 
-def measure(obs: Array, reward: Array, valid: Array, reward_floor: float = 0.0) -> Normalizer:
-    """Statistics of the rows where `valid` (capacity,) is 1: `obs` (capacity, obs_size), `reward` (capacity,). The scale of rewards
-    is at least `reward_floor`, the largest bonus: where only small costs have been seen, bonuses must not dwarf the scale."""
-    count = jnp.maximum(valid.sum(), 1)
-    # Summed about the first row: a large constant would otherwise leave rounding errors that look like variation.
-    mean = obs[0] + ((obs - obs[:1]) * valid[:, None]).sum(0) / count
-    variance = (jnp.square(obs - mean[None]) * valid[:, None]).sum(0) / count
-    deviation = jnp.sqrt(variance)
-    low = jnp.where(valid > 0, reward, jnp.inf).min()
-    high = jnp.where(valid > 0, reward, -jnp.inf).max()
-    largest = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), reward_floor)
-    reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
-    return Normalizer(mean, jnp.where(deviation > 1e-6, deviation, 1.0), reward_scale, low / reward_scale, high / reward_scale)
+class Moments(eqx.Module):
+    """Running statistics of every transition ever added, in the environment's units; what they cost does not depend on how many."""
+
+    count: Array  # () int32
+    mean: Array  # (obs_size,) of the observations acted in
+    variance: Array  # (obs_size,) likewise
+    change: Array  # (obs_size,) mean square of the change from an observation to the next
+    low: Array  # (obs_size,) smallest next observation
+    high: Array  # (obs_size,) largest
+    reward_low: Array  # ()
+    reward_high: Array  # ()
+    terminated: Array  # () int32, transitions that ended their task
+
+    def add(self, steps: Transition, valid: Array) -> "Moments":
+        """With the transitions where `valid`, (rows, environments), is 1; fields of `steps` (rows, environments, ...).
+
+        Two sets are merged as Chan et al. 1979 do ("Updating formulae and a pairwise algorithm for computing sample variances"). A
+        batch is summed about its first row: a large constant would otherwise leave rounding errors that look like variation.
+        """
+        seen = valid[..., None] > 0
+        number = valid.sum()
+        total = self.count + number.astype(jnp.int32)
+        share = number / jnp.maximum(total, 1)
+        first = steps.obs[0, 0]
+        about = jnp.where(seen, steps.obs - first[None, None], 0)
+        mean = about.sum((0, 1)) / jnp.maximum(number, 1)
+        variance = jnp.where(seen, jnp.square(about - mean[None, None]), 0).sum((0, 1)) / jnp.maximum(number, 1)
+        delta = first + mean - self.mean
+        change = jnp.where(seen, jnp.square(steps.next_obs - steps.obs), 0).sum((0, 1)) / jnp.maximum(number, 1)
+        return Moments(
+            count=total,
+            mean=self.mean + share * delta,
+            variance=self.variance + share * (variance - self.variance) + share * (1 - share) * jnp.square(delta),
+            change=self.change + share * (change - self.change),
+            low=jnp.minimum(self.low, jnp.where(seen, steps.next_obs, jnp.inf).min((0, 1))),
+            high=jnp.maximum(self.high, jnp.where(seen, steps.next_obs, -jnp.inf).max((0, 1))),
+            reward_low=jnp.minimum(self.reward_low, jnp.where(valid > 0, steps.reward, jnp.inf).min()),
+            reward_high=jnp.maximum(self.reward_high, jnp.where(valid > 0, steps.reward, -jnp.inf).max()),
+            terminated=self.terminated + (steps.terminated * valid).sum().astype(jnp.int32),
+        )
+
+    def normalizer(self, reward_floor: float = 0.0) -> Normalizer:
+        """The scale of rewards is at least `reward_floor`, the largest bonus: where only small costs have been seen, bonuses must not
+        dwarf the scale."""
+        deviation = jnp.sqrt(self.variance)
+        known = self.count > 0
+        low, high = jnp.where(known, self.reward_low, 0), jnp.where(known, self.reward_high, 0)
+        largest = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), reward_floor)
+        reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
+        return Normalizer(
+            mean=jnp.array(self.mean),
+            scale=jnp.where(deviation > 1e-6, deviation, 1.0),
+            reward_scale=reward_scale,
+            reward_low=low / reward_scale,
+            reward_high=high / reward_scale,
+        )
+
+
+def no_moments(obs_size: int) -> Moments:
+    """Of no transitions."""
+
+    def zeros() -> Array:
+        return jnp.zeros(obs_size)  # every field its own buffer: the phases donate them
+
+    return Moments(
+        count=jnp.zeros((), jnp.int32),
+        mean=zeros(),
+        variance=zeros(),
+        change=zeros(),
+        low=jnp.full(obs_size, jnp.inf, jnp.float32),
+        high=jnp.full(obs_size, -jnp.inf, jnp.float32),
+        reward_low=jnp.asarray(jnp.inf, jnp.float32),
+        reward_high=jnp.asarray(-jnp.inf, jnp.float32),
+        terminated=jnp.zeros((), jnp.int32),
+    )

@@ -1,6 +1,6 @@
-"""Real experience on the training device, written one step at a time and sampled inside compiled calls."""
+"""Real experience on the training device: added in blocks, drawn inside compiled calls, at a cost that does not grow with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import equinox as eqx
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.replay.normalizer import Normalizer, identity, measure
+from spikedream.replay.normalizer import Moments, Normalizer, identity, no_moments
+from spikedream.replay.sum_tree import SumTree, empty_tree
 from spikedream.types import Sequence, Spec, Transition, check_bounds
 
 
@@ -17,8 +18,9 @@ class ReplayBuffer:
     """How experience is kept and drawn.
 
     With a priority, a transition of error d is drawn in proportion to (d + 0.01 max d)^alpha (Schaul et al. 2016, "Prioritized
-    experience replay", eq. 1); what is learned from it counts (p_min / p)^beta (eq. 2, at its largest weight 1). Priorities are
-    measured anew in each fit; steps that came later have the largest.
+    experience replay", eq. 1); what is learned from it counts (p_min / p)^beta (eq. 2), p_min being the smallest among those that
+    were drawn together. Errors are measured anew in each fit, where very many transitions can be held those of a random part of
+    them; steps that came later have the largest.
     """
 
     capacity: int = 10_000  # transitions kept; the oldest make way
@@ -29,86 +31,156 @@ class ReplayBuffer:
     def __post_init__(self) -> None:
         check_bounds(self, capacity=(1, None), alpha=(0, None), beta=(0, 1))
 
-    def init(self, spec: Spec) -> "Replay":
-        rows = self.capacity
-        obs, action, scalar = (
-            (lambda: jnp.zeros((rows, spec.obs_size))),
-            jnp.zeros((rows, spec.action_size)),
-            lambda: jnp.zeros(rows),
+    def init(self, spec: Spec, environments: int = 1) -> "Replay":
+        rows = -(-self.capacity // environments)
+
+        def zeros(*size: int) -> Array:
+            return jnp.zeros((rows, environments, *size))  # every field its own buffer: the phases donate them
+
+        data = Transition(
+            zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(spec.obs_size), zeros(), zeros(), zeros()
         )
-        # Every field its own buffer: the phases donate the replay, and one buffer cannot be donated twice.
-        data = Transition(obs(), action, scalar(), obs(), scalar(), scalar(), scalar())
-        priority = None if self.priority == "uniform" else scalar()
-        return Replay(data, jnp.zeros((), jnp.int32), identity(spec.obs_size), priority, self.alpha, self.beta)
+        priority = None if self.priority == "uniform" else Priority(empty_tree(rows * environments), jnp.full((), 1e-6))
+        episodes = Episodes(jnp.zeros(environments), jnp.zeros(()), jnp.zeros((), jnp.int32))
+        size = spec.obs_size
+        return Replay(
+            data, jnp.zeros((), jnp.int32), identity(size), no_moments(size), episodes, priority, self.alpha, self.beta
+        )
+
+
+class Episodes(eqx.Module):
+    """Returns of real episodes, in the environment's units, kept as they come."""
+
+    running: Array  # (environments,) of the episode under way
+    ended: Array  # () sum over those that have ended since it was last asked
+    number: Array  # () int32, of these
+
+    def add(self, steps: Transition, valid: Array) -> "Episodes":
+        """Fields of `steps` (rows, environments, ...), oldest first; `valid` (rows, environments)."""
+
+        def one(state: Episodes, row: tuple[Array, Array, Array]) -> tuple[Episodes, None]:
+            reward, over, counts = row
+            running, over = state.running + reward * counts, over * counts
+            number = state.number + over.sum().astype(jnp.int32)
+            return Episodes(running * (1 - over), state.ended + (running * over).sum(), number), None
+
+        over = jnp.maximum(steps.terminated, steps.truncated)
+        return jax.lax.scan(one, self, (steps.reward, over, valid))[0]
+
+    def mean(self) -> Array:
+        """() of those that have ended; 0 where there are none."""
+        return self.ended / jnp.maximum(self.number, 1)
+
+
+class Priority(eqx.Module):
+    tree: SumTree  # over positions
+    largest: Array  # () error measured so far
 
 
 class Replay(eqx.Module):
-    """A ring of transitions in the environment's own units; once full, the oldest is overwritten.
+    """A ring of transitions in the environment's own units, one row for each step of all environments; once full, the oldest rows are
+    overwritten. A position counts along the environments first.
 
     It is also the `Experience` that world models and agents see: what it returns is normalised.
     """
 
-    data: Transition  # each field (capacity, ...)
-    count: Array  # () int32, transitions ever added
-    normalizer: Normalizer
-    error: Array | None = None  # (capacity,) that priorities follow; None for uniform draws
+    data: Transition  # each field (rows, environments, ...)
+    added: Array  # () int32, rows ever added
+    normalizer: Normalizer  # in use
+    moments: Moments  # of all that was ever added, from which the next normaliser is made
+    episodes: Episodes
+    priority: Priority | None = None  # None for uniform draws
     alpha: float = eqx.field(static=True, default=0.0)
     beta: float = eqx.field(static=True, default=0.0)
 
     @property
-    def capacity(self) -> int:
+    def rows(self) -> int:
         return self.data.reward.shape[0]
 
     @property
+    def environments(self) -> int:
+        return self.data.reward.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        return self.rows * self.environments
+
+    @property
     def size(self) -> Array:
-        return jnp.minimum(self.count, self.capacity)
+        return jnp.minimum(self.added, self.rows) * self.environments
 
-    def add(self, step: Transition) -> "Replay":
-        at = self.count % self.capacity
-        data = jax.tree.map(lambda ring, value: ring.at[at].set(value), self.data, step)
-        error = None if self.error is None else self.error.at[at].set(jnp.maximum(self.error.max(), 1e-6))
-        return self._with(data=data, count=self.count + 1, error=error)
+    @property
+    def count(self) -> Array:
+        """Transitions ever added, () int32."""
+        return self.added * self.environments
 
-    def cut(self) -> "Replay":
-        """Mark the newest step as the last of its episode, which is given up."""
-        at = (self.count - 1) % self.capacity
-        return self._with(data=self.data._replace(truncated=self.data.truncated.at[at].set(1.0)))
+    # ---- changing
+
+    def add(self, steps: Transition, number: Array) -> "Replay":
+        """The first `number` () rows of `steps`, fields (rows, environments, ...), oldest first; no more than the ring has."""
+        rows = steps.reward.shape[0]
+        order = jnp.arange(rows)
+        at = jnp.where(order < number, (self.added + order) % self.rows, self.rows)
+        data = jax.tree.map(lambda ring, value: ring.at[at].set(value, mode="drop"), self.data, steps)
+        valid = jnp.broadcast_to((order < number)[:, None], steps.reward.shape).astype(jnp.float32)
+        priority = self.priority
+        if priority is not None:
+            index = (at[:, None] * self.environments + jnp.arange(self.environments)[None]).reshape(-1)
+            index = jnp.where(valid.reshape(-1) > 0, index, priority.tree.leaves)
+            weight = jnp.broadcast_to(self._weight(priority.largest, priority.largest), index.shape)
+            priority = Priority(priority.tree.set(index, weight), priority.largest)
+        return replace(
+            self,
+            data=data,
+            added=self.added + number.astype(jnp.int32),
+            moments=self.moments.add(steps, valid),
+            episodes=self.episodes.add(steps, valid),
+            priority=priority,
+        )
+
+    def cut(self, given_up: Array) -> "Replay":
+        """Mark the newest step of each environment where `given_up`, (environments,), as the last of its episode."""
+        at = (self.added - 1) % self.rows
+        truncated = jnp.where(given_up, 1.0, self.data.truncated[at])
+        running = jnp.where(given_up, 0.0, self.episodes.running)
+        data = self.data._replace(truncated=self.data.truncated.at[at].set(truncated))
+        return replace(self, data=data, episodes=replace(self.episodes, running=running))
 
     def normalise(self, reward_floor: float = 0.0) -> "Replay":
-        """Measure the normaliser anew on everything held."""
-        return self._with(normalizer=measure(self.data.obs, self.data.reward, self._filled(), reward_floor))
+        """Take the scales of everything seen so far into use."""
+        return replace(self, normalizer=self.moments.normalizer(reward_floor))
 
-    def prioritise(self, error: Array) -> "Replay":
-        """Draw by `error` (capacity,) from now on; where nothing is stored, it may hold anything."""
-        return self._with(error=jnp.where(self._filled() > 0, error, 0.0))
+    def forget_episodes(self) -> "Replay":
+        """Count the episodes that end from now on."""
+        zero = Episodes(self.episodes.running, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return replace(self, episodes=zero)
 
-    def _with(self, **changes: object) -> "Replay":
-        fields = {"data": self.data, "count": self.count, "normalizer": self.normalizer, "error": self.error}
-        return Replay(**(fields | changes), alpha=self.alpha, beta=self.beta)  # pyright: ignore[reportArgumentType]
+    def prioritise(self, index: Array, error: Array, counts: Array) -> "Replay":
+        """Draw the transitions at `index` by `error` from now on, where `counts` is 1; all (rows,)."""
+        assert self.priority is not None
+        largest = jnp.maximum(jnp.where(counts > 0, error, 0).max(), 1e-6)
+        index = jnp.where(counts > 0, index, self.priority.tree.leaves)
+        return replace(self, priority=Priority(self.priority.tree.set(index, self._weight(error, largest)), largest))
 
-    def _filled(self) -> Array:
-        return (jnp.arange(self.capacity) < self.size).astype(jnp.float32)
+    def _weight(self, error: Array, largest: Array) -> Array:
+        return (error + 0.01 * largest + 1e-9) ** self.alpha
 
     # ---- drawing
 
-    def priorities(self) -> Array:
-        """(capacity,) how often each position is drawn, relative to the others; 0 where nothing is stored."""
-        if self.error is None:
-            return self._filled()
-        floor = 0.01 * self.error.max() + 1e-9
-        return self._filled() * (self.error + floor) ** self.alpha
+    def newest(self) -> Array:
+        """(environments,) position of each environment's newest step."""
+        return (self.added - 1) % self.rows * self.environments + jnp.arange(self.environments)
 
     def importance(self, index: Array) -> Array:
-        """How much a transition counts that was drawn by its priority; shape of `index`, in (0, 1]."""
-        if self.error is None:
+        """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""
+        if self.priority is None:
             return jnp.ones(index.shape)
-        priority = self.priorities()
-        smallest = jnp.where(priority > 0, priority, jnp.inf).min()
-        return (smallest / jnp.maximum(priority[index], smallest)) ** self.beta
+        weight = jnp.maximum(self.priority.tree.weight(index), 1e-12)
+        return (weight.min() / weight) ** self.beta
 
     def gather(self, index: Array) -> Transition:
         """Normalised transitions at `index`, any shape; fields get that shape in front."""
-        raw = jax.tree.map(lambda ring: ring[index], self.data)
+        raw = jax.tree.map(lambda ring: ring.reshape(self.capacity, *ring.shape[2:])[index], self.data)
         return raw._replace(
             obs=self.normalizer.obs(raw.obs),
             next_obs=self.normalizer.obs(raw.next_obs),
@@ -117,21 +189,32 @@ class Replay(eqx.Module):
 
     def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Positions, with replacement, by priority."""
-        if self.error is None:
+        if self.priority is None:
             return jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1))
-        cumulative = jnp.cumsum(self.priorities())
-        target = jax.random.uniform(key, shape) * cumulative[-1]
-        return jnp.minimum(jnp.searchsorted(cumulative, target, side="right"), jnp.maximum(self.size - 1, 0))
+        tree = self.priority.tree
+        found = tree.find(jax.random.uniform(key, shape) * tree.total)
+        return jnp.minimum(found, jnp.maximum(self.size - 1, 0))
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition:
         return self.gather(self.draw(key, shape))
 
+    def survey(self, key: Array, most: int = 10_000) -> tuple[Array, Array]:
+        """Positions on which to measure something, and which of them count, (rows,) each: all where no more than `most` can be
+        held, else `most` drawn equally often."""
+        if self.capacity <= most:
+            index = jnp.arange(self.capacity)
+            return index, (index < self.size).astype(jnp.float32)
+        index = jax.random.randint(key, (most,), 0, jnp.maximum(self.size, 1))
+        return index, jnp.broadcast_to((self.size > 0).astype(jnp.float32), (most,))
+
     def sequence(self, end: Array, length: int) -> Sequence:
-        """The `length` steps up to and including the one at position `end`, () int32."""
-        oldest = self.count - self.size
-        age = (end - oldest) % self.capacity - length + 1 + jnp.arange(length)
-        valid = (age >= 0) & (age < self.size)
-        steps = self.gather((oldest + jnp.maximum(age, 0)) % self.capacity)
+        """The `length` steps of one environment up to and including the one at position `end`, () int32."""
+        row, environment = end // self.environments, end % self.environments
+        held = jnp.minimum(self.added, self.rows)
+        oldest = self.added - held
+        age = (row - oldest) % self.rows - length + 1 + jnp.arange(length)
+        valid = (age >= 0) & (age < held)
+        steps = self.gather((oldest + jnp.maximum(age, 0)) % self.rows * self.environments + environment)
         ended = jnp.maximum(steps.terminated, steps.truncated) > 0
         known = jnp.concatenate([jnp.zeros(1, bool), valid[:-1] & ~ended[:-1]])
         return Sequence(steps, (~known).astype(jnp.float32), valid.astype(jnp.float32))

@@ -81,39 +81,72 @@ def write_file(path: Path, content: bytes) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
 
 
-def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
-    """Write the checkpoint of real step `step` and drop all but the newest `KEPT`.
+def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: dict[str, Any], log: str | None = None) -> None:
+    """Write the checkpoint of real step `step` and drop all but the newest `KEPT`, with the files that only those needed.
+
+    Args:
+        directory: of the checkpoints; made if absent.
+        step: real steps taken.
+        arrays: by their tree paths.
+        counters: plain data.
+        log: a file in `directory` that the checkpoint needs beside its own, and that only grows.
 
     Raises:
         CheckpointError: it cannot be written; older ones are untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make {directory}: {error.strerror}") from error
     content = save_arrays({name: np.array(x, order="C") for name, x in arrays.items()})
-    serial = max(_serials(directory), default=0) + 1
-    stem = f"{serial:06d}-step{step}"
+    stem = f"{max((_serial(head) for head in heads(directory)), default=0) + 1:06d}-step{step}"
     write_file(directory / f"{stem}.safetensors", content)
-    head = {"sha256": hashlib.sha256(content).hexdigest(), "counters": counters}
+    head = {"sha256": hashlib.sha256(content).hexdigest(), "log": log, "counters": counters}
     write_file(directory / f"{stem}.json", json.dumps(head, indent=1).encode())
-    kept = {head.stem for head in sorted(directory.glob("*.json"))[-KEPT:]}
+    newest = heads(directory)[-KEPT:]
+    logs = {json.loads(file.read_text()).get("log") for file in newest}
+    kept = {file.stem for file in newest}
     for file in directory.iterdir():  # also arrays without a head: the process was killed between the two
-        if file.stem not in kept:
+        if file.stem not in kept and file.name not in logs:
             file.unlink()
 
 
-def _serials(directory: Path) -> list[int]:
-    return [int(file.name.split("-")[0]) for file in directory.glob("*.json")]
+def heads(directory: Path) -> list[Path]:
+    """The JSON file of each checkpoint, oldest first."""
+    return sorted((file for file in directory.glob("*.json") if file.name.split("-")[0].isdigit()), key=_serial)
+
+
+def _serial(head: Path) -> int:
+    return int(head.name.split("-")[0])
 
 
 def load(directory: Path) -> Checkpoint:
     """The newest checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is not as it was written.
+        CheckpointError: there is none, or it is not as it was written; the message says how to go on from the one before it.
     """
-    heads = sorted(directory.glob("*.json"))
-    if not heads:
+    found = heads(directory)
+    if not found:
         raise CheckpointError(f"no checkpoint in {directory}")
-    head_file = heads[-1]
+    try:
+        return _read(found[-1])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{older(found)}") from error
+
+
+def older(found: list[Path]) -> str:
+    """How to go on where the newest of the checkpoints `found` is damaged, as the end of a message."""
+    for head in reversed(found[:-1]):
+        try:
+            _read(head)
+        except CheckpointError:
+            continue
+        return f"; the one before it, {head.name}, is whole: to go on from there, delete {found[-1]}"
+    return ""
+
+
+def _read(head_file: Path) -> Checkpoint:
     file = head_file.with_suffix(".safetensors")
     try:
         head = json.loads(head_file.read_text())

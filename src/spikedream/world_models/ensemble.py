@@ -4,6 +4,7 @@ Spiking or conventional by the fields `dynamics` and `ending`; the members diffe
 they see the data. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,7 +16,7 @@ import optax
 from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
-from spikedream.ops.fitting import adamw, fit
+from spikedream.ops.fitting import adamw, fit, start
 from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, Output, SpikingNetwork
 from spikedream.snn.neurons import LIF
@@ -32,14 +33,15 @@ class Member(eqx.Module):
 
 class EnsembleState(eqx.Module):
     members: PyTree  # a Member, leaves (members, ...)
-    key: Array  # decides which transitions are held out from which member, for the whole run
+    optimizer: PyTree  # of the members, leaves (members, ...)
+    key: Array  # decides which transitions are held out, for the whole run
     scale: Array  # (obs_size,) root mean square of the normalised state change
     low: Array  # (obs_size,) smallest normalised observation in the experience
     high: Array  # (obs_size,) largest
     rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
     spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
-    confidence: Array  # () exp(-mean squared error) on held-out transitions, or exp(-training loss) without; 0 before the first fit
+    confidence: Array  # () exp(-mean squared error) on held-out transitions, or on all where none are; 0 before the first fit
 
 
 class EnsembleMemory(NamedTuple):
@@ -94,8 +96,12 @@ class Ensemble:
         members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(jax.random.split(member_key, self.members))
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
-        nothing = jnp.zeros(2)
-        return EnsembleState(members, holdout_key, jnp.ones(spec.obs_size), low, high, nothing, jnp.zeros(()), spread, unknown)
+        optimizer = start(self._optimizer(), members)
+        scale, nothing = jnp.ones(spec.obs_size), jnp.zeros(2)
+        return EnsembleState(members, optimizer, holdout_key, scale, low, high, nothing, jnp.zeros(()), spread, unknown)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return adamw(self.weight_decay, self.gradient_clip)
 
     def _init_member(self, spec: Spec, latent: int, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
@@ -111,6 +117,10 @@ class Ensemble:
     @property
     def recurrent(self) -> bool:
         return False
+
+    @property
+    def warm_up(self) -> int:
+        return 1
 
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
@@ -155,7 +165,8 @@ class Ensemble:
             obs=obs,
             reward=jnp.clip(change[-1], state.rewards[0], state.rewards[1]),
             terminated=probability.max() if self.termination == "max" else probability.mean(),
-            uncertainty=jnp.sqrt(mean[:, :-1].var(0).mean() + 1e-12) + self.support_weight * outside.sum(),
+            disagreement=jnp.sqrt(mean[:, :-1].var(0).mean() + 1e-12),
+            outside=self.support_weight * outside.sum(),
             noise=deviation[:-1].mean(),
             spikes=(*spikes, *ending.spikes),
         )
@@ -174,8 +185,8 @@ class Ensemble:
     def confidence(self, state: EnsembleState) -> Array:
         return state.confidence
 
-    def errors(self, state: EnsembleState, experience: Experience, key: Array) -> Array:
-        steps = experience.gather(jnp.arange(experience.capacity))
+    def errors(self, state: EnsembleState, experience: Experience, index: Array, key: Array) -> Array:
+        steps = experience.gather(index)
         return self.squared_errors(state, steps, _no_latent(steps), key)
 
     def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
@@ -210,87 +221,102 @@ class Ensemble:
 
     # ---- fitting
 
-    def update(self, state: EnsembleState, experience: Experience, key: Array) -> tuple[EnsembleState, Metrics]:
+    def update(
+        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int
+    ) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
-        everything = experience.gather(jnp.arange(experience.capacity))
         state, weight = self.rescale(state, experience)
-        fit_key, check_key = jax.random.split(key)
+        fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
         loss = partial(self.loss, scale=state.scale, weight=weight)
-        trained, held = self._split(state.key, (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32))
-        # Each member draws, with replacement, from the transitions that may be trained on.
-        visible, hidden = jnp.cumsum(trained * experience.priorities()), jnp.cumsum(held)
 
-        def draw(cumulative: Array, key: Array, count: int) -> tuple[Transition, Array, Array]:
-            targets = jax.random.uniform(key, (self.members, count)) * cumulative[-1]
-            index = jnp.minimum(jnp.searchsorted(cumulative, targets, side="right"), jnp.maximum(experience.size - 1, 0))
+        def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
+            """Each member draws, with replacement, from the transitions that may be trained on."""
+            index = self._draw(state.key, experience, key, (self.members, self.batch), held=False)
             return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index)
 
         def check(members: Member) -> Array:
-            steps, latent, _ = draw(hidden, check_key, 256)
-            return jax.vmap(loss, in_axes=(0, 0, None))(members, (steps, latent, jnp.ones(steps.reward.shape)), check_key)
+            steps = experience.gather(self._draw(state.key, experience, check_key, (self.members, 256), held=True))
+            drawn = (steps, jnp.zeros((*steps.reward.shape, 0)), jnp.ones(steps.reward.shape))
+            return jax.vmap(loss, in_axes=(0, 0, None))(members, drawn, check_key)
 
         fitted = fit(
             state.members,
+            state.optimizer,
             loss,
-            lambda members, key: draw(visible, key, self.batch),
+            draw,
             check if self.holdout > 0 else None,
-            adamw(self.learning_rate, self.updates, self.weight_decay, self.gradient_clip),
-            updates=self.updates,
+            self._optimizer(),
+            rate=self.learning_rate,
+            updates=updates,
             block=min(self.check_every, self.updates),
             patience=self.patience,
             key=fit_key,
         )
-        after = self.fitted(state, fitted.best, fitted.train_loss)
-        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates}
-        if self.holdout == 0:
-            return after, metrics | {"model_confidence": after.confidence}
-        after, measured = self._validate(after, everything, held, check_key)
-        return after, metrics | measured | {"model_holdout_loss": fitted.best_loss.mean()}
+        state = self.fitted(state, fitted.best, fitted.optimizer)
+        index, counts = experience.survey(survey_key)
+        counts = counts * self._judges(state.key, index, counts)
+        state, measured = self._validate(state, experience.gather(index), counts, error_key)
+        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured
+        return state, metrics if self.holdout == 0 else metrics | {"model_holdout_loss": fitted.best_loss.mean()}
 
     def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
         """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
-        steps = experience.gather(jnp.arange(experience.capacity))
-        filled = (jnp.arange(experience.capacity) < experience.size).astype(jnp.float32)
-        change = jnp.square(steps.next_obs - steps.obs) * filled[:, None]
-        scale = jnp.sqrt(change.sum(0) / jnp.maximum(filled.sum(), 1)) + 1e-6
-        terminals = (steps.terminated * filled).sum()
-        weight = jnp.clip((filled.sum() - terminals) / jnp.maximum(terminals, 1), 1.0, self.terminal_weight)
-        seen = (filled > 0)[:, None]
-        low = jnp.where(seen, steps.next_obs, jnp.inf).min(0)
-        high = jnp.where(seen, steps.next_obs, -jnp.inf).max(0)
-        margin, normalizer = self.support_margin * (high - low), experience.normalizer
-        rewards = jnp.stack([jnp.minimum(normalizer.reward_low, 0), jnp.maximum(normalizer.reward_high, 0)])
-        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(terminals, 1.0))
+        moments, normalizer = experience.moments, experience.normalizer
+        scale = jnp.sqrt(moments.change) / normalizer.scale + 1e-6
+        ended = moments.terminated.astype(jnp.float32)
+        weight = jnp.clip((moments.count - ended) / jnp.maximum(ended, 1), 1.0, self.terminal_weight)
+        low, high = normalizer.obs(moments.low), normalizer.obs(moments.high)
+        margin = self.support_margin * (high - low)
+        rewards = jnp.stack(normalizer.reward_range())
+        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0))
         return eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured), weight
 
-    def fitted(self, state: EnsembleState, members: PyTree, loss: Array) -> EnsembleState:
-        """The state after fitting, before anything is measured on held-out data."""
+    def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
+        """The state after fitting, before anything is measured."""
         exact = jnp.ones(state.spread.shape)
-        confidence = jnp.exp(-jnp.maximum(loss, 0.0))  # a likelihood's loss may be negative, and no model is surer than sure
-        return eqx.tree_at(lambda s: (s.members, s.spread, s.confidence), state, (members, exact, confidence))
+        return eqx.tree_at(lambda s: (s.members, s.optimizer, s.spread), state, (members, optimizer, exact))
 
-    def _split(self, key: Array, filled: Array) -> tuple[Array, Array]:
-        """(capacity,) each: which transitions are trained on and which are held out, drawn once for each ring position and not for
-        each fit. Where nothing is held out yet, everything serves as both."""
-        held = filled * (jax.random.uniform(key, filled.shape) < self.holdout)
-        return jnp.where(held.sum() < filled.sum(), filled - held, filled), jnp.where(held.sum() > 0, held, filled)
+    def _held(self, key: Array, index: Array) -> Array:
+        """Which of the positions `index`, any shape, are held out, bool: each with the probability `holdout`, for the whole run."""
+        chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index.reshape(-1))
+        return (chance < self.holdout).reshape(index.shape)
+
+    def _draw(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], *, held: bool) -> Array:
+        """Positions that are held out, equally often, or that are not, by priority. Of enough tries for each the first right one is
+        taken; where so few are stored that none is, any position serves."""
+        if self.holdout == 0:
+            return experience.draw(key, shape)
+        wrong = 1 - self.holdout if held else self.holdout
+        tries = math.ceil(math.log(1e-4) / math.log(wrong))
+        if held:
+            index = jax.random.randint(key, (tries, *shape), 0, jnp.maximum(experience.size, 1))
+        else:
+            index = experience.draw(key, (tries, *shape))
+        right = self._held(hold_key, index) == held
+        return jnp.take_along_axis(index, jnp.argmax(right, axis=0)[None], axis=0)[0]
+
+    def _judges(self, key: Array, index: Array, counts: Array) -> Array:
+        """(rows,) 1 for the transitions at `index`, (rows,), by which the model is judged: those held out, or all that count where
+        none is."""
+        held = self._held(key, index).astype(jnp.float32)
+        return jnp.where((held * counts).sum() > 0, held, 1.0)
 
     def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
-        """Error and, for Gaussian heads, calibration on the transitions where `held`, (capacity,), is 1. Deviations are scaled on
+        """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
-        targets = self._targets(state.scale, steps)
-        error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / held.sum()
+        targets, number = self._targets(state.scale, steps), jnp.maximum(held.sum(), 1)
+        error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
-        if not self.gaussian:
+        if not self.gaussian or self.holdout == 0:
             return state, metrics
         half = jnp.arange(held.shape[0]) % 2
         factor = deviation_factor(self._standard_errors(state, steps, key), held * half)
         state = eqx.tree_at(lambda s: s.spread, state, factor)
         return state, metrics | {
-            "model_noise": (deviation.mean(0)[:, :-1].mean(1) * held).sum() / held.sum(),
-            "model_disagreement": (mean.std(0)[:, :-1].mean(1) * held).sum() / held.sum(),
+            "model_noise": (deviation.mean(0)[:, :-1].mean(1) * held).sum() / number,
+            "model_disagreement": (mean.std(0)[:, :-1].mean(1) * held).sum() / number,
             **self.calibration(state, steps, held * (1 - half), key),
         }
 

@@ -11,18 +11,21 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
-from spikedream.ops.fitting import adamw, fit, matrices
+from spikedream.ops.fitting import adamw, fit, matrices, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, World, check_bounds
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
+from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
 
 
 class RecurrentState(eqx.Module):
     network: PyTree  # parameters of the recurrent network
     ensemble: EnsembleState
+    optimizer: PyTree  # of the network and the ensemble's members together
     idle: Array  # (action_size,) zeros: the action before the first
 
 
@@ -49,9 +52,10 @@ class Recurrent:
     context: int = 6  # steps in which real observations are given
     open_loop: int = 0  # steps after that, in which the model goes on by its own predictions
     burn_in: int = 1  # steps at the start of an episode or sequence that nothing is learned from: too little is known there
+    warm_up: int = 16  # newest real steps from which the memory at a replayed step is recalled
 
     def __post_init__(self) -> None:
-        check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None), burn_in=(0, None))
+        check_bounds(self, latent=(1, None), context=(1, None), open_loop=(0, None), burn_in=(0, None), warm_up=(1, None))
         if self.burn_in >= self.context + self.open_loop:
             length = self.context + self.open_loop
             raise ValueError(
@@ -70,13 +74,28 @@ class Recurrent:
     def recurrent(self) -> bool:
         return True
 
+    @property
+    def updates(self) -> int:
+        return self.ensemble.updates
+
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size + self.latent
 
     def init(self, spec: Spec, key: Array) -> RecurrentState:
         network_key, ensemble_key = jax.random.split(key)
         network = self.network.init(2 * spec.obs_size + spec.action_size, self.latent, network_key)
-        return RecurrentState(network, self.ensemble.init(spec, ensemble_key, self.latent), jnp.zeros(spec.action_size))
+        ensemble = self.ensemble.init(spec, ensemble_key, self.latent)
+        optimizer = start(self._optimizer(), _alone((network, ensemble.members)))
+        # Its members are fitted together with the network.
+        ensemble = eqx.tree_at(lambda s: s.optimizer, ensemble, ())
+        return RecurrentState(network, ensemble, optimizer, jnp.zeros(spec.action_size))
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        def weights(params: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            network, members = params
+            return matrices(network), matrices(members, stacked=1)
+
+        return adamw(self.ensemble.weight_decay, self.ensemble.gradient_clip, weights)
 
     # ---- predicting
 
@@ -106,27 +125,27 @@ class Recurrent:
     def member(
         self, state: RecurrentState, memory: RecurrentMemory, index: Array
     ) -> "tuple[Recurrent, RecurrentState, RecurrentMemory]":
-        alone = RecurrentState(state.network, self.ensemble.select(state.ensemble, index), state.idle)
+        alone = RecurrentState(state.network, self.ensemble.select(state.ensemble, index), (), state.idle)
         return replace(self, ensemble=replace(self.ensemble, members=1)), alone, memory._replace(member=jnp.zeros((), jnp.int32))
 
     def confidence(self, state: RecurrentState) -> Array:
         return state.ensemble.confidence
 
-    def errors(self, state: RecurrentState, experience: Experience, key: Array) -> Array:
-        capacity = experience.capacity
-        everything = experience.sequence((experience.count - 1) % capacity, capacity)
-        memory = World(self, state).memories(everything, key)
-        error = self.ensemble.squared_errors(state.ensemble, everything.steps, memory.latent, key)
-        # From the order of age to that of the ring; its newest step is the sequence's last.
-        return jnp.roll(error * everything.valid, experience.count % capacity)
+    def errors(self, state: RecurrentState, experience: Experience, index: Array, key: Array) -> Array:
+        recall_key, error_key = jax.random.split(key)
+        memory = World(self, state, experience.normalizer).recall(experience, index, recall_key)
+        return self.ensemble.squared_errors(state.ensemble, experience.gather(index), memory.latent, error_key)
 
     # ---- fitting
 
-    def update(self, state: RecurrentState, experience: Experience, key: Array) -> tuple[RecurrentState, Metrics]:
+    def update(
+        self, state: RecurrentState, experience: Experience, key: Array, updates: Array | int
+    ) -> tuple[RecurrentState, Metrics]:
         """Warm-started steps on mini-batches of sequences."""
         hyper, length = self.ensemble, self.context + self.open_loop
         ensemble, weight = hyper.rescale(state.ensemble, experience)
         rest = self.network.start(state.network)
+        fit_key, survey_key, error_key = jax.random.split(key, 3)
 
         def draw(params: PyTree, key: Array) -> tuple[Sequence, Array]:
             ends = experience.draw(key, (1, hyper.batch))
@@ -142,25 +161,32 @@ class Recurrent:
             losses = jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
-        def weights(params: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            network, members = params
-            return matrices(network), matrices(members, stacked=1)
-
         fitted = fit(
-            jax.tree.map(lambda x: x[None], (state.network, ensemble.members)),
+            _alone((state.network, ensemble.members)),
+            state.optimizer,
             loss,
             draw,
             None,
-            adamw(hyper.learning_rate, hyper.updates, hyper.weight_decay, hyper.gradient_clip, weights),
-            updates=hyper.updates,
+            self._optimizer(),
+            rate=hyper.learning_rate,
+            updates=updates,
             block=min(hyper.check_every, hyper.updates),
             patience=hyper.patience,
-            key=key,
+            key=fit_key,
         )
         network, members = jax.tree.map(lambda x: x[0], fitted.best)
-        ensemble = hyper.fitted(ensemble, members, fitted.train_loss)
-        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.updates, "model_confidence": ensemble.confidence}
-        return RecurrentState(network, ensemble, jnp.array(state.idle)), metrics
+        ensemble = hyper.fitted(ensemble, members, ())
+        after = RecurrentState(network, ensemble, fitted.optimizer, jnp.array(state.idle))
+        index, counts = experience.survey(survey_key, 1000)
+        errors = self.errors(after, experience, index, error_key)
+        error = (errors * counts).sum() / jnp.maximum(counts.sum(), 1)
+        after = eqx.tree_at(lambda s: s.ensemble.confidence, after, jnp.exp(-error))
+        return after, {
+            "model_loss": fitted.train_loss,
+            "model_updates": fitted.step,
+            "model_error": error,
+            "model_confidence": after.ensemble.confidence,
+        }
 
     def _unroll(
         self, network: PyTree, members: PyTree, scale: Array, rest: PyTree, sequence: Sequence, key: Array
@@ -186,3 +212,8 @@ class Recurrent:
         start = (obs[0], obs[0], jnp.zeros(action.shape[1]), rest, jnp.zeros((), jnp.int32))
         given = jnp.arange(length) < self.context
         return jax.lax.scan(step, start, (sequence.steps, sequence.first, given, jax.random.split(key, length)))[1]
+
+
+def _alone(params: PyTree) -> PyTree:
+    """As those of an ensemble of one, leaves (1, ...)."""
+    return jax.tree.map(lambda x: x[None], params)

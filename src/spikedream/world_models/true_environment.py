@@ -75,6 +75,14 @@ class TrueEnvironment:
     def recurrent(self) -> bool:
         return False
 
+    @property
+    def warm_up(self) -> int:
+        return 1
+
+    @property
+    def updates(self) -> int:
+        return 1
+
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
 
@@ -93,8 +101,8 @@ class TrueEnvironment:
     def confidence(self, state: TrueState) -> Array:
         return jnp.ones(())
 
-    def errors(self, state: TrueState, experience: Experience, key: Array) -> Array:
-        return jnp.zeros(experience.capacity)
+    def errors(self, state: TrueState, experience: Experience, index: Array, key: Array) -> Array:
+        return jnp.zeros(index.shape)
 
     def step(self, state: TrueState, memory: TrueMemory, action: Array, key: Array) -> tuple[TrueMemory, Prediction]:
         dynamics = load_dynamics(self.dynamics)
@@ -107,11 +115,14 @@ class TrueEnvironment:
             obs=obs,
             reward=reward / state.normalizer.reward_scale,
             terminated=jnp.asarray(env.terminal(after, key), jnp.float32).reshape(()),
-            uncertainty=jnp.zeros(()),
+            disagreement=jnp.zeros(()),
+            outside=jnp.zeros(()),
             noise=jnp.zeros(()),
             spikes=(),
         )
 
-    def update(self, state: TrueState, experience: Experience, key: Array) -> tuple[TrueState, Metrics]:
+    def update(
+        self, state: TrueState, experience: Experience, key: Array, updates: Array | int
+    ) -> tuple[TrueState, Metrics]:
         # Copied, so that replay and world do not share buffers that the phases donate.
         return TrueState(jax.tree.map(jnp.array, experience.normalizer)), {"model_loss": jnp.zeros(())}

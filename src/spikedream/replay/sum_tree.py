@@ -1,0 +1,53 @@
+"""Draws in proportion to weights of which a few change at a time, as prioritised replay needs (Schaul et al. 2016, appendix B.2.1)."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+
+
+class SumTree(eqx.Module):
+    """A complete binary tree of sums: its root is entry 1, the children of entry i are 2i and 2i + 1, the weights are the leaves.
+
+    A parent is always its children's sum, computed anew: so the tree is a function of its leaves, and does not drift.
+    """
+
+    sums: Array  # (2 leaves,)
+
+    @property
+    def leaves(self) -> int:
+        """A power of two."""
+        return self.sums.shape[0] // 2
+
+    @property
+    def total(self) -> Array:
+        return self.sums[1]
+
+    def weight(self, index: Array) -> Array:
+        """Shape of `index`, int32."""
+        return self.sums[self.leaves + index]
+
+    def set(self, index: Array, weight: Array) -> "SumTree":
+        """With the weights at `index` (rows,) changed to `weight` (rows,), not negative. An index beyond the last leaf changes
+        nothing; an index that is there twice must have one weight."""
+        node = jnp.where(index < self.leaves, self.leaves + index, self.sums.shape[0])
+        sums = self.sums.at[node].set(weight, mode="drop")
+        for _ in range(self.leaves.bit_length() - 1):
+            node = jnp.where(node < self.sums.shape[0], node // 2, node)
+            sums = sums.at[node].set(sums[2 * node] + sums[2 * node + 1], mode="drop")
+        return SumTree(sums)
+
+    def find(self, target: Array) -> Array:
+        """The leaf in whose stretch of the running total each of `target` lies, in [0, total); shape of `target`, int32."""
+        node = jnp.ones(target.shape, jnp.int32)
+        for _ in range(self.leaves.bit_length() - 1):
+            left = self.sums[2 * node]
+            # Rounding must not lead into a subtree that weighs nothing.
+            right = (target >= left) & (self.sums[2 * node + 1] > 0)
+            target = jnp.where(right, target - left, target)
+            node = 2 * node + right
+        return node - self.leaves
+
+
+def empty_tree(size: int) -> SumTree:
+    """At least `size` leaves of weight 0."""
+    return SumTree(jnp.zeros(2 * (1 << max(size - 1, 1).bit_length())))
