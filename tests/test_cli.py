@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import spikedream
 from spikedream.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ids such as `environments:Walk-v0`
@@ -42,7 +43,9 @@ def test_a_run_directory_holds_what_the_design_promises(run: Path) -> None:
     assert result["imagined_steps"] > 0 and result["updates"] > 0 and result["eval_episodes"] == 4
     assert result["wall_seconds"] > result["compile_seconds"] > 0
     assert 0 < result["firing_rate"]["actor"] < 1 and 0 < result["firing_rate"]["world_model"] < 1
-    assert result["versions"]["jax"]
+    assert result["versions"]["jax"] and result["processor"] and result["version"] == result["versions"]["spikedream"]
+    fresh = spikedream.load(run).evaluate(4)  # on the seeds of repetition 0
+    assert (result["fresh_return_mean"], result["fresh_return_std"]) == (fresh.mean(), fresh.std())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["real_steps"] == 60 and [row["turn"] for row in rows] == list(range(len(rows)))
 
@@ -261,6 +264,14 @@ def test_a_directory_with_a_run_in_it_is_not_overwritten(run: Path, capsys: pyte
     before = (run / "config.yaml").read_bytes()
     status, _, err = call(capsys, "train", "debug", "--out", str(run))
     assert status == 1 and "holds a run already" in err and (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_directory_that_cannot_be_made_is_told_before_anything_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, err = call(capsys, "train", "debug", "--out", str(tmp_path / "file/run"))
+    assert status == 1 and err == f"spikedream: cannot make the run directory {tmp_path / 'file/run'}: Not a directory\n"
 
 
 def newest(run: Path, ending: str) -> Path:

@@ -6,9 +6,7 @@ was stopped begins anew.
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,12 +21,12 @@ import yaml
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
-from spikedream.envs.host import CONFIRM, EVALUATE, BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
+from spikedream.envs.host import BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
 from spikedream.experiments.zoo import RL_ZOO
-from spikedream.runners.sync import peak_memory_mb, versions
-from spikedream.runs.checkpoint import CheckpointError, write_file
+from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
+from spikedream.runs.outcome import begin, judge, write_result
 from spikedream.types import Spec
 
 NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
@@ -138,12 +136,8 @@ class Watch:
 
     def _evaluate(self, real_steps: int, updates: int) -> None:
         turn = self.row.get("turn", -1) + 1
-        result = self._episodes(EVALUATE, turn)
-        for i in range(self.baseline.evaluation.confirmations):
-            if not self._reaches(result):
-                break
-            result = self._episodes(CONFIRM, turn, i)
-        if self._reaches(result):
+        result, solved = judge(self.threshold, self.baseline.evaluation.confirmations, self._play, turn)
+        if solved:
             self.solved_at = real_steps
         self.row = {
             "turn": turn,
@@ -157,30 +151,15 @@ class Watch:
         }
         self.recorder.write(self.row)
 
-    def _episodes(self, stream: int, *index: int) -> Evaluated:
+    def _play(self, stream: int, *index: int) -> Evaluated:
         return self.evaluator(cast(Any, self.policy), cast(Any, None), stream, *index)
 
-    def _reaches(self, result: Evaluated) -> bool:
-        return self.threshold is not None and result.mean() >= self.threshold
-
     def write_result(self) -> None:
-        names = ("real_steps", "imagined_steps", "updates", "eval_return_mean", "eval_return_std")
-        result = {
-            "env": self.baseline.env,
-            "preset": self.baseline.preset,
-            "seed": self.baseline.seed,
-            "solved": self.solved_at is not None,
-            "threshold": self.threshold,
-            "real_steps_to_solve": self.solved_at,
-            **{name: self.row[name] for name in names},
-            "eval_episodes": self.baseline.evaluation.episodes,
-            "wall_seconds": round(time.perf_counter() - self.started, 3),
-            "compile_seconds": 0.0,
-            "peak_memory_mb": peak_memory_mb(),
-            "firing_rate": {},
-            "versions": versions() | {n: importlib.metadata.version(n) for n in ("stable-baselines3", "torch") if installed()},
-        }
-        write_file(self.directory / "result.json", json.dumps(result, indent=2).encode())
+        write_result(
+            self.directory, self.baseline, self.row, self._play, threshold=self.threshold, solved_at=self.solved_at,
+            wall_seconds=time.perf_counter() - self.started,
+            packages=("stable-baselines3", "torch") if installed() else (),
+        )  # fmt: skip
 
     def close(self) -> None:
         self.recorder.close()
@@ -197,8 +176,7 @@ def run(baseline: Baseline, directory: Path) -> None:
     """
     if not installed():
         raise ImportError(f"Stable-Baselines3 is {NOT_INSTALLED}")
-    directory.mkdir(parents=True, exist_ok=True)
-    configuration.save(cast(Any, baseline), directory / "config.yaml")
+    begin(baseline, directory)
     model = _model(baseline)
     normalizer = model.get_vec_normalize_env()
 

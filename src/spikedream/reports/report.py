@@ -77,7 +77,10 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     solved = "not finished" if run.result is None else "yes" if facts["solved"] else "no"
     counts = (("imagined steps", "imagined_steps"), ("agent updates", "updates"))  # an agent that only plans has neither
     decision_ms = last.get("decision_ms")
-    mean, std = facts.get("eval_return_mean"), facts.get("eval_return_std")
+    returns = {
+        "final return, mean ± std": (facts.get("eval_return_mean"), facts.get("eval_return_std")),
+        "on fresh episodes": (facts.get("fresh_return_mean"), facts.get("fresh_return_std")),
+    }
     return [
         ("environment", run.config.env),
         ("preset", run.config.preset),
@@ -86,7 +89,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("real steps to solve", number(facts["real_steps_to_solve"])),
         ("real steps", number(facts["real_steps"])),
         *((name, number(facts[key])) for name, key in counts if facts[key] or run.result is None),
-        ("final return, mean ± std", "–" if mean is None else f"{number(mean)} ± {number(std)}"),
+        *((name, "–" if mean is None else f"{number(mean)} ± {number(std)}") for name, (mean, std) in returns.items()),
         ("threshold", number(_threshold(run))),
         ("wall time", f"{number(facts['wall_seconds'])} s"),
         ("of it compiling", f"{number(run.counters['compile_seconds'])} s"),

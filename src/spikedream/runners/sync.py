@@ -1,12 +1,7 @@
 """The loop in one process: collect, fit, dream, evaluate, in turn, until the environment is solved or the budget is spent."""
 
-import importlib.metadata
-import json
 import math
-import platform
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +15,10 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import (
     CONFIRM,
-    EVALUATE,
     EXPLORE,
     HostEnvironment,
     Position,
@@ -34,7 +27,7 @@ from spikedream.envs.host import (
     random_log_prob,
     reward_threshold,
 )
-from spikedream.runs import checkpoint
+from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Listener, Recorder
@@ -116,6 +109,8 @@ class Trainer:
         self.algorithm = config.algorithm(self.env.spec)
         self.progress = Progress()
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
+        if not resume:  # before the compilations begin: a directory that cannot be made is told at once
+            outcome.begin(config, directory)
         # The two long compilations go on in other threads while the first episodes are played.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.state)
         pool = ThreadPoolExecutor(2)
@@ -126,9 +121,6 @@ class Trainer:
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         if resume:
             self._restore()
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            configuration.save(config, directory / "config.yaml")
         self.recorder = Recorder(directory, self.progress.metrics_bytes)
 
     def train(self) -> None:
@@ -216,20 +208,18 @@ class Trainer:
         """Greedy episodes; when they and all confirmations reach the threshold, the run is solved."""
         progress = self.progress
         self.listener.phase("evaluate", 0, 1)
-        result = self.evaluator(self.algorithm, self.state, EVALUATE, progress.turn)
-        for i in range(self.config.evaluation.confirmations):
-            if not self._reaches(result):
-                break
-            self.listener.phase("confirm", i, self.config.evaluation.confirmations)
-            result = self.evaluator(self.algorithm, self.state, CONFIRM, progress.turn, i)
-        if self._reaches(result):
+        verdict = outcome.judge(self.threshold, self.config.evaluation.confirmations, self._play, progress.turn)
+        if verdict.solved:
             progress.solved_at, progress.finished = progress.real_steps, True
         if progress.real_steps >= self.config.budget:
             progress.finished = True
-        self._turn_over(result)
+        self._turn_over(verdict.evaluated)
 
-    def _reaches(self, result: Evaluated) -> bool:
-        return self.threshold is not None and result.mean() >= self.threshold
+    def _play(self, stream: int, *index: int) -> Evaluated:
+        """As `runs.outcome` asks for it."""
+        if stream == CONFIRM:
+            self.listener.phase("confirm", index[-1], self.config.evaluation.confirmations)
+        return self.evaluator(self.algorithm, self.state, stream, *index)
 
     def _turn_over(self, result: Evaluated) -> None:
         progress = self.progress
@@ -341,48 +331,14 @@ class Trainer:
 
     def write_result(self) -> None:
         """`result.json`: the outcome for people and programs."""
-        progress, row = self.progress, self.progress.row
-        result = {
-            "env": self.config.env,
-            "preset": self.config.preset,
-            "seed": self.config.seed,
-            "solved": progress.solved_at is not None,
-            "threshold": self.threshold,
-            "real_steps_to_solve": progress.solved_at,
-            "real_steps": progress.real_steps,
-            "imagined_steps": progress.imagined_steps,
-            "updates": progress.updates,
-            "eval_return_mean": row.get("eval_return_mean"),
-            "eval_return_std": row.get("eval_return_std"),
-            "eval_episodes": self.config.evaluation.episodes,
-            "decision_ms": row.get("decision_ms"),
-            "wall_seconds": round(progress.wall_seconds, 3),
-            "compile_seconds": round(progress.compile_seconds, 3),
-            "peak_memory_mb": peak_memory_mb(),
-            "firing_rate": {k.split("/")[1]: v for k, v in row.items() if k.startswith("firing_rate/")},
-            "versions": versions(),
-        }
-        checkpoint.write_file(self.directory / "result.json", json.dumps(result, indent=2).encode())
+        progress = self.progress
+        outcome.write_result(
+            self.directory, self.config, progress.row, self._play, threshold=self.threshold, solved_at=progress.solved_at,
+            wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.recorder.close()
         self.evaluator.close()
         self.env.close()
         self.clock.close()
-
-
-def peak_memory_mb() -> int:
-    """Of this process. Linux's `ru_maxrss` would count the parent's memory too, when the process was forked from a larger one."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) // 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def versions() -> dict[str, str]:
-    packages = ("spikedream", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages} | {
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-    }
