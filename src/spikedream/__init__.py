@@ -20,7 +20,8 @@ from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
 from spikedream.envs.host import BrokenEnvironment
 from spikedream.reports.report import write_report
-from spikedream.runners.sync import Diverged, Interrupted, Trainer
+from spikedream.runners.stop import Diverged, Interrupted
+from spikedream.runners.sync import Trainer
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.metrics import Listener
 from spikedream.runs.run import Run

@@ -139,7 +139,7 @@ class Algorithm:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def remember(self, replay: Replay, steps: Transition, number: Array) -> Replay:
-        """Add the first `number` () real steps of all environments, fields (rows, environments, ...), in the environment's units."""
+        """Add the first `number` () real steps of all environments, fields (rows, environments, ...), in their own units."""
         return replay.add(steps, number)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -1,8 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
-import dataclasses
 import sys
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,52 +67,74 @@ def train(arguments: list[str], console: Console) -> int:
 
 
 def _parse_train(arguments: list[str]) -> Train:
+    """Every flag but `--out` is a setting, `--agent.horizon 20`, or a part, `--agent MPC`; all are put in at once, since some are
+    only valid together."""
     names = [a for a in arguments[:1] if not a.startswith("-")]
     base = configuration.named(names[0]) if names else Config()
-    base, rest = _swap_parts(base, arguments)
-    default = Train(name=names[0] if names else tyro.MISSING, config=base)
-    return tyro.cli(
-        Train,
-        prog="spikedream train",
-        args=rest,
-        default=default,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    changes: dict[str, Any] = {}
+    out: Path | None = None
+    asks_help = False
+    for path, values in _flags(arguments[len(names) :]):
+        if path in (["help"], ["h"]):
+            asks_help = True
+        elif path == ["out"]:
+            out = Path(_single(path, values))
+        else:
+            _put(changes, path, _value(path, values))
+    config = configuration.merge(base, changes)
+    if asks_help or not names:
+        default = Train(name=names[0] if names else tyro.MISSING, config=config)
+        settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+        tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
+    return Train(names[0], config, out)
 
 
-def _swap_parts(base: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Takes out of the command line the flags that name a part (`--world-model.dynamics MLP`) and puts those parts in, so that the
-    rest can be parsed as fields of the parts chosen. Settings given beside a part go in with it: either alone may not be valid."""
-    rest: list[str] = []
-    flags: list[tuple[list[str], list[str]]] = []  # (path, values)
+def _flags(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
+    """`--a-b.c x y` as (["a_b", "c"], ["x", "y"])."""
+    flags: list[tuple[list[str], list[str]]] = []
     for argument in arguments:
-        if argument.startswith("--"):
-            flag, given, value = argument.partition("=")
-            flags.append((flag.removeprefix("--").replace("-", "_").split("."), [value] if given else []))
+        if argument.startswith("--") or argument == "-h":
+            flag, given, value = argument.lstrip("-").partition("=")
+            flags.append((flag.replace("-", "_").split("."), [value] if given else []))
+        elif flags:
+            flags[-1][1].append(argument)
         else:
-            (flags[-1][1] if flags else rest).append(argument)
-    for path, values in flags:
-        if values and _choices(base, path):
-            beside = {p[-1]: v[0] for p, v in flags if p[:-1] == path[:-1] and len(v) == 1 and _choices(base, p) == {}}
-            change: Any = {name: None if value == "None" else yaml.safe_load(value) for name, value in beside.items()}
-            change[path[-1]] = None if values[0] == "None" else values[0]
-            for name in reversed(path[:-1]):
-                change = {name: change}
-            base = configuration.merge(base, change)
-            rest += values[1:]
-        else:
-            rest += ["--" + ".".join(path).replace("_", "-"), *values]
-    return base, rest
+            raise ConfigError(f"{argument!r} is no setting; settings are written as --agent.horizon 20")
+    return flags
 
 
-def _choices(base: Any, path: list[str]) -> dict[str, type] | None:
-    """The kinds of part that may stand at `path`: none where it is a plain setting; None where there is no such setting."""
-    hint = None
-    for name in path:
-        if not dataclasses.is_dataclass(base) or not hasattr(base, name):
-            return None
-        hint, base = typing.get_type_hints(type(base)).get(name), getattr(base, name)
-    return configuration.kinds(hint)
+def _flag(path: list[str]) -> str:
+    return "--" + ".".join(path).replace("_", "-")
+
+
+def _single(path: list[str], values: list[str]) -> str:
+    if len(values) != 1:
+        raise ConfigError(f"{_flag(path)} takes one value, not {len(values)}")
+    return values[0]
+
+
+def _value(path: list[str], values: list[str]) -> Any:
+    """As YAML reads it; several values are a list."""
+    if not values:
+        raise ConfigError(f"{_flag(path)} takes a value: {_flag(path)} True, for instance")
+    try:
+        read = [None if value == "None" else yaml.safe_load(value) for value in values]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_flag(path)} {' '.join(values)} cannot be read: {' '.join(str(error).split())}") from error
+    return read if len(read) > 1 else read[0]
+
+
+def _put(changes: dict[str, Any], path: list[str], value: Any) -> None:
+    """A part's name and its settings may come in any order."""
+    *parents, last = path
+    for name in parents:
+        inner = changes.get(name)
+        changes[name] = inner if isinstance(inner, dict) else {} if inner is None else {"kind": inner}
+        changes = changes[name]
+    if isinstance(changes.get(last), dict) and isinstance(value, str):
+        changes[last]["kind"] = value
+    else:
+        changes[last] = value
 
 
 def resume(arguments: list[str], console: Console) -> int:

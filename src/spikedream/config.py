@@ -124,6 +124,7 @@ class Config:
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
+    action_repeat: int = 1  # the environment's own steps for which an action is held
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
@@ -138,7 +139,7 @@ class Config:
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), action_repeat=(1, None))
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
@@ -192,7 +193,8 @@ def twin(part: Any) -> Any:
 
 # ---- to and from plain data
 
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, ReplayBuffer, AdaptiveWeight, Fitting)  # written without a kind: there is no other
+# Written without a kind: there is no other.
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, ReplayBuffer, AdaptiveWeight, Fitting)
 
 
 def to_data(value: Any) -> Any:
@@ -220,7 +222,7 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
     if changes is None and type(None) in typing.get_args(hint):
         return None
     if not options:
-        return _plain(changes, hint, path)
+        return _plain({**base, **changes} if _are_mappings(base, changes) else changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
     if not isinstance(changes, Mapping):
@@ -241,6 +243,10 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         return dataclasses.replace(base, **new)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def nearest(name: str, choices: typing.Iterable[str]) -> str:

@@ -9,7 +9,6 @@ to and from the environment's own units happens in `spikedream.replay.normalizer
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 

@@ -23,6 +23,13 @@ class Belief(NamedTuple):
     begun: Array  # () float, 0 before the first observation
 
 
+class Intention(NamedTuple):
+    """What an agent that plans is about to do."""
+
+    memory: Any  # the world's, where it stands
+    actions: Array  # (horizon, action_size)
+
+
 class Bonus(Protocol):
     """Intrinsic reward for curiosity; `spikedream.bonuses` holds the implementations."""
 
@@ -33,8 +40,8 @@ class Bonus(Protocol):
 
     def init(self, spec: Spec, world: "World", key: Array) -> PyTree: ...
     def reward(self, state: PyTree, obs: Array, action: Array, prediction: Prediction) -> Array:
-        """() weighted intrinsic reward of a step, in units of the normalised reward; `prediction.obs` is the next observation, which
-        for a real step is the real one."""
+        """() weighted intrinsic reward of a step, in units of the normalised reward; `prediction.obs` is the next observation, of
+        a real step the real one."""
         ...
 
     def update(self, state: PyTree, world: "World", experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
@@ -43,8 +50,8 @@ class Bonus(Protocol):
 
 
 class World(eqx.Module):
-    """A world model, its learned state, an optional bonus and the scale of what goes in and out: all that an agent needs in order to
-    dream."""
+    """A world model, its learned state, an optional bonus and the scale of what goes in and out: all that an agent needs in order
+    to dream."""
 
     model: WorldModel = eqx.field(static=True)
     state: PyTree
@@ -148,8 +155,8 @@ class World(eqx.Module):
 class Agent(Protocol):
     """Chooses actions and improves inside the world; `spikedream.agents` holds the implementations.
 
-    Its `spec` is that of the environment; what it sees of a state is `world.feature`, (world.model.feature_size(spec),). What acting
-    needs of its state is its policy, a pytree of its own, which is all that a collector, an evaluator or an exporter is given.
+    Its `spec` is that of the environment; what it sees of a state is `world.feature`, (world.model.feature_size(spec),). What
+    acting needs of its state is its policy, a pytree of its own: all that a collector, an evaluator or an exporter is given.
     """
 
     @property
@@ -174,8 +181,8 @@ class Agent(Protocol):
         ...
 
     def act(self, policy: PyTree, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision: ...
-    def intended(self, policy: PyTree, world: World, carry: PyTree, obs: Array, key: Array) -> Array | None:
-        """The actions, (horizon, action_size), that `act` with the same arguments plans greedily; None where it does not plan."""
+    def intended(self, policy: PyTree, world: World, carry: PyTree, obs: Array, key: Array) -> Intention | None:
+        """What `act` with the same arguments plans greedily; None where it does not plan."""
         ...
 
     def update(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:

@@ -98,17 +98,13 @@ class ActorCritic:
         """() value of one state, an average of normalised rewards to come."""
         return self.value.mean(self.critic(critic, obs, self.critic.start(critic), key).value)
 
-    def errors(
-        self, critic: PyTree, gamma: float, world: World, experience: Experience, index: Array, key: Array
-    ) -> Array:
+    def errors(self, critic: PyTree, gamma: float, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error, in units of the normalised reward, on the transitions at `index`, (rows,)."""
         recall_key, observe_key, value_key = jax.random.split(key, 3)
         steps, memory = experience.gather(index), world.recall(experience, index, recall_key)
         keys = jax.random.split(observe_key, index.shape[0])
         after = jax.vmap(world.observe)(memory, steps, keys)
-        value, following = (
-            jax.vmap(lambda m: self.value_of(critic, world.feature(m), value_key))(m) for m in (memory, after)
-        )
+        value, following = (jax.vmap(lambda m: self.value_of(critic, world.feature(m), value_key))(m) for m in (memory, after))
         target = (1 - gamma) * steps.reward + gamma * (1 - steps.terminated) * following
         return jnp.square((target - value) / (1 - gamma))
 
@@ -119,14 +115,14 @@ class ActorCritic:
         return probability_ratio(log_prob, batch.log_prob), log_prob, jax.vmap(distribution.entropy)(out)
 
 
-def optimizers(
-    rate: float, critic_rate: float, clip: float
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+def optimizers(rate: float, critic_rate: float, clip: float) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Of actor and critic; `clip` bounds each gradient's global norm."""
     return adam(rate, clip), adam(critic_rate, clip)
 
 
-def apply_gradient(optimizer: optax.GradientTransformation, gradient: PyTree, moments: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+def apply_gradient(
+    optimizer: optax.GradientTransformation, gradient: PyTree, moments: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
     """New parameters and moments."""
     changes, moments = optimizer.update(gradient, moments, params)
     return optax.apply_updates(params, changes), moments

@@ -158,9 +158,7 @@ class Dreamer:
     def start(self, policy: DreamerPolicy, world: World) -> DreamerCarry:
         return DreamerCarry(world.blank(policy.spec), self.rest(policy))
 
-    def act(
-        self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool
-    ) -> Decision:
+    def act(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool) -> Decision:
         follow_key, decide_key = jax.random.split(key)
         memory = world.follow(carry.belief, obs, follow_key)
         decision = self.decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
@@ -169,9 +167,7 @@ class Dreamer:
     def intended(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array) -> None:
         return None
 
-    def decide(
-        self, policy: DreamerPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool
-    ) -> Decision:
+    def decide(self, policy: DreamerPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """By the actor alone; `carry` is its own memory."""
         return self._networks.decide(policy.actor, policy.distribution, carry, feature, key, greedy)
 
@@ -231,8 +227,8 @@ class Dreamer:
     def _starts(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[Ends, Array]:
         """Where dreams begin, leaves (trajectories, ...), and how much each counts, (trajectories,).
 
-        A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state. So dreams reach states
-        that a few real episodes never visited, without a long horizon.
+        A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state. So dreams reach
+        states that a few real episodes never visited, without a long horizon.
         """
         replay_key, noise_key, alive_key, start_key, relive_key = jax.random.split(key, 5)
         pool, count = state.pool, self.trajectories
@@ -380,10 +376,8 @@ class Dreamer:
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array]:
         """REINFORCE with the advantage as given, or PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
         ratio, log_prob, entropy = self._networks.ratio(actor, distribution, batch)
-        if self.gradient == "clipped":
-            gain = clipped_gain(ratio, batch.advantage, self.clip)
-        else:
-            gain = log_prob * batch.advantage
+        clipped = self.gradient == "clipped"
+        gain = clipped_gain(ratio, batch.advantage, self.clip) if clipped else log_prob * batch.advantage
         total = batch.weight.sum() + 1e-6
         entropy = (entropy * batch.weight).sum() / total
         return -(gain * batch.weight).sum() / total - self.entropy * entropy, entropy

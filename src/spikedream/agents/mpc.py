@@ -20,7 +20,7 @@ from spikedream.planners.mppi import MPPI
 from spikedream.planners.plan import check_proposals
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds
-from spikedream.world import Belief, World
+from spikedream.world import Belief, Intention, World
 
 AnyPlanner = CEM | MPPI | RandomShooting
 
@@ -122,19 +122,19 @@ class MPC:
             plan, decision = found.memory, decision._replace(action=sequence[0], log_prob=jnp.zeros(()))
         return decision._replace(carry=MPCCarry(world.belief(memory, decision.action), plan, decision.carry))
 
-    def intended(self, policy: MPCPolicy, world: World, carry: MPCCarry, obs: Array, key: Array) -> Array | None:
+    def intended(self, policy: MPCPolicy, world: World, carry: MPCCarry, obs: Array, key: Array) -> Intention | None:
         if not self._plans(greedy=True):
             return None
         follow_key, _, plan_key = jax.random.split(key, 3)
         memory = world.follow(carry.belief, obs, follow_key)
-        return self.plan(policy, world, memory, carry, plan_key, greedy=True).actions
+        return Intention(memory, self.plan(policy, world, memory, carry, plan_key, greedy=True).actions)
 
     def _plans(self, greedy: bool) -> bool:
         return self.when == "always" or (self.when == "evaluate") == greedy
 
     def plan(self, policy: MPCPolicy, world: World, memory: Any, carry: MPCCarry, key: Array, greedy: bool):
         """One whole search from the world's memory; answers a `Plan`. Curiosity is for learning: a greedy plan is after the
-        environment's own reward, up to its end; what a learned policy proposes, and what its critic says of the end, has been learned
+        environment's own reward, up to its end; what a learned policy proposes, and what its critic says of the end, it has learned
         with the bonus."""
         world = world.without_bonus() if greedy else world
         propose_key, plan_key = jax.random.split(key)

@@ -23,7 +23,7 @@ from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, standar
 from spikedream.ops.returns import survival, vtrace
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
+from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
 from spikedream.world import World
 
 
@@ -383,4 +383,3 @@ class PPO:
         held = batch.value + jnp.clip(value - batch.value, -self.value_clip, self.value_clip)
         moved = jnp.abs(held - batch.target) > jnp.abs(value - batch.target)
         return (jnp.where(moved, jax.lax.stop_gradient(loss), loss) * weight).sum()
-

@@ -25,8 +25,8 @@ class WeightState(eqx.Module):
 class AdaptiveWeight:
     """Reward beta x min(raw / scale, cap), in the environment's units, where beta follows the trend of the external return.
 
-    Once in each fit, R being the mean return of the episodes that ended since the last one: recent += fast (R - recent), usual += slow (R -
-    usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
+    Once in each fit, R being the mean return of the episodes that ended since the last one: recent += fast (R - recent),
+    usual += slow (R - usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
     weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
     Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
     ends. With low = high the weight is constant.
@@ -93,4 +93,3 @@ class AdaptiveWeight:
         beta = jnp.clip(state.beta * jnp.exp(-self.rate * trend), self.low, self.high)
         after = WeightState(beta, state.reward_scale, state.scale, recent, usual, lowest, highest, jnp.ones(()))
         return jax.tree.map(lambda new, old: jnp.where(ended, new, old), after, state)
-

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, cast
 
+import jax
 import numpy as np
 import tyro
 import yaml
@@ -96,14 +97,14 @@ class GreedyPolicy:
 
     def start(self, *_: Any) -> None: ...
 
-    def act(self, state: Any, carry: Any, obs: np.ndarray, *_: Any) -> SimpleNamespace:
+    def act(self, policy: Any, carry: Any, obs: np.ndarray, key: Any, greedy: bool) -> SimpleNamespace:
         actions = self.predict(obs)
         if self.spec.discrete:
             encoded = np.eye(self.spec.action_size, dtype=np.float32)[actions]
         else:
             low, high = np.asarray(self.spec.action_low), np.asarray(self.spec.action_high)
             encoded = (actions - low) / (high - low) * 2 - 1
-        return SimpleNamespace(action=encoded, carry=None, rate=np.zeros(len(obs), np.float32))
+        return SimpleNamespace(action=encoded, carry=None, rate=np.zeros(len(obs), np.float32), key=key)
 
 
 class Watch:
@@ -152,7 +153,7 @@ class Watch:
         self.recorder.write(self.row)
 
     def _play(self, stream: int, *index: int) -> Evaluated:
-        return self.evaluator(cast(Any, self.policy), cast(Any, None), stream, *index)
+        return self.evaluator(cast(Any, self.policy), cast(Any, None), jax.random.key(0), stream, *index)
 
     def write_result(self) -> None:
         write_result(

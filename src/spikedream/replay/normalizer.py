@@ -83,8 +83,8 @@ class Moments(eqx.Module):
         )
 
     def normalizer(self, reward_floor: float = 0.0) -> Normalizer:
-        """The scale of rewards is at least `reward_floor`, the largest bonus: where only small costs have been seen, bonuses must not
-        dwarf the scale."""
+        """The scale of rewards is at least `reward_floor`, the largest bonus: where only small costs have been seen, bonuses must
+        not dwarf the scale."""
         deviation = jnp.sqrt(self.variance)
         known = self.count > 0
         low, high = jnp.where(known, self.reward_low, 0), jnp.where(known, self.reward_high, 0)

@@ -37,15 +37,11 @@ class ReplayBuffer:
         def zeros(*size: int) -> Array:
             return jnp.zeros((rows, environments, *size))  # every field its own buffer: the phases donate them
 
-        data = Transition(
-            zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(spec.obs_size), zeros(), zeros(), zeros()
-        )
+        data = Transition(zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(spec.obs_size), zeros(), zeros(), zeros())
         priority = None if self.priority == "uniform" else Priority(empty_tree(rows * environments), jnp.full((), 1e-6))
         episodes = Episodes(jnp.zeros(environments), jnp.zeros(()), jnp.zeros((), jnp.int32))
         size = spec.obs_size
-        return Replay(
-            data, jnp.zeros((), jnp.int32), identity(size), no_moments(size), episodes, priority, self.alpha, self.beta
-        )
+        return Replay(data, jnp.zeros((), jnp.int32), identity(size), no_moments(size), episodes, priority, self.alpha, self.beta)
 
 
 class Episodes(eqx.Module):
@@ -78,8 +74,8 @@ class Priority(eqx.Module):
 
 
 class Replay(eqx.Module):
-    """A ring of transitions in the environment's own units, one row for each step of all environments; once full, the oldest rows are
-    overwritten. A position counts along the environments first.
+    """A ring of transitions in the environment's own units, one row for each step of all environments; once full, the oldest rows
+    are overwritten. A position counts along the environments first.
 
     It is also the `Experience` that world models and agents see: what it returns is normalised.
     """

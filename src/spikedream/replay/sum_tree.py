@@ -1,4 +1,4 @@
-"""Draws in proportion to weights of which a few change at a time, as prioritised replay needs (Schaul et al. 2016, appendix B.2.1)."""
+"""Draws in proportion to weights of which few change at a time, as prioritised replay needs (Schaul et al. 2016, B.2.1)."""
 
 import equinox as eqx
 import jax.numpy as jnp

@@ -1,6 +1,5 @@
 """The episode that the report shows: what the policy did, what the world model says about it, and what a planner expected."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from spikedream.agents.mpc import MPC
-from spikedream.algorithm import Algorithm, TrainState
+from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
 from spikedream.ops.dream import dream, playback
 from spikedream.runs.run import Run
-from spikedream.types import Belief, Decision, PyTree, World
+from spikedream.types import Decision, PyTree
+from spikedream.world import Belief, World
 
 PLANS = 4  # of a planner are shown
 WARM_UP = 10  # real steps that a model with a memory follows before it dreams
@@ -37,14 +36,23 @@ class Imagined(NamedTuple):
     spikes: tuple[Array, ...]  # of the first member along the real episode, per layer (horizon, ticks, neurons)
 
 
-def plans(algorithm: Algorithm) -> bool:
-    """Whether the greedy policy plans."""
-    return isinstance(algorithm.agent, MPC) and algorithm.agent.when != "collect"
+def planned_steps(run: Run) -> int:
+    """How far the greedy policy plans; 0 where it does not."""
+    algorithm = run.algorithm
+
+    def plan(state: TrainState) -> Array | None:
+        policy, obs = algorithm.policy(state), jnp.zeros(run.spec.obs_size)
+        carry = algorithm.agent.start(policy.policy, policy.world)
+        found = algorithm.agent.intended(policy.policy, policy.world, carry, obs, jax.random.key(0))
+        return None if found is None else found.actions
+
+    found = jax.eval_shape(plan, run.state)
+    return 0 if found is None else found.shape[0]
 
 
-def plan_every(algorithm: Algorithm) -> int:
+def plan_every(run: Run) -> int:
     """Steps between two plans that are shown, so that they do not lie over each other."""
-    return max(algorithm.agent.horizon, 10) if isinstance(algorithm.agent, MPC) else 0
+    return max(planned_steps(run), 10)
 
 
 def play(run: Run) -> Episode:
@@ -53,14 +61,15 @@ def play(run: Run) -> Episode:
     # An environment seeded from the report's own stream meets no episode of the learner.
     seed = episode_seed(run.config.seed, REPORT)
     env = HostEnvironment(run.config.env, run.config.env_kwargs, run.config.max_episode_steps, seed)
-    shown = {i * plan_every(algorithm) for i in range(PLANS)} if plans(algorithm) else set()
+    shown = {i * plan_every(run) for i in range(PLANS)} if planned_steps(run) else set()
     try:
-        obs, carry = [env.reset()], algorithm.agent.start(state.agent, algorithm.world(state))
+        policy = algorithm.policy(state)
+        obs, carry = [env.reset()], algorithm.agent.start(policy.policy, policy.world)
         actions, rewards, spikes, carries = [], [], [], {}
         while env.position.obs is not None:
             if len(actions) in shown:
                 carries[len(actions)] = carry
-            decision = _decide(algorithm, state, carry, obs[-1], np.uint32(len(actions)))
+            decision = _decide(algorithm, policy, carry, obs[-1], step_key(run, len(actions)))
             carry = decision.carry
             step = env.step(np.asarray(decision.action))
             obs.append(np.asarray(step.next_obs))
@@ -73,11 +82,16 @@ def play(run: Run) -> Episode:
     return Episode(np.stack(obs), np.stack(actions), np.asarray(rewards), trains, carries)
 
 
+def step_key(run: Run, step: int) -> Array:
+    """What the policy draws from at one step of the episode."""
+    return jax.random.fold_in(jax.random.fold_in(run.state.keys.evaluate, 0), step)
+
+
 @partial(jax.jit, static_argnums=0)
-def _decide(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, step: Array) -> Decision:
+def _decide(algorithm: Algorithm, policy: PolicyState, carry: PyTree, obs: Array, key: Array) -> Decision:
     """As `Algorithm.act` for one raw observation, with the spikes."""
-    world, key = algorithm.world(state), jax.random.fold_in(state.key, step)
-    return algorithm.agent.act(state.agent, world, carry, state.replay.normalizer.obs(obs), key, True)
+    obs = policy.world.normalizer.obs(obs)
+    return algorithm.agent.act(policy.policy, policy.world, carry, obs, key, True)
 
 
 def warm_up(algorithm: Algorithm, horizon: int) -> int:
@@ -89,32 +103,31 @@ def warm_up(algorithm: Algorithm, horizon: int) -> int:
 def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array, warm: int) -> Imagined:
     """Of the real raw observations (horizon, obs_size) that were met and the actions (horizon, action_size) taken there."""
     world, normalizer = algorithm.world(state), state.replay.normalizer
-    keys = jax.random.split(state.key, obs.shape[0])
+    follow_key, dream_key = jax.random.split(jax.random.fold_in(state.keys.evaluate, 1))
 
     def follow(belief: Belief, now: tuple[Array, Array, Array]) -> tuple[Belief, tuple[Any, tuple[Array, ...]]]:
         obs, action, key = now
-        memory = world.follow(belief, obs, key)
-        trains = world.step(memory, action, key)[1].spikes
+        memory_key, step_key = jax.random.split(key)
+        memory = world.follow(belief, obs, memory_key)
+        trains = world.step(memory, action, step_key)[1].spikes
         first = tuple(train.reshape(-1, *train.shape[-2:])[0] for train in trains)
-        return Belief(memory, action, jnp.ones(())), (memory, first)
+        return world.belief(memory, action), (memory, first)
 
-    blank = world.blank(algorithm.spec)
-    memories, trains = jax.lax.scan(follow, blank, (normalizer.obs(obs), actions, keys))[1]
+    steps = (normalizer.obs(obs), actions, jax.random.split(follow_key, obs.shape[0]))
+    memories, trains = jax.lax.scan(follow, world.blank(algorithm.spec), steps)[1]
     memory = jax.tree.map(lambda x: x[warm], memories)
-    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], state.key)), trains)
+    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], dream_key)), trains)
 
 
 @partial(jax.jit, static_argnums=0)
-def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, step: Array) -> tuple[Array, Array]:
-    """The actions (horizon, action_size) that `_decide` plans in the same place, and where each member expects them to lead,
+def plan(algorithm: Algorithm, state: TrainState, carry: PyTree, obs: Array, key: Array) -> tuple[Array, Array]:
+    """The actions (horizon, action_size) that the policy plans for one raw observation, and where each member expects them to lead,
     (members, horizon, obs_size) in the environment's units."""
-    agent, world, normalizer = algorithm.agent, replace(algorithm.world(state), bonus=None), state.replay.normalizer
-    assert isinstance(agent, MPC)
-    follow_key, _, plan_key = jax.random.split(jax.random.fold_in(state.key, step), 3)  # as `MPC.act` does
-    memory = world.follow(carry.belief, normalizer.obs(obs), follow_key)
-    actions = agent.plan(state.agent, world, memory, carry.policy, carry.plan, plan_key).actions
-    expected = _open_loop(world, memory, actions, plan_key)
-    return actions, normalizer.raw_obs(expected)
+    policy, normalizer = algorithm.policy(state), state.replay.normalizer
+    found = algorithm.agent.intended(policy.policy, policy.world, carry, normalizer.obs(obs), key)
+    assert found is not None, "plan() of an agent that does not plan"
+    expected = _open_loop(algorithm.world(state), found.memory, found.actions, jax.random.fold_in(key, 0))
+    return found.actions, normalizer.raw_obs(expected)
 
 
 def _open_loop(world: World, memory: Any, actions: Array, key: Array) -> Array:

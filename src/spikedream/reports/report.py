@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed, make_arguments, reward_threshold
 from spikedream.reports.curves import GROUPS, curves, learning_curve
-from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, warm_up
+from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, step_key, warm_up
 from spikedream.reports.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
 from spikedream.runs.run import Run
 
@@ -133,11 +133,11 @@ def _plans_against_reality(run: Run, episode: Episode) -> str:
         return ""
     stretches = []
     for step, carry in episode.carries.items():
-        _, expected = plan(run.algorithm, run.state, carry, episode.obs[step], np.uint32(step))
+        _, expected = plan(run.algorithm, run.state, carry, episode.obs[step], step_key(run, step))
         stretches.append(Stretch(step, np.asarray(expected)))
     end = max(stretch.start + stretch.obs.shape[1] for stretch in stretches)
     text = (
-        f"The same episode. The agent plans at every step; shown is one plan in {plan_every(run.algorithm)}, from the observation"
+        f"The same episode. The agent plans at every step; shown is one plan in {plan_every(run)}, from the observation"
         " that it was made for to where the world model expects it to lead. Reality leaves it where the model is wrong, and where"
         " a later plan looked better."
     )

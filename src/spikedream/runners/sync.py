@@ -1,88 +1,73 @@
-"""The loop in one process: collect, fit, dream, evaluate, in turn, until the environment is solved or the budget is spent."""
+"""The loop in one process: collect, fit, dream, evaluate, each by its own clock, until the environment is solved or the budget is
+spent."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.monitoring
+import jax.numpy as jnp
 import numpy as np
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
-from spikedream.envs.host import (
-    CONFIRM,
-    EXPLORE,
-    HostEnvironment,
-    Position,
-    episode_seed,
-    random_action,
-    random_log_prob,
-    reward_threshold,
-)
+from spikedream.envs.host import CONFIRM, reward_threshold
+from spikedream.runners.clock import CompileClock, due
+from spikedream.runners.stop import Diverged, Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Listener, Recorder
-from spikedream.types import Metrics, PyTree
+from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.types import Metrics
 
-
-class Diverged(Exception):
-    """A loss or a parameter is no longer a number; the last good checkpoint is still there."""
-
-
-class Interrupted(Exception):
-    """The user or the system asked the run to stop; a checkpoint was written."""
+LARGEST_BLOCK = 1024  # rows of real steps that enter the replay in one call
 
 
 @dataclass
 class Progress:
     """Counters of a run, and where it stands inside the current turn; saved with every checkpoint."""
 
-    real_steps: int = 0
+    real_steps: int = 0  # the environments' own
     imagined_steps: int = 0
+    imagined_before: int = 0  # the state's own counter when it was last read, which begins anew at 2^32
     updates: int = 0
     turn: int = 0
+    evaluations: int = 0
     collected: int = 0  # steps of this turn
-    fitted: bool = False  # in this turn
+    fitted: bool = False  # in this turn, or not due
     blocks: int = 0  # of agent updates in this turn
+    first_turn: int = 0  # real steps of the first turn
+    later_blocks: int = 0  # of agent updates in all turns after it
+    done: dict[str, int] = field(default_factory=dict)  # clock to the real steps at which it last struck
     finished: bool = False
     solved_at: int | None = None  # real steps
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
-    episode_return: float = 0.0  # of the training episode under way, so far
-    train_returns: list[float] = field(default_factory=list)  # of those that have ended in this turn
     metrics_bytes: int = 0
-    row: dict[str, Any] = field(default_factory=dict)  # what this turn has measured so far
+    measured: dict[str, Any] = field(default_factory=dict)  # since the last row
+    row: dict[str, Any] = field(default_factory=dict)  # the last of `metrics.jsonl`
 
 
-class CompileClock:
-    """Seconds that the main thread spent waiting for compilation."""
+class Programs:
+    """The two long ones, compiled in other threads while the first episodes are played.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._main = threading.get_ident()
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+    Args:
+        algorithm: whose verbs they are.
+        state: of the shapes that they will meet.
+    """
 
-    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/") and threading.get_ident() == self._main:
-            self.seconds += duration_secs
-
-    def wait(self, compiled: Future) -> Callable[..., Any]:
-        start = time.perf_counter()
-        function = compiled.result()
-        self.seconds += time.perf_counter() - start
-        return function
-
-    def close(self) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
+    def __init__(self, algorithm: Algorithm, state: TrainState):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        updates = jax.ShapeDtypeStruct((), np.int32)
+        pool = ThreadPoolExecutor(2)
+        self.dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
+        self.fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
+        pool.shutdown(wait=False)
 
 
 class Trainer:
@@ -104,21 +89,18 @@ class Trainer:
         self._started = time.perf_counter()
         self._stop = False
         self.clock = CompileClock()
-        self.env = HostEnvironment(config.env, config.env_kwargs, config.max_episode_steps, config.seed)
+        environments = environments_of(config)
         self.threshold = config.threshold if config.threshold is not None else reward_threshold(config.env)
-        self.algorithm = config.algorithm(self.env.spec)
+        self.algorithm = config.algorithm(environments.spec)
+        self.collector = Collector(config, self.algorithm, environments)
         self.progress = Progress()
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         if not resume:  # before the compilations begin: a directory that cannot be made is told at once
             outcome.begin(config, directory)
-        # The two long compilations go on in other threads while the first episodes are played.
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.state)
-        pool = ThreadPoolExecutor(2)
-        self._dream = pool.submit(lambda: Algorithm.dream.lower(self.algorithm, shapes).compile())
-        self._fit = pool.submit(lambda: Algorithm.fit.lower(self.algorithm, shapes).compile())
-        pool.shutdown(wait=False)
-        self.carry: PyTree = self.algorithm.start(self.state, 1)
+        self.programs = Programs(self.algorithm, self.state)
+        self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
+        self._metrics: Metrics = {}  # still on the device
         if resume:
             self._restore()
         self.recorder = Recorder(directory, self.progress.metrics_bytes)
@@ -130,15 +112,15 @@ class Trainer:
             Interrupted: after SIGINT or SIGTERM; a checkpoint was written.
             Diverged, BrokenEnvironment: the newest good checkpoint is still there.
         """
-        if not any((self.directory / "checkpoints").glob("*.json")):
+        if not checkpoint.heads(self.directory / "checkpoints"):
             self.save()
-        with self._signals():
+        with stopping(self._ask_to_stop):
             while not self.progress.finished:
                 self.collect()
                 self.fit()
                 self.dream()
                 self.evaluate()
-                self.save()
+                self.turn_over()
         self.write_result()
 
     # ---- the four verbs
@@ -146,85 +128,107 @@ class Trainer:
     def collect(self) -> None:
         """Whole random episodes in the first turn, then some steps with the agent's own noisy policy."""
         progress, collect = self.progress, self.config.collect
-        if not progress.fitted:
-            progress.row = {}  # an earlier turn's
-        while self.progress.real_steps < self.config.budget:
-            if progress.turn == 0 and collect.seed_episodes:
-                done, total = self.env.position.episode, collect.seed_episodes
-            else:
-                done, total = progress.collected, collect.steps
+        acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
+        explores = progress.turn == 0 and collect.seed_episodes > 0
+        while progress.real_steps < self.config.budget:
+            done, total = (self.collector.episodes, collect.seed_episodes) if explores else (progress.collected, collect.steps)
             if done >= total:
                 break
             self.listener.phase("collect", done, total)
-            self._collect_step()
-            self._heed_stop()
+            if explores:
+                acting, taken = self.collector.explore(acting, policy, progress.real_steps)
+            else:
+                acting, taken = self.collector.act(acting, policy)
+            progress.real_steps += taken
+            progress.collected += collect.environments
+            if self._stop:
+                self._carry_on(acting)
+                self._heed_stop()
+        self._carry_on(acting)
+        self._remember()
 
-    def _collect_step(self) -> None:
-        progress = self.progress
-        if self.env.position.obs is None:
-            self.env.reset()
-            self.carry = self.algorithm.start(self.state, 1)
-            progress.episode_return = 0.0
-        if progress.turn == 0 and self.config.collect.seed_episodes:
-            rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, progress.real_steps))
-            action, log_prob = random_action(self.env.spec, rng), random_log_prob(self.env.spec)
-        else:
-            assert self.env.position.obs is not None
-            salt = np.uint32(progress.real_steps)
-            act = self.algorithm.act(self.state, self.carry, self.env.position.obs[None], salt, False)
-            self.carry, action, log_prob = act.carry, np.asarray(act.action[0]), float(act.log_prob[0])
-        step = self.env.step(action, log_prob)
-        self.state = self.algorithm.remember(self.state, step)
-        progress.episode_return += float(step.reward)
-        if self.env.position.obs is None:
-            progress.train_returns.append(progress.episode_return)
-        progress.real_steps += 1
-        progress.collected += 1
+    def _carry_on(self, acting: Acting) -> None:
+        self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
+
+    def _remember(self) -> None:
+        while self.collector.pending:
+            steps, number = self.collector.fetch(min(LARGEST_BLOCK, self.state.replay.rows))
+            replay = self.algorithm.remember(self.state.replay, steps, np.int32(number))
+            self.state = replace(self.state, replay=replay)
 
     def fit(self) -> None:
-        if self.progress.fitted:
+        progress, config = self.progress, self.config
+        if progress.fitted:
             return
-        self.listener.phase("fit", 0, 1)
-        self.state, metrics = self.clock.wait(self._fit)(self.state)
-        self._measure([metrics])
-        self.progress.fitted = True
+        last = progress.done.get("fit")
+        if due(config.fit.every, last, progress.real_steps):
+            self.listener.phase("fit", 0, 1)
+            own = config.world_model.updates
+            updates = own if last is None or config.fit.then is None else config.fit.then
+            self.state, metrics = self.clock.wait(self.programs.fit)(self.state, np.int32(updates))
+            self._metrics |= metrics
+            progress.done["fit"] = progress.real_steps
+        progress.fitted = True
         self._heed_stop()
 
     def dream(self) -> None:
-        progress, improve = self.progress, self.config.improve
-        updates = improve.first if progress.turn == 0 else improve.then
-        blocks = math.ceil(updates / improve.block)
-        dream = self.clock.wait(self._dream)
-        while progress.blocks < blocks:
-            self.listener.phase("dream", progress.blocks, blocks)
+        progress = self.progress
+        dream = self.clock.wait(self.programs.dream)
+        while (blocks := self._blocks_due()) > 0:
+            self.listener.phase("dream", progress.blocks, progress.blocks + blocks)
             self.state, metrics = dream(self.state)
-            self._measure([metrics])
-            progress.imagined_steps += int(metrics["imagined_steps"])
-            progress.updates += improve.block
+            self._metrics |= metrics
             progress.blocks += 1
+            progress.later_blocks += progress.turn > 0
             self._heed_stop()
+
+    def _blocks_due(self) -> int:
+        """Of agent updates, in this turn."""
+        progress, improve = self.progress, self.config.improve
+        if progress.turn > 0 and improve.ratio is not None:
+            steps = progress.real_steps - progress.first_turn
+            return int(improve.ratio * steps / improve.block + 1e-9) - progress.later_blocks
+        updates = improve.first if progress.turn == 0 else improve.then
+        return math.ceil(updates / improve.block) - progress.blocks
 
     def evaluate(self) -> None:
         """Greedy episodes; when they and all confirmations reach the threshold, the run is solved."""
         progress = self.progress
+        spent = progress.real_steps >= self.config.budget
+        if not spent and not due(self.config.evaluation.every, progress.done.get("evaluation"), progress.real_steps):
+            return
         self.listener.phase("evaluate", 0, 1)
-        verdict = outcome.judge(self.threshold, self.config.evaluation.confirmations, self._play, progress.turn)
+        verdict = outcome.judge(self.threshold, self.config.evaluation.confirmations, self._play, progress.evaluations)
         if verdict.solved:
-            progress.solved_at, progress.finished = progress.real_steps, True
-        if progress.real_steps >= self.config.budget:
-            progress.finished = True
-        self._turn_over(verdict.evaluated)
+            progress.solved_at = progress.real_steps
+        progress.finished = verdict.solved or spent
+        progress.done["evaluation"] = progress.real_steps
+        progress.evaluations += 1
+        self._write_row(verdict.evaluated)
 
     def _play(self, stream: int, *index: int) -> Evaluated:
         """As `runs.outcome` asks for it."""
         if stream == CONFIRM:
             self.listener.phase("confirm", index[-1], self.config.evaluation.confirmations)
-        return self.evaluator(self.algorithm, self.state, stream, *index)
+        return self.evaluator(self.algorithm, self.algorithm.policy(self.state), self.state.keys.evaluate, stream, *index)
 
-    def _turn_over(self, result: Evaluated) -> None:
+    def turn_over(self) -> None:
+        """The turn is through; what is saved from now on belongs to the next."""
         progress = self.progress
+        if progress.turn == 0:
+            progress.first_turn = progress.real_steps
+        progress.turn += 1
+        progress.collected, progress.fitted, progress.blocks = 0, False, 0
+        if progress.finished or due(self.config.checkpoint.every, progress.done.get("checkpoint"), progress.real_steps):
+            self.save()
+
+    # ---- what is measured
+
+    def _write_row(self, result: Evaluated) -> None:
+        progress, returns = self.progress, self.collector.ended
+        self._settle()
         progress.wall_seconds = self._elapsed()
-        progress.row |= {
+        progress.row = progress.measured | {
             "turn": progress.turn,
             "real_steps": progress.real_steps,
             "imagined_steps": progress.imagined_steps,
@@ -234,56 +238,35 @@ class Trainer:
             "eval_length_mean": float(result.lengths.mean()),
             "firing_rate/actor_greedy": result.firing_rate,
             "decision_ms": result.decision_ms,
-            "train_episodes": len(progress.train_returns),
+            "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
         }
-        if progress.train_returns:
-            progress.row["train_return_mean"] = float(np.mean(progress.train_returns))
+        if returns:
+            progress.row["train_return_mean"] = float(np.mean(returns))
         self.recorder.write(progress.row)
         self.listener.record(progress.row)
         progress.metrics_bytes = self.recorder.size()
-        progress.turn += 1
-        progress.collected, progress.fitted, progress.blocks, progress.train_returns = 0, False, 0, []
+        progress.measured = {}
+        returns.clear()
 
-    def _measure(self, metrics: list[Metrics]) -> None:
-        row = {name: float(value) for m in metrics for name, value in m.items() if name != "imagined_steps"}
+    def _settle(self) -> None:
+        """Fetch what the verbs have measured from the device. That waits for them, so it is not done in every turn."""
+        progress, counters = self.progress, self.state.counters
+        row = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             raise self._diverged(wrong)
-        self.progress.row |= row
+        self._metrics = {}
+        progress.measured |= row
+        imagined = int(counters.imagined_steps)
+        progress.imagined_steps += (imagined - progress.imagined_before) % 2**32
+        progress.imagined_before, progress.updates = imagined, int(counters.updates)
 
     def _diverged(self, names: list[str]) -> Diverged:
         return Diverged(
             f"{', '.join(names)} became NaN or infinite in turn {self.progress.turn};"
             f" the last good checkpoint is in {self.directory / 'checkpoints'}. A lower learning rate often helps"
         )
-
-    # ---- stopping and resuming
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run at the next safe point; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            self.listener.note(f"{signal.Signals(number).name}: finishing this step, then saving a checkpoint")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _heed_stop(self) -> None:
-        if self._stop:
-            self.save()
-            raise Interrupted(f"stopped at {self.progress.real_steps} real steps; go on with: spikedream resume {self.directory}")
 
     def _elapsed(self) -> float:
         """Of all sessions of this run together."""
@@ -292,40 +275,59 @@ class Trainer:
         self._started = now
         return elapsed
 
+    # ---- stopping and resuming
+
+    def _ask_to_stop(self, signal_name: str) -> None:
+        self._stop = True
+        self.listener.note(f"{signal_name}: finishing this step, then saving a checkpoint")
+
+    def _heed_stop(self) -> None:
+        if self._stop:
+            self.save()
+            raise Interrupted(f"stopped at {self.progress.real_steps} real steps; go on with: spikedream resume {self.directory}")
+
     def save(self) -> None:
         """Everything that decides how the run goes on.
 
         Raises:
+            Diverged: something is no longer a number; the checkpoint before is untouched.
             CheckpointError: it cannot be written; the one before it is untouched.
         """
-        self.progress.wall_seconds = self._elapsed()
-        self.progress.compile_seconds += self.clock.seconds
-        self.clock.seconds = 0.0
-        position = self.env.position
-        arrays = checkpoint.flatten(self.state, "state") | checkpoint.flatten(self.carry, "carry")
-        wrong = [name for name, x in arrays.items() if x.dtype == np.float32 and not np.isfinite(x).all()]
+        progress, replay = self.progress, self.state.replay
+        self._settle()
+        arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
+        learned = ("state.world", "state.agent", "state.bonus", "state.carry")
+        wrong = [name for name, array in arrays.items() if name.startswith(learned) and not _finite(array)]
         if wrong:
             raise self._diverged(wrong[:3])
-        if position.obs is not None:
-            arrays["position.obs"] = position.obs
-            arrays["position.actions"] = np.asarray(position.actions, np.float32).reshape(-1, self.env.spec.action_size)
-        counters = asdict(self.progress) | {"episode": position.episode}
-        checkpoint.save(self.directory / "checkpoints", self.progress.real_steps, arrays, counters)
+        progress.wall_seconds = self._elapsed()
+        progress.compile_seconds += self.clock.seconds
+        self.clock.seconds = 0.0
+        progress.done["checkpoint"] = progress.real_steps
+        positions, where = self.collector.save()
+        extent = self.log.save(replay)
+        counters = asdict(progress) | {"collector": where, "replay": extent._asdict()}
+        checkpoint.save(self.directory / "checkpoints", progress.real_steps, arrays | positions, counters, extent.file)
 
     def _restore(self) -> None:
-        arrays, counters = checkpoint.load(self.directory / "checkpoints")
-        self.state = checkpoint.unflatten(self.state, "state", arrays)
-        self.carry = checkpoint.unflatten(self.carry, "carry", arrays)
-        episode = counters.pop("episode")
+        directory = self.directory / "checkpoints"
+        arrays, counters = checkpoint.load(directory)
+        where, extent = counters.pop("collector", None), counters.pop("replay", None)
         try:
             self.progress = Progress(**counters)
+            extent = Extent(**extent)
         except TypeError as error:
             raise CheckpointError(f"the checkpoint in {self.directory} is of another version of spikedream ({error})") from error
-        obs = arrays.get("position.obs")
-        actions = list(arrays["position.actions"]) if obs is not None else []
-        if not self.env.restore(Position(episode, actions, obs)):
+        state = checkpoint.unflatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state", arrays)
+        with checkpoint.naming_older(directory):
+            replay = self.log.load(extent, replace(state.replay, data=self.state.replay.data))
+        self.state = replace(state, replay=replay)
+        same = self.collector.restore(arrays, where)
+        if not same.all():
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")
-            self.state = replace(self.state, replay=self.state.replay.cut())
+            if not self.collector.pending:
+                self.state = replace(self.state, replay=replay.cut(jnp.asarray(~same)))
+                self.log.begin_anew()
 
     # ---- the outcome
 
@@ -340,5 +342,9 @@ class Trainer:
     def close(self) -> None:
         self.recorder.close()
         self.evaluator.close()
-        self.env.close()
+        self.collector.close()
         self.clock.close()
+
+
+def _finite(array: np.ndarray) -> bool:
+    return array.dtype != np.float32 or bool(np.isfinite(array).all())

@@ -6,6 +6,8 @@ A checkpoint is complete or absent: each file is written under a temporary name,
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +83,14 @@ def write_file(path: Path, content: bytes) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
 
 
+def make_directory(directory: Path) -> None:
+    """Where there is none. Raises CheckpointError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make {directory}: {error.strerror}") from error
+
+
 def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: dict[str, Any], log: str | None = None) -> None:
     """Write the checkpoint of real step `step` and drop all but the newest `KEPT`, with the files that only those needed.
 
@@ -94,10 +104,7 @@ def save(directory: Path, step: int, arrays: dict[str, np.ndarray], counters: di
     Raises:
         CheckpointError: it cannot be written; older ones are untouched.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make {directory}: {error.strerror}") from error
+    make_directory(directory)
     content = save_arrays({name: np.array(x, order="C") for name, x in arrays.items()})
     stem = f"{max((_serial(head) for head in heads(directory)), default=0) + 1:06d}-step{step}"
     write_file(directory / f"{stem}.safetensors", content)
@@ -129,14 +136,20 @@ def load(directory: Path) -> Checkpoint:
     found = heads(directory)
     if not found:
         raise CheckpointError(f"no checkpoint in {directory}")
-    try:
+    with naming_older(directory):
         return _read(found[-1])
+
+
+@contextmanager
+def naming_older(directory: Path) -> Iterator[None]:
+    """Where the newest checkpoint turns out to be damaged, the error says how to go on from the one before it."""
+    try:
+        yield
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{older(found)}") from error
+        raise CheckpointError(f"{error}{_older(heads(directory))}") from error
 
 
-def older(found: list[Path]) -> str:
-    """How to go on where the newest of the checkpoints `found` is damaged, as the end of a message."""
+def _older(found: list[Path]) -> str:
     for head in reversed(found[:-1]):
         try:
             _read(head)

@@ -4,9 +4,11 @@ import time
 from typing import Any, NamedTuple
 
 import gymnasium
+import jax
 import numpy as np
+from jax import Array
 
-from spikedream.algorithm import Algorithm, TrainState
+from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
 from spikedream.envs.host import BrokenEnvironment, decode_actions, episode_seed, make_arguments
 
@@ -54,29 +56,30 @@ class Evaluator:
         env_id = arguments.pop("id")
         self._envs = gymnasium.make_vec(env_id, num_envs=self.batch, **arguments)
 
-    def __call__(self, algorithm: Algorithm, state: TrainState, stream: int, *index: int) -> Evaluated:
-        """Run the episodes that `stream` and `index` seed (see `episode_seed`).
+    def __call__(self, algorithm: Algorithm, policy: PolicyState, key: Array, stream: int, *index: int) -> Evaluated:
+        """Run the episodes that `stream` and `index` seed (see `episode_seed`); what a policy draws follows from that and `key`.
 
         Raises:
             BrokenEnvironment: the environment raised, or returned something that is not finite.
         """
         rounds = -(-self.episodes // self.batch)
-        parts = [self._round(algorithm, state, episode_seed(self.config.seed, stream, *index, i)) for i in range(rounds)]
+        seeds = [episode_seed(self.config.seed, stream, *index, i) for i in range(rounds)]
+        parts = [self._round(algorithm, policy, jax.random.fold_in(key, seed), seed) for seed in seeds]
         returns, lengths = (np.concatenate([part[i] for part in parts])[: self.episodes] for i in range(2))
         seconds, decisions = sum(part.seconds for part in parts), sum(part.decisions for part in parts)
         decision_ms = 1000 * seconds / decisions if decisions else None
         return Evaluated(returns, lengths, float(np.mean([part.firing_rate for part in parts])), decision_ms)
 
-    def _round(self, algorithm: Algorithm, state: TrainState, seed: int) -> Round:
+    def _round(self, algorithm: Algorithm, policy: PolicyState, key: Array, seed: int) -> Round:
         obs = self._call("reset", seed=seed)[0]
-        carry = algorithm.start(state, self.batch)
+        carry = algorithm.start(policy, self.batch)
         running = np.ones(self.batch, bool)
         returns, lengths, rates = np.zeros(self.batch), np.zeros(self.batch, int), []
         seconds, decisions = 0.0, 0
         while running.any():
             start = time.perf_counter()
-            act = algorithm.act(state, carry, np.asarray(obs, np.float32), np.uint32(lengths.max()), True)
-            carry, chosen = act.carry, np.asarray(act.action)  # which waits until they are computed
+            act = algorithm.act(policy, carry, np.asarray(obs, np.float32), key, True)
+            carry, key, chosen = act.carry, act.key, np.asarray(act.action)  # which waits until they are computed
             if rates:
                 seconds, decisions = seconds + time.perf_counter() - start, decisions + self.batch
             rates.append(np.asarray(act.rate)[running].mean())

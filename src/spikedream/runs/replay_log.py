@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream.replay.ring import Replay
-from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.checkpoint import CheckpointError, make_directory, write_file
 from spikedream.types import Transition
 
 LARGEST_PART = 1 << 24  # bytes that are hashed at one time
@@ -30,8 +30,8 @@ class Extent(NamedTuple):
 class ReplayLog:
     """Rows of a replay's ring in the order they came, each the transitions of all environments at one step as float32 numbers.
 
-    Once the file holds twice what the ring can, a new one is begun with what the ring holds, and the old one goes when no checkpoint
-    needs it any more.
+    Once the file holds twice what the ring can, a new one is begun with what the ring holds, and the old one goes when no
+    checkpoint needs it any more.
 
     Args:
         directory: of the checkpoints.
@@ -48,6 +48,7 @@ class ReplayLog:
         Raises:
             CheckpointError: it cannot be written; what was there before is untouched.
         """
+        make_directory(self.directory)
         added, held = int(replay.added), self._extent
         grown = held is None or added - held.first > 2 * replay.rows or added - (held.first + held.rows) > replay.rows
         if grown or held is None:
@@ -59,15 +60,17 @@ class ReplayLog:
             raise CheckpointError("the replay holds numbers that are not finite")
         content, digest = new.tobytes(), self._hash.copy()
         digest.update(content)
-        self._write(self.directory / held.file, 4 * held.rows * held.width, content)
+        if held.rows:
+            self._append(self.directory / held.file, 4 * held.rows * held.width, content)
+        else:
+            write_file(self.directory / held.file, content)
         self._hash, self._extent = digest, held._replace(rows=held.rows + len(new), sha256=digest.hexdigest())
         return self._extent
 
-    def _write(self, path: Path, offset: int, content: bytes) -> None:
+    def _append(self, path: Path, offset: int, content: bytes) -> None:
         """`content` at `offset`, behind which nothing belongs to any checkpoint: it was written before a crash."""
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with path.open("r+b" if path.exists() else "w+b") as file:
+            with path.open("r+b") as file:
                 file.truncate(offset)
                 file.seek(offset)
                 file.write(content)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream import config as configuration
-from spikedream.algorithm import Algorithm, TrainState
+from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import REPORT, HostEnvironment, decode_actions
+from spikedream.replay.ring import Replay
 from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.metrics import Recorder
+from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.types import PyTree, Spec
 
 
@@ -26,21 +29,20 @@ class Policy:
     when an episode begins.
     """
 
-    def __init__(self, algorithm: Algorithm, state: TrainState):
-        self._spec = algorithm.spec
+    def __init__(self, algorithm: Algorithm, policy: PolicyState, key: jax.Array):
+        self._spec, self._key_at_start = algorithm.spec, key
 
-        def decide(carry: PyTree, obs: jax.Array, step: jax.Array) -> tuple[jax.Array, PyTree, jax.Array]:
-            act = algorithm.act(state, carry, obs[None], step, True)
-            return act.action, act.carry, step + 1
+        def decide(carry: PyTree, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree, jax.Array]:
+            act = algorithm.act(policy, carry, obs[None], key, True)
+            return act.action, act.carry, act.key
 
-        self._start: PyTree = algorithm.start(state, 1)
-        obs, step = jax.ShapeDtypeStruct((algorithm.spec.obs_size,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
-        self._decide: Callable[..., Any] = jax.jit(decide).lower(self._start, obs, step).compile()
+        self._start: PyTree = algorithm.start(policy, 1)
+        obs = jax.ShapeDtypeStruct((algorithm.spec.obs_size,), jnp.float32)
+        self._decide: Callable[..., Any] = jax.jit(decide).lower(self._start, obs, key).compile()
         self.reset()
 
     def reset(self) -> None:
-        self._carry = self._start
-        self._step: Any = np.uint32(0)  # of the episode: what is drawn in one step is not drawn in the next again
+        self._carry, self._key = self._start, self._key_at_start
 
     def __call__(self, obs: np.ndarray) -> Any:
         """(obs_size,) to an int (discrete) or an array (action_size,).
@@ -51,7 +53,7 @@ class Policy:
         obs = np.asarray(obs, np.float32)
         if obs.shape != (self._spec.obs_size,):
             raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {obs.shape}")
-        action, self._carry, self._step = self._decide(self._carry, obs, self._step)
+        action, self._carry, self._key = self._decide(self._carry, obs, self._key)
         action = decode_actions(self._spec, np.asarray(action))[0]
         return int(action) if self._spec.discrete else action
 
@@ -80,6 +82,8 @@ class Run:
         self.algorithm = self.config.algorithm(self.spec)
         template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
         arrays, self.counters = checkpoint.load(self.directory / "checkpoints")
+        # Without what it has experienced, which may be large: `experience` reads that.
+        template = replace(template, replay=replace(template.replay, data=None))
         self.state: TrainState = checkpoint.unflatten(template, "state", arrays)
         self._policy: Policy | None = None
 
@@ -94,10 +98,20 @@ class Run:
         """One row per turn."""
         return Recorder.rows(self.directory)
 
+    def experience(self) -> Replay:
+        """All real steps that the run still holds, as they were when it was last saved.
+
+        Raises:
+            CheckpointError: they are missing or damaged.
+        """
+        data = self.algorithm.buffer.init(self.spec, self.algorithm.environments).data
+        log = ReplayLog(self.directory / "checkpoints")
+        return log.load(Extent(**self.counters["replay"]), replace(self.state.replay, data=data))
+
     @property
     def policy(self) -> Policy:
         if self._policy is None:
-            self._policy = Policy(self.algorithm, self.state)
+            self._policy = Policy(self.algorithm, self.algorithm.policy(self.state), self.state.keys.evaluate)
         return self._policy
 
     def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
@@ -105,6 +119,7 @@ class Run:
         `repetition` gives the same seeds."""
         evaluator = Evaluator(self.config, episodes)
         try:
-            return evaluator(self.algorithm, self.state, REPORT, repetition).returns
+            policy = self.algorithm.policy(self.state)
+            return evaluator(self.algorithm, policy, self.state.keys.evaluate, REPORT, repetition).returns
         finally:
             evaluator.close()

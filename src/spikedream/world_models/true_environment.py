@@ -121,8 +121,6 @@ class TrueEnvironment:
             spikes=(),
         )
 
-    def update(
-        self, state: TrueState, experience: Experience, key: Array, updates: Array | int
-    ) -> tuple[TrueState, Metrics]:
+    def update(self, state: TrueState, experience: Experience, key: Array, updates: Array | int) -> tuple[TrueState, Metrics]:
         # Copied, so that replay and world do not share buffers that the phases donate.
         return TrueState(jax.tree.map(jnp.array, experience.normalizer)), {"model_loss": jnp.zeros(())}

@@ -1,0 +1,139 @@
+"""Acting in the real environments: the collector, which needs a policy and knows nothing of what is learned from its steps."""
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from jax import Array
+
+from spikedream.algorithm import Algorithm, PolicyState
+from spikedream.config import Config
+from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed, random_action, random_log_prob
+from spikedream.types import PyTree, Transition
+
+
+class Acting(NamedTuple):
+    """What a policy carries from one step to the next."""
+
+    carry: PyTree  # (environments, ...) its memory of the episodes under way
+    key: Array
+
+
+class Collector:
+    """The real environments of a run, and the steps taken in them that nobody has fetched yet.
+
+    Args:
+        config: of the run.
+        algorithm: decides.
+        environments: as `environments_of` makes them.
+    """
+
+    def __init__(self, config: Config, algorithm: Algorithm, environments: HostEnvironments):
+        self.config, self.algorithm, self.environments = config, algorithm, environments
+        self.pending: list[Transition] = []  # leaves (environments, ...)
+        self.returns = np.zeros(config.collect.environments)  # of the episodes under way, so far
+        self.ended: list[float] = []  # returns of those that have ended and nobody has fetched yet
+
+    @property
+    def episodes(self) -> int:
+        """That have ended, in all environments."""
+        return sum(position.episode // len(self.positions) for position in self.positions)
+
+    @property
+    def positions(self) -> list[Position]:
+        return self.environments.positions
+
+    def explore(self, acting: Acting, policy: PolicyState, salt: int) -> tuple[Acting, int]:
+        """One random step in each environment, which `salt` decides; and how many steps of their own the environments took."""
+        acting = self._begin(acting, policy)
+        spec, count = self.algorithm.spec, len(self.positions)
+        rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, salt))
+        actions = np.stack([random_action(spec, rng) for _ in range(count)])
+        return acting, self._step(actions, np.full(count, random_log_prob(spec), np.float32))
+
+    def act(self, acting: Acting, policy: PolicyState) -> tuple[Acting, int]:
+        """One step of the noisy policy in each environment; and how many steps of their own the environments took."""
+        acting = self._begin(acting, policy)
+        act = self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False)
+        taken = self._step(np.asarray(act.action), np.asarray(act.log_prob))
+        return Acting(act.carry, act.key), taken
+
+    def _begin(self, acting: Acting, policy: PolicyState) -> Acting:
+        begins = self.environments.begin()
+        if not begins.any():
+            return acting
+        return acting._replace(carry=self.algorithm.restart(policy, acting.carry, begins))
+
+    def _step(self, actions: np.ndarray, log_prob: np.ndarray) -> int:
+        step, taken = self.environments.step(actions, log_prob)
+        self.pending.append(step)
+        self.returns += step.reward
+        for i, position in enumerate(self.positions):
+            if position.obs is None:
+                self.ended.append(float(self.returns[i]))
+                self.returns[i] = 0.0
+        return taken
+
+    def fetch(self, most: int) -> tuple[Transition, int]:
+        """The oldest pending steps, at least one and at most `most`, as rows, leaves (rows, environments, ...), filled up to one of
+        few sizes, so that few programs are compiled; and how many rows there are."""
+        taken, self.pending = self.pending[:most], self.pending[most:]
+        number, size = len(taken), 1 << (len(taken) - 1).bit_length()
+        size = min(size, most)
+        filled = taken + [taken[-1]] * (size - number)
+        return Transition(*(cast(Any, np.stack(field)) for field in zip(*filled, strict=True))), number
+
+    # ---- saving
+
+    def save(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Where the environments stand, as arrays and as plain data; the pending steps too."""
+        spec = self.algorithm.spec
+        nothing = np.zeros(spec.obs_size, np.float32)
+        actions = [action for position in self.positions for action in position.actions]
+        arrays = {
+            "position.obs": np.stack([nothing if p.obs is None else p.obs for p in self.positions]),
+            "position.actions": np.asarray(actions, np.float32).reshape(-1, spec.action_size),
+            "returns": np.array(self.returns),
+        }
+        if self.pending:
+            names = (f"pending.{name}" for name in Transition._fields)
+            arrays |= dict(zip(names, (np.stack(field) for field in zip(*self.pending, strict=True)), strict=True))
+        counters = {
+            "episode": [p.episode for p in self.positions],
+            "length": [len(p.actions) if p.obs is not None else None for p in self.positions],
+            "ended": self.ended,
+        }
+        return arrays, counters
+
+    def restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> np.ndarray:
+        """Go on from there; (environments,) bool says for which that was possible: one that is not deterministic begins another
+        episode."""
+        actions, positions = list(arrays["position.actions"]), []
+        for i, (episode, length) in enumerate(zip(counters["episode"], counters["length"], strict=True)):
+            own, actions = actions[: length or 0], actions[length or 0 :]
+            positions.append(Position(episode, own, None if length is None else arrays["position.obs"][i]))
+        self.ended, self.returns = list(counters["ended"]), np.array(arrays["returns"])
+        if f"pending.{Transition._fields[0]}" in arrays:
+            fields = [arrays[f"pending.{name}"] for name in Transition._fields]
+            self.pending = [Transition(*row) for row in zip(*fields, strict=True)]
+        same = self.environments.restore(positions)
+        self.returns[~same] = 0.0
+        if self.pending and not same.all():
+            last = self.pending[-1]
+            self.pending[-1] = last._replace(truncated=np.where(same, last.truncated, np.float32(1)))
+        return same
+
+    def close(self) -> None:
+        self.environments.close()
+
+
+def environments_of(config: Config) -> HostEnvironments:
+    """The environments that a run's experience comes from; raises BrokenEnvironment as its text says."""
+    return HostEnvironments(
+        config.env,
+        config.env_kwargs,
+        config.max_episode_steps,
+        config.seed,
+        config.collect.environments,
+        config.collect.workers,
+        config.action_repeat,
+    )
