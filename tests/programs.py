@@ -1,5 +1,6 @@
 """What a traced function computes, as text: two functions with the same text give the same numbers for every input."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,15 +14,17 @@ from small import DISCRETE
 from spikedream.algorithm import TrainState
 from spikedream.config import Config
 
-Live = list[bool]  # which values count, in the order of the variables
+Live = tuple[bool, ...]  # which values count, in the order of the variables
 
 
 def program(function: Callable, *inputs: Any) -> str:
     """Everything that decides what `function` returns, and nothing else: constants, shapes, operations, also those of loops and
     branches. What is computed and thrown away is not in it, so neither is a number that is read for nothing else. Nothing is
     compiled or run."""
-    closed = jax.make_jaxpr(function)(*inputs)
-    return _slice(closed, [True] * len(closed.jaxpr.outvars))[1]
+    try:
+        return _whole(jax.make_jaxpr(function)(*inputs))
+    finally:
+        _slice.cache_clear()
 
 
 def outcome(config: Config, *verbs: str) -> str:
@@ -47,6 +50,11 @@ def floats(tree: Any) -> list[Any]:
     return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
+def _whole(body: ClosedJaxpr | Jaxpr) -> str:
+    return _slice(body, (True,) * len((body.jaxpr if isinstance(body, ClosedJaxpr) else body).outvars))[1]
+
+
+@functools.cache  # a loop's body is asked for again and again until it is known what counts
 def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, str]:
     """Which inputs the live outputs depend on, and the text of the operations between them, the last one first."""
     jaxpr, constants = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
@@ -62,13 +70,13 @@ def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, str]:
 
     lines = ["return " + " ".join(read(atom) for atom, counts in zip(jaxpr.outvars, live, strict=True) if counts)]
     for operation in reversed(jaxpr.eqns):
-        wanted = [v in names for v in operation.outvars]
+        wanted = tuple(v in names for v in operation.outvars)
         if any(wanted):
             used, text = _operation(operation, wanted)
             written = " ".join(read(v) if counts else "_" for v, counts in zip(operation.outvars, wanted, strict=True))
             taken = " ".join(read(v) for v, counts in zip(operation.invars, used, strict=True) if counts)
             lines.append(f"{written} = {operation.primitive.name} {taken} {text}")
-    inputs = [v in names for v in jaxpr.invars]
+    inputs = tuple(v in names for v in jaxpr.invars)
     lines.append("given " + " ".join(read(v) for v, counts in zip(jaxpr.invars, inputs, strict=True) if counts))
     return inputs, "\n".join(lines)
 
@@ -77,7 +85,7 @@ def _operation(operation: Any, live: Live) -> tuple[Live, str]:
     """Which inputs of an operation count where these of its outputs do, and the text of its settings."""
     settings, inner = operation.params, INNER.get(operation.primitive.name)
     if inner is None:
-        return [True] * len(operation.invars), _settings(settings)
+        return (True,) * len(operation.invars), _settings(settings)
     used, texts = inner(settings, live)
     rest = {name: value for name, value in settings.items() if not _holds_program(value)}
     return used, "\n".join((_settings(rest), *texts))
@@ -102,7 +110,7 @@ def _scan(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
 
 def _while(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
     of_condition, of_body = settings["cond_nconsts"], settings["body_nconsts"]
-    condition, asked = _slice(settings["cond_jaxpr"], [True])
+    condition, asked = _slice(settings["cond_jaxpr"], (True,))
     carry = _either(live, condition[of_condition:])  # how often the loop turns decides everything that it leaves
     while True:
         used, text = _slice(settings["body_jaxpr"], carry)
@@ -114,7 +122,7 @@ def _while(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
 
 def _branches(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
     used, texts = zip(*(_slice(branch, live) for branch in settings["branches"]), strict=True)
-    return [True, *(any(of) for of in zip(*used, strict=True))], texts
+    return (True, *(any(of) for of in zip(*used, strict=True))), texts
 
 
 INNER: dict[str, Callable[[dict, Live], tuple[Live, Sequence[str]]]] = {
@@ -124,7 +132,7 @@ INNER: dict[str, Callable[[dict, Live], tuple[Live, Sequence[str]]]] = {
 
 
 def _either(a: Live, b: Live) -> Live:
-    return [x or y for x, y in zip(a, b, strict=True)]
+    return tuple(x or y for x, y in zip(a, b, strict=True))
 
 
 def _holds_program(value: Any) -> bool:
@@ -138,7 +146,7 @@ def _settings(settings: dict) -> str:
 
 def _setting(value: Any) -> str:
     if isinstance(value, ClosedJaxpr | Jaxpr):
-        return _slice(value, [True] * len((value.jaxpr if isinstance(value, ClosedJaxpr) else value).outvars))[1]
+        return _whole(value)
     if isinstance(value, np.ndarray | jax.Array):
         return _constant(value)
     # Derivatives not yet asked for: what takes them holds their operations itself.
