@@ -21,7 +21,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # A file's tests stay together, for what its fixtures build; with the longest ones first the workers end together.
 LONGEST_FIRST = (
-    "test_learning", "test_probes", "test_contracts", "test_resume", "test_numbers_of_parts", "test_config", "test_cli",
+    "test_learning", "test_probes", "test_contracts", "test_probes_of_agents", "test_resume", "test_numbers_of_parts",
+    "test_config", "test_cli",
 )  # fmt: skip
 
 

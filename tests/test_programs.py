@@ -29,7 +29,7 @@ def scan(used: float, unused: float) -> jax.Array:
 
 def scan_through_another_carry(used: float, unused: float) -> jax.Array:
     def step(carry, x):
-        first, second, lost = carry
+        _, second, lost = carry
         return (second, second * used + x, lost + unused), lost
 
     return jax.lax.scan(step, (0.0, 0.0, 0.0), X)[0][0]
