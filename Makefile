@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test clean
+.PHONY: cartpole test test-learning clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -13,6 +13,10 @@ test: .venv/installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Trains one seed or more of the presets that `make test` does not: half an hour.
+test-learning: .venv/installed-dev
+	$(BIN)/pytest -m learning -n 2 --dist load --maxschedchunk 1
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

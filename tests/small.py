@@ -1,6 +1,7 @@
 """What several test files share: the registered kinds, small parts, and experience to feed them."""
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import replace
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.replay.ring import Replay, ReplayBuffer
+from spikedream import config as configuration
+from spikedream.config import Config
+from spikedream.ops.replay import Replay, ReplayBuffer
 from spikedream.snn.codings import AnyEncoder
 from spikedream.types import Spec, Transition
 
@@ -114,3 +117,11 @@ def changed(value: Any) -> Any:
     if isinstance(value, int):
         return value * 2
     return value * 0.5 if value else 0.1
+
+
+def with_changed(config: Config, name: str) -> Config:
+    """`config` with another value of the field of this dotted name."""
+    value: Any = changed(functools.reduce(getattr, name.split("."), config))
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return configuration.merge(config, value)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import program
 from small import CONTINUOUS, DISCRETE, SPECS, filled, finite, holding, same, shapes, small
 
 from spikedream.bonuses.disagreement import Disagreement
@@ -128,8 +129,14 @@ def test_reported_means_are_those_of_the_stored_transitions(kind):
 def test_every_number_changes_what_is_learned(kind):
     bonus, replay = small(twin(kind())), experience(DISCRETE)
 
-    def learned(part):
-        return update(part, DISCRETE, init(part, DISCRETE), replay, KEY)
+    def learned(part, compiled=False):
+        """What the reward of a step depends on after a fit; or if `compiled`, its value."""
+
+        def run(key, replay):
+            state, _ = update(part, DISCRETE, init(part, DISCRETE, key), replay, key)
+            return rewards(part, state, replay.data, jnp.ones(replay.data.reward.shape))
+
+        return np.asarray(run(KEY, replay)) if compiled else program(run, KEY, replay)
 
     def others(part):
         """(name, `part` with another number there)"""
@@ -141,7 +148,9 @@ def test_every_number_changes_what_is_learned(kind):
     reference = learned(bonus)
     fittings = ((name, dataclasses.replace(bonus, fitting=fitting)) for name, fitting in others(bonus.fitting))
     for name, other in (*others(bonus), *fittings):
-        assert not same(reference, learned(other)), name
+        assert learned(other) != reference, name
+    changed = dataclasses.replace(bonus, fitting=dict(others(bonus.fitting))["learning_rate"])
+    assert not np.array_equal(learned(changed, compiled=True), learned(bonus, compiled=True))
 
 
 @learned_bonus

@@ -1,4 +1,7 @@
-"""The main job on the real environment, from the command line, in a process of its own as a user would run it."""
+"""The main job on the real environment, from the command line, in a process of its own as a user would run it.
+
+One training is part of `make test`; `make test-learning` runs the others.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ def learn(directory: Path, *arguments: str) -> dict:
     return json.loads((directory / "result.json").read_text())
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.learning)])
 def test_the_all_spiking_agent_learns_cartpole_by_dreaming(seed: int, tmp_path: Path) -> None:
     result = learn(tmp_path / "run", "cartpole", "--seed", str(seed))
     assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475
@@ -28,18 +31,42 @@ def test_the_all_spiking_agent_learns_cartpole_by_dreaming(seed: int, tmp_path: 
     assert spikedream.load(tmp_path / "run").evaluate(100).mean() >= 450
 
 
+@pytest.mark.learning
 def test_the_all_spiking_agent_learns_to_swing_up_the_pendulum(tmp_path: Path) -> None:
     result = learn(tmp_path / "run", "pendulum", "--seed", "11", "--threshold", "-350")
     assert result["solved"] and result["real_steps"] <= 2000
     assert spikedream.load(tmp_path / "run").evaluate(20).mean() >= -500  # a motionless pendulum gets about -1,200
 
 
+@pytest.mark.learning
 def test_planning_with_a_dreamed_value_learns_cartpole(tmp_path: Path) -> None:
     result = learn(tmp_path / "run", "cem-cartpole", "--seed", "11")
     assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475
     assert result["decision_ms"] > 0
 
 
+@pytest.mark.learning
 def test_curiosity_finds_the_way_up_the_mountain(tmp_path: Path) -> None:
     result = learn(tmp_path / "run", "mountaincar", "--seed", "11", "--budget", "4000")
     assert result["solved"] and result["eval_return_mean"] >= 90
+
+
+@pytest.mark.learning
+def test_curiosity_finds_how_to_swing_up_the_acrobot(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "acrobot", "--seed", "11")
+    assert result["solved"] and result["real_steps_to_solve"] <= 2000 and result["eval_return_mean"] >= -100
+    assert spikedream.load(tmp_path / "run").evaluate(20).mean() >= -150  # an episode that never gets there: -500
+
+
+@pytest.mark.learning
+def test_a_recurrent_world_model_makes_up_for_hidden_velocities(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "cartpole-hidden", "--seed", "11")
+    assert result["solved"] and result["real_steps_to_solve"] <= 500 and result["eval_return_mean"] >= 475
+    assert spikedream.load(tmp_path / "run").evaluate(50).mean() >= 400  # without memory: 9 to 42
+
+
+@pytest.mark.learning
+def test_ppo_that_imagines_learns_cartpole(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "adaptive-ppo-cartpole", "--seed", "11")
+    assert result["solved"] and result["real_steps_to_solve"] <= 5120 and result["eval_return_mean"] >= 475
+    assert result["imagined_steps"] > result["real_steps"]
