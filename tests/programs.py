@@ -37,10 +37,11 @@ def outcome(config: Config, *verbs: str) -> str:
         if "fit" not in verbs:
             state = replace(state, world=known.world)  # whatever was fitted
         for verb in verbs:
-            state = getattr(algorithm, verb)(state)[0]
-        if verbs == ("fit",):
+            arguments = (config.world_model.updates,) if verb == "fit" else ()
+            state = getattr(algorithm, verb)(state, *arguments)[0]
+        if "dream" not in verbs and verbs:
             return floats(state.world)
-        act = algorithm.act(state, algorithm.start(state, 1), obs, np.uint32(0), False)
+        act = algorithm.act(algorithm.policy(state), state.carry, obs, state.keys.collect, False)
         return act.action, act.log_prob
 
     return program(run, key, known, jnp.zeros((1, DISCRETE.obs_size)))

@@ -5,6 +5,7 @@ import functools
 import types
 import typing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ import numpy as np
 
 from spikedream import config as configuration
 from spikedream.config import Config
-from spikedream.ops.replay import Replay, ReplayBuffer
+from spikedream.replay.normalizer import identity
+from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.snn.codings import AnyEncoder
 from spikedream.types import Spec, Transition
+from spikedream.world import World
 
 DISCRETE = Spec(4, 2, discrete=True)  # cart-pole's
 CONTINUOUS = Spec(3, 1, discrete=False, action_low=(-2.0,), action_high=(2.0,))  # pendulum's
@@ -83,9 +86,24 @@ def filled(spec: Spec, rows: int, capacity: int, key: jax.Array) -> Replay:
 
 def holding(spec: Spec, steps: Transition, capacity: int) -> Replay:
     """A normalised replay that holds `steps`, fields (rows, ...)."""
-    rows, ring = steps.reward.shape[0], ReplayBuffer(capacity).init(spec)
-    data = jax.tree.map(lambda place, values: place.at[:rows].set(values), ring.data, steps)
-    return replace(ring, data=data, count=jnp.asarray(rows, jnp.int32)).normalise()
+    return _holding(spec, steps, capacity)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _holding(spec: Spec, steps: Transition, capacity: int) -> Replay:
+    rows = jax.tree.map(lambda x: x[:, None], steps)  # of one environment
+    return ReplayBuffer(capacity).init(spec).add(rows, jnp.asarray(steps.reward.shape[0])).normalise()
+
+
+def known(model: Any, state: Any, spec: Spec) -> World:
+    """A world in which observations are what they are."""
+    return World(model, state, identity(spec.obs_size))
+
+
+def changed_rows(replay: Replay, **fields: Any) -> Replay:
+    """With other transitions in the ring of one environment, as functions of what is there, (capacity, ...)."""
+    data = {name: change(getattr(replay.data, name)[:, 0])[:, None] for name, change in fields.items()}
+    return replace(replay, data=replay.data._replace(**data))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -24,7 +24,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     "remembering world": (
         {"world_model": {"kind": "Recurrent", "network": MEMORY, "latent": 2, "context": 2, "open_loop": 2, "ensemble": ENSEMBLE},
          "agent": DREAMER | {"actor": NETWORK}, "replay": {"priority": "model_error"}},
-        "fit", ["replay.alpha", "replay.beta", *(f"world_model.{x}" for x in ("latent", "context", "open_loop", "burn_in"))],
+        "fit", ["replay.alpha", "replay.beta", *(f"world_model.{x}" for x in ("latent", "context", "open_loop", "burn_in", "warm_up"))],
     ),
     "remembering agent": (
         {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": MEMORY, "context": 3, "imagined_share": SHARE}},
@@ -63,7 +63,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          *(f"agent.imagination.share.{x}" for x in SHARE)],
     ),
 }  # fmt: skip
-VERBS = {"fit": ("fit",), "dream": ("dream",), "act": ()}
+VERBS = {"fit": ("fit", "fit"), "dream": ("dream",), "act": ()}
 
 
 def scene(name: str) -> Config:
@@ -84,19 +84,23 @@ def shown(config: Config, verb: str) -> list[np.ndarray]:
     state, held = algorithm.init(jax.random.key(0)), filled(DISCRETE, 24, 32, jax.random.key(1))
     if verb == "init":
         return [np.asarray(x) for x in floats(state)]
-    state = eqx.tree_at(lambda s: (s.replay.data, s.replay.count), state, (held.data, held.count))
+    rows = jax.tree.map(lambda x: x[:24], held.data)
+    state = dataclasses.replace(state, replay=algorithm.remember(state.replay, rows, np.int32(24)))
     if config.replay.priority != "uniform":
-        state = eqx.tree_at(lambda s: s.replay.error, state, jax.numpy.arange(32.0))
+        index = jax.numpy.arange(32)
+        replay = state.replay.prioritise(index, index.astype(float), (index < 24).astype(float))
+        state = dataclasses.replace(state, replay=replay)
     if verb != "fit":
         known = (jax.numpy.array([-1.0, 1.0]), jax.numpy.asarray(0.6), jax.numpy.full(4, -9.0), jax.numpy.full(4, 9.0))
         fields = lambda s: (s.world.rewards, s.world.confidence, s.world.low, s.world.high)  # noqa: E731
         state = eqx.tree_at(fields, state, known)
     if verb == "act":
-        left = algorithm.act(state, algorithm.start(state, 1), jax.numpy.full((1, 4), 0.1), np.uint32(0), True).carry
+        obs = jax.numpy.full((1, 4), 0.1)
+        left = algorithm.act(algorithm.policy(state), state.carry, obs, state.keys.evaluate, True).carry
     elif verb == "dream":
         left = algorithm.dream(state)[0].agent
     else:
-        left = algorithm.fit(state)[0].world
+        left = algorithm.fit(state, np.int32(config.world_model.updates))[0].world
     return [np.asarray(x) for x in floats(left)]
 
 

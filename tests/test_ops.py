@@ -1,6 +1,6 @@
 """The mathematics by hand or against numpy and scipy: returns, distributions, normaliser, replay, and the one dream."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from small import DISCRETE, filled, finite, holding, same
+from small import finite, known, same
 
 from spikedream.ops.calibration import LEVELS, coverage, deviation_factor, half_width
 from spikedream.ops.distributions import Categorical, Regression, TanhNormal, TwoHot, symexp, symlog
@@ -17,9 +17,7 @@ from spikedream.ops.dream import dream
 from spikedream.ops.fitting import adamw, fit, matrices
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.replay.normalizer import identity, measure
-from spikedream.replay.ring import ReplayBuffer
-from spikedream.types import Decision, Prediction, Spec, Transition, World
+from spikedream.types import Decision, Prediction, Spec, Transition
 
 KEY = jax.random.key(0)
 
@@ -349,217 +347,6 @@ def test_tanh_normal_stays_finite_where_tanh_saturates(mean):
     assert finite((head.log_prob(parameters, action), jax.grad(head.log_prob)(parameters, action), head.entropy(parameters)))
 
 
-# ---- normaliser and replay
-
-
-def test_normalizer_measures_valid_rows_like_numpy():
-    rng = np.random.default_rng(0)
-    obs, reward = rng.normal(3, 2, (50, 3)).astype(np.float32), rng.uniform(-4, 2, 50).astype(np.float32)
-    valid = (np.arange(50) < 30).astype(np.float32)
-    found = measure(jnp.asarray(obs), jnp.asarray(reward), jnp.asarray(valid))
-    np.testing.assert_allclose(found.mean, obs[:30].mean(0), rtol=1e-4)
-    np.testing.assert_allclose(found.scale, obs[:30].std(0), rtol=1e-4)
-    largest = np.abs(reward[:30]).max()
-    assert float(found.reward_scale) == pytest.approx(largest)
-    assert float(found.reward_low) == pytest.approx(reward[:30].min() / largest)
-    assert float(found.reward_high) == pytest.approx(reward[:30].max() / largest)
-    assert max(abs(float(found.reward_low)), abs(float(found.reward_high))) == pytest.approx(1)
-
-
-def test_reward_scale_is_no_smaller_than_the_largest_bonus():
-    obs, reward, valid = jnp.ones((3, 1)), jnp.array([-0.1, -0.05, 0.0]), jnp.ones(3)
-    assert float(measure(obs, reward, valid).reward_scale) == pytest.approx(0.1)
-    low = measure(obs, reward, valid, reward_floor=0.5)
-    assert float(low.reward_scale) == 0.5 and float(low.reward_low) == pytest.approx(-0.2)
-    assert float(measure(obs, reward * 100, valid, reward_floor=0.5).reward_scale) == pytest.approx(10.0)
-
-
-def test_normalizer_obs_and_raw_obs_are_inverse_over_leading_axes():
-    obs = jax.random.normal(KEY, (4, 5, 3)) * 7 + 2
-    found = measure(obs.reshape(-1, 3), jnp.ones(20), jnp.ones(20))
-    normalised = found.obs(obs)
-    np.testing.assert_allclose(normalised.reshape(-1, 3).mean(0), np.zeros(3), atol=1e-5)
-    np.testing.assert_allclose(normalised.reshape(-1, 3).std(0), np.ones(3), rtol=1e-4)
-    np.testing.assert_allclose(found.raw_obs(normalised), obs, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.obs(obs[0, 0]), normalised[0, 0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("constant", [0.0, 1.0, -0.3, 1234.567, 1e6 + 0.5])
-def test_a_column_that_never_changed_is_centred_and_left_unscaled(constant):
-    obs = jnp.stack([jnp.full(1000, constant), jnp.linspace(0, 1, 1000)], axis=1)
-    found = measure(obs, jnp.zeros(1000), jnp.ones(1000))
-    assert float(found.scale[0]) == 1.0
-    np.testing.assert_allclose(found.obs(obs)[:, 0], 0, atol=1e-6 * max(1, abs(constant)))
-    assert float(found.reward_scale) == 1.0  # no reward seen either
-
-
-def test_identity_normalizer_changes_nothing():
-    obs = jnp.array([3.0, -2.0])
-    assert same(identity(2).obs(obs), obs) and same(identity(2).raw_obs(obs), obs)
-
-
-def step_number(i):
-    obs = np.full(4, i, np.float32)
-    action = np.eye(2, dtype=np.float32)[i % 2]
-    return Transition(obs, action, np.float32(i), obs + 1, np.float32(i % 3 == 0), np.float32(0), np.float32(-i))
-
-
-def test_replay_overwrites_the_oldest_and_counts_everything():
-    replay, add = ReplayBuffer(5).init(DISCRETE), jax.jit(lambda r, s: r.add(s))
-    assert int(replay.size) == 0 and replay.capacity == 5
-    for i in range(8):
-        replay = add(replay, step_number(i))
-        assert int(replay.count) == i + 1 and int(replay.size) == min(i + 1, 5)
-    assert replay.data.reward.tolist() == [5, 6, 7, 3, 4]
-    assert replay.data.obs[:, 0].tolist() == [5, 6, 7, 3, 4]
-    assert replay.data.next_obs[:, 3].tolist() == [6, 7, 8, 4, 5]
-    assert replay.data.terminated.tolist() == [0, 1, 0, 1, 0]
-    assert replay.data.log_prob.tolist() == [-5, -6, -7, -3, -4]
-
-
-def test_replay_samples_only_rows_that_were_filled_and_all_of_them():
-    steps = jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *(step_number(i + 1) for i in range(3)))
-    replay = eqx.tree_at(lambda r: r.normalizer, holding(DISCRETE, steps, 50), identity(4))
-    drawn = replay.sample(KEY, (40, 10))
-    assert drawn.obs.shape == (40, 10, 4) and drawn.reward.shape == (40, 10)
-    assert set(np.unique(drawn.reward)) == {1.0, 2.0, 3.0}
-    # The fields of a row stay together.
-    np.testing.assert_array_equal(drawn.obs[..., 0], drawn.reward)
-    np.testing.assert_array_equal(drawn.next_obs[..., 0], drawn.reward + 1)
-
-
-def test_replay_normalises_what_it_hands_out_and_keeps_what_it_holds():
-    steps = jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *(step_number(i) for i in range(6)))
-    replay = holding(DISCRETE, steps, 20)
-    everything = replay.gather(jnp.arange(6))
-    np.testing.assert_allclose(everything.obs[:, 0], (np.arange(6) - 2.5) / np.arange(6).std(), rtol=1e-5)
-    np.testing.assert_allclose(everything.next_obs[:, 0], (np.arange(1, 7) - 2.5) / np.arange(6).std(), rtol=1e-5)
-    np.testing.assert_allclose(everything.reward, np.arange(6) / 5, rtol=1e-6)
-    np.testing.assert_array_equal(everything.action, steps.action)
-    np.testing.assert_array_equal(replay.data.reward[:6], np.arange(6))
-    assert same(replay.sample(KEY, (7,)), replay.sample(KEY, (7,)))
-    assert not same(replay.sample(KEY, (7,)), replay.sample(jax.random.key(1), (7,)))
-
-
-# ---- priorities
-
-ERRORS = jnp.array([0.0, 1.0, 0.5, 2.0, 99.0])  # of five positions, of which the last is empty
-
-
-def prioritised(alpha=0.6, beta=0.4, errors=ERRORS, rows=4):
-    buffer = ReplayBuffer(5, "model_error", alpha, beta)
-    full = filled(DISCRETE, 5, 5, KEY)
-    return eqx.tree_at(lambda r: (r.data, r.count), buffer.init(DISCRETE), (full.data, jnp.asarray(rows))).prioritise(errors)
-
-
-def test_draws_follow_the_errors_to_the_power_of_alpha():
-    replay = prioritised(alpha=0.6)
-    wanted = (np.array([0.0, 1.0, 0.5, 2.0]) + 0.01 * 2.0) ** 0.6
-    np.testing.assert_allclose(replay.priorities(), [*wanted, 0], rtol=1e-5)
-    drawn = np.asarray(replay.draw(KEY, (200, 100)))
-    assert drawn.shape == (200, 100)
-    frequency = np.bincount(drawn.ravel(), minlength=5) / drawn.size
-    np.testing.assert_allclose(frequency, [*(wanted / wanted.sum()), 0], atol=0.01)
-    sampled = replay.sample(KEY, (7,))
-    assert same(sampled, replay.gather(replay.draw(KEY, (7,))))
-
-
-def test_alpha_of_zero_draws_evenly():
-    drawn = np.asarray(prioritised(alpha=0.0).draw(KEY, (20_000,)))
-    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, [0.25, 0.25, 0.25, 0.25, 0], atol=0.015)
-
-
-def test_importance_by_hand():
-    index = jnp.array([[0, 1], [2, 3]])
-    p = (np.array([[0.0, 1.0], [0.5, 2.0]]) + 0.02) ** 0.6
-    np.testing.assert_allclose(prioritised(beta=0.4).importance(index), (p.min() / p) ** 0.4, rtol=1e-5)
-    # Of full correction, drawing by priority and weighing by importance is drawing evenly.
-    replay = prioritised(beta=1.0)
-    even = np.asarray(replay.priorities()[:4] * replay.importance(jnp.arange(4)))
-    np.testing.assert_allclose(even, np.full(4, even[0]), rtol=1e-5)
-    np.testing.assert_array_equal(prioritised(beta=0.0).importance(index), np.ones((2, 2)))
-
-
-def test_a_new_step_has_the_largest_priority_until_errors_are_measured():
-    replay, add = prioritised(), jax.jit(lambda r, s: r.add(s))
-    replay = add(replay, step_number(1))
-    assert int(replay.count) == 5 and float(replay.error[4]) == 2.0
-    replay = add(replay, step_number(2))  # in place of the oldest
-    assert float(replay.error[0]) == 2.0
-    np.testing.assert_allclose(replay.priorities()[jnp.array([0, 3])], replay.priorities()[4])
-
-
-def test_the_first_steps_are_drawn_evenly_before_any_error_is_known():
-    replay, add = ReplayBuffer(50, "td_error").init(DISCRETE), jax.jit(lambda r, s: r.add(s))
-    for i in range(3):
-        replay = add(replay, step_number(i))
-    drawn = np.asarray(replay.draw(KEY, (6000,)))
-    np.testing.assert_allclose(np.bincount(drawn) / 6000, np.full(3, 1 / 3), atol=0.03)
-    np.testing.assert_allclose(replay.importance(jnp.arange(3)), np.ones(3))
-
-
-def test_uniform_replay_knows_no_priorities():
-    replay = filled(DISCRETE, 4, 6, KEY)
-    assert replay.error is None
-    np.testing.assert_array_equal(replay.priorities(), [1, 1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(replay.importance(jnp.array([0, 3])), [1, 1])
-    drawn = replay.draw(KEY, (3, 5))
-    np.testing.assert_array_equal(drawn, jax.random.randint(KEY, (3, 5), 0, 4))
-
-
-# ---- sequences
-
-
-def ring(steps, capacity, ends=(), cut=()):
-    """A replay into which the steps 0, 1, 2 ... were written one by one; those numbered `ends` terminated, `cut` truncated."""
-    replay = ReplayBuffer(capacity).init(DISCRETE)
-    for i in range(steps):
-        flags = {"terminated": np.float32(i in ends), "truncated": np.float32(i in cut)}
-        replay = _add(replay, step_number(i)._replace(**flags))
-    return replay
-
-
-_add = jax.jit(lambda replay, step: replay.add(step))
-
-
-def sequence(replay, end, length):
-    """(numbers of the steps that are valid, first, valid)."""
-    found = jax.jit(lambda r, e: r.sequence(e, length))(replay, jnp.asarray(end, jnp.int32))
-    assert found.first.dtype == found.valid.dtype == jnp.float32
-    numbers = np.where(found.valid > 0, found.steps.reward, -1).astype(int).tolist()
-    assert all(found.steps.obs[i, 0] == n for i, n in enumerate(numbers) if n >= 0)
-    return numbers, found.first.tolist(), found.valid.tolist()
-
-
-@pytest.mark.parametrize("flag", ["ends", "cut"])
-def test_a_sequence_marks_where_episodes_begin(flag):
-    replay = ring(7, 10, **{flag: (2, 3)})
-    assert sequence(replay, 5, 4) == ([2, 3, 4, 5], [1, 1, 1, 0], [1, 1, 1, 1])
-    assert sequence(replay, 6, 3) == ([4, 5, 6], [1, 0, 0], [1, 1, 1])  # the one before is not shown: so it is not known
-    assert sequence(replay, 2, 3) == ([0, 1, 2], [1, 0, 0], [1, 1, 1])
-
-
-def test_a_sequence_that_reaches_beyond_the_oldest_step_is_filled_up():
-    replay = ring(3, 10)
-    assert sequence(replay, 1, 4) == ([-1, -1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1])
-    assert sequence(replay, 2, 1) == ([2], [1], [1])
-    assert sequence(replay, 2, 10) == ([-1] * 7 + [0, 1, 2], [1] * 8 + [0, 0], [0] * 7 + [1, 1, 1])
-
-
-def test_a_sequence_follows_the_ring_over_its_edge_and_stops_at_the_oldest():
-    replay = ring(8, 5, ends=(4,))  # positions 0 to 4 hold the steps 5, 6, 7, 3, 4
-    assert sequence(replay, 1, 3) == ([4, 5, 6], [1, 1, 0], [1, 1, 1])
-    assert sequence(replay, 2, 5) == ([3, 4, 5, 6, 7], [1, 0, 1, 0, 0], [1] * 5)
-    assert sequence(replay, 4, 4) == ([-1, -1, 3, 4], [1, 1, 1, 0], [0, 0, 1, 1])
-    assert sequence(replay, 2, 7) == ([-1, -1, 3, 4, 5, 6, 7], [1, 1, 1, 0, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1])
-
-
-def test_a_sequence_is_normalised():
-    replay = filled(DISCRETE, 6, 8, KEY)
-    found = replay.sequence(jnp.asarray(4), 3)
-    assert same(found.steps, replay.gather(jnp.arange(2, 5)))
-
-
 # ---- the dream
 
 
@@ -592,7 +379,9 @@ class Linear:
         obs = memory.obs + state.velocity + action
         ended = (obs[0] > self.bound).astype(jnp.float32)
         spikes = (jnp.ones((3, 2)),)
-        return Place(obs, memory.steps + 1), Prediction(obs, obs[0], ended, memory.steps.astype(jnp.float32), jnp.zeros(()), spikes)
+        return Place(obs, memory.steps + 1), Prediction(
+            obs, obs[0], ended, memory.steps * 0.25, memory.steps * 0.75, jnp.zeros(()), spikes
+        )
 
 
 def counting(carry, obs, key):
@@ -603,7 +392,7 @@ def counting(carry, obs, key):
 @pytest.fixture(scope="module")
 def dreamt():
     spec = Spec(2, 2, discrete=False, action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
-    world = World(Linear(bound=4.0), Linear().init(spec, KEY))
+    world = known(Linear(bound=4.0), Linear().init(spec, KEY), spec)
     obs = jnp.array([[0.0, 0.0], [10.0, -1.0], [-5.0, 2.0]])
     memory = jax.vmap(world.start)(obs, jax.random.split(KEY, 3))
     return obs, *dream(world, counting, jnp.zeros(3, jnp.int32), memory, 5, KEY)
@@ -636,12 +425,15 @@ def test_dream_hands_memories_on_and_files_them_under_the_step_that_began_with_t
 
 def test_a_dream_goes_on_from_where_another_stopped(dreamt):
     start, seen, _ = dreamt
-    world = World(Linear(bound=4.0), Linear().init(Spec(2, 2, discrete=False), KEY))
+    world = known(Linear(bound=4.0), Linear().init(PLANE, KEY), PLANE)
     memory = jax.vmap(world.start)(start, jax.random.split(KEY, 3))
     _, ends = dream(world, counting, jnp.zeros(3, jnp.int32), memory, 2, KEY)
     rest, last = dream(world, counting, ends.carry, ends.memory, 3, KEY)
     np.testing.assert_allclose(rest.obs, seen.obs[2:], rtol=1e-5)
     np.testing.assert_array_equal(last.memory.steps, [5, 5, 5])
+
+
+PLANE = Spec(2, 2, discrete=False)
 
 
 @dataclass(frozen=True)
@@ -650,21 +442,23 @@ class Surprise:
 
     largest: float = 9.0
 
-    def reward(self, state, obs, action, following, uncertainty):
-        return state * (uncertainty + (following - obs)[1] - action[1])
+    def reward(self, state, obs, action, prediction):
+        return state * (prediction.uncertainty + (prediction.obs - obs)[1] - action[1])
 
 
 def test_a_bonus_is_added_beside_the_reward_in_every_step_of_a_dream(dreamt):
     start, seen, _ = dreamt
-    world = World(Linear(bound=4.0), Linear().init(Spec(2, 2, discrete=False), KEY), Surprise(), jnp.asarray(0.5))
+    plain = known(Linear(bound=4.0), Linear().init(PLANE, KEY), PLANE)
+    world = replace(plain, bonus=Surprise(), bonus_state=jnp.asarray(0.5))
     memory = jax.vmap(world.start)(start, jax.random.split(KEY, 3))
     found, _ = dream(world, counting, jnp.zeros(3, jnp.int32), memory, 5, KEY)
     np.testing.assert_allclose(found.prediction.bonus, 0.5 * (np.arange(5)[:, None] + 2.0) * np.ones(3), rtol=1e-4)
     np.testing.assert_array_equal(found.prediction.reward, seen.prediction.reward)
-    assert world.largest_bonus == 9.0 and World(Linear(), ()).largest_bonus == 0.0
+    assert world.largest_bonus == 9.0 and plain.largest_bonus == 0.0
     step = Transition(*(jnp.zeros(2), jnp.array([0.0, 0.25]), *jnp.zeros((1,)), jnp.array([0.0, 1.0]), *jnp.zeros((3,))))
-    assert float(world.intrinsic(step, KEY)) == pytest.approx(0.5 * 0.75)  # of the real step, not of what the model says
-    assert float(World(Linear(), world.state).intrinsic(step, KEY)) == 0.0
+    at = world.start(step.obs, KEY)
+    assert float(world.intrinsic(at, step, KEY)) == pytest.approx(0.5 * 0.75)  # of the real step, not of what the model says
+    assert float(plain.intrinsic(at, step, KEY)) == 0.0
 
 
 def test_dream_reduces_spikes_to_rates_and_draws_fresh_keys(dreamt):

@@ -11,7 +11,7 @@ from small import CONTINUOUS, DISCRETE, holding
 
 from spikedream.config import twin
 from spikedream.envs.host import decode_actions
-from spikedream.ops.normalizer import Normalizer
+from spikedream.replay.normalizer import Normalizer
 from spikedream.snn.codings import DirectCurrent, MembraneReadout, RateReadout
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF

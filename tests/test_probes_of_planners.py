@@ -11,12 +11,12 @@ import pytest
 from small import DISCRETE, same
 from toys import ARMS, CORRIDOR, DIAL, DREAMER, KEY, TWO_STEP, Known, Rules, origin, practise, said, still, toy
 
-from spikedream.agents.planner import Planner, PlannerState
+from spikedream.agents.mpc import MPC, MPCState
 from spikedream.bonuses.disagreement import Disagreement
-from spikedream.ops.normalizer import identity
 from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
 from spikedream.planners.random_shooting import RandomShooting
+from spikedream.replay.normalizer import identity
 from spikedream.types import World
 from spikedream.world_models.true_environment import TrueEnvironment, TrueState
 
@@ -25,7 +25,7 @@ PLANNERS = {"cem": CEM(40, 3, 6), "mppi": MPPI(40, 4, 0.2), "random": RandomShoo
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _act(agent, spec, world, policy, greedy):
-    state = agent.init(spec, world, KEY) if policy is None else PlannerState(policy, spec)
+    state = agent.init(spec, world, KEY) if policy is None else MPCState(policy, spec)
     return agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, greedy)
 
 
@@ -36,21 +36,21 @@ def planned(agent, world, spec, greedy=True, policy=None):
 @functools.partial(jax.jit, static_argnums=0)
 def scores(agent, world, actions, policy=()):
     memory = world.start(jnp.zeros(2), KEY)
-    return agent._score(PlannerState(policy, ARMS), world, memory, actions, KEY)
+    return agent._score(MPCState(policy, ARMS), world, memory, actions, KEY)
 
 
 @pytest.mark.parametrize("search", PLANNERS.values(), ids=PLANNERS)
 @pytest.mark.parametrize("spec", [ARMS, DIAL], ids=["discrete", "continuous"])
 def test_planner_finds_the_best_action(spec, search):
     for rules in (still(), TWO_STEP):
-        decision = planned(Planner(search=search, horizon=2), rules, spec)
+        decision = planned(MPC(search=search, horizon=2), rules, spec)
         assert decision.action.argmax() == 1 if spec.discrete else abs(float(decision.action[0]) - 0.5) < 0.3
         assert float(decision.log_prob) == 0.0 and decision.spikes == ()
 
 
 @pytest.mark.parametrize("search", PLANNERS.values(), ids=PLANNERS)
 def test_planner_pushes_the_true_cart_to_where_the_pole_falls(search):
-    agent, model = Planner(search=search, horizon=20, gamma=0.99), TrueEnvironment("CartPole")
+    agent, model = MPC(search=search, horizon=20, gamma=0.99), TrueEnvironment("CartPole")
     world = World(model, TrueState(identity(4)))
     state = agent.init(DISCRETE, world, KEY)
     act = jax.jit(lambda obs: agent.act(state, world, agent.start(state, world), obs, KEY, True).action.argmax())
@@ -60,7 +60,7 @@ def test_planner_pushes_the_true_cart_to_where_the_pole_falls(search):
 
 def test_planner_avoids_what_the_model_is_not_sure_of():
     sure = still(reward=0.5, doubt=True)
-    assert planned(Planner(horizon=2, uncertainty_penalty=1.0), sure, ARMS).action.argmax() == 1
+    assert planned(MPC(horizon=2, uncertainty_penalty=1.0), sure, ARMS).action.argmax() == 1
 
 
 class Followed(NamedTuple):
@@ -89,14 +89,14 @@ class Apart(Known):
 @pytest.mark.parametrize("particles", ["all", "one"])
 @pytest.mark.parametrize(("penalty", "leaves"), [(0.0, True), (1.0, False)])
 def test_planner_penalises_plans_over_which_the_members_part(penalty, particles, leaves):
-    agent = Planner(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
+    agent = MPC(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
     assert bool(planned(agent, World(Apart(), ()), ARMS).action[0]) is leaves
 
 
 @pytest.mark.parametrize("particles", ["all", "one"])
 def test_planner_is_curious_about_what_the_members_disagree_about(particles):
     model, bonus = Apart(), Disagreement()
-    agent = Planner(search=RandomShooting(4), horizon=1, gamma=0.9, particles=particles)
+    agent = MPC(search=RandomShooting(4), horizon=1, gamma=0.9, particles=particles)
     first, second = jnp.eye(3)[:2]
     actions = jnp.stack([first, second, first, second])[:, None]
 
@@ -107,7 +107,7 @@ def test_planner_is_curious_about_what_the_members_disagree_about(particles):
 
 def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_best():
     model, bonus = Apart(more=-0.01), Disagreement()
-    plain, agent = World(model, ()), Planner(search=RandomShooting(200), horizon=1, gamma=0.9)
+    plain, agent = World(model, ()), MPC(search=RandomShooting(200), horizon=1, gamma=0.9)
     curious = World(model, (), bonus, bonus.init(ARMS, plain, KEY))
     learning, asked = planned(agent, curious, ARMS, greedy=False), planned(agent, curious, ARMS)
     assert bool(learning.action[0]), "where the members part, there is something to find out"
@@ -115,7 +115,7 @@ def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_bes
 
 
 def test_one_particle_a_candidate_needs_members_that_share_them_equally():
-    agent = Planner(search=RandomShooting(9), particles="one")
+    agent = MPC(search=RandomShooting(9), particles="one")
     with pytest.raises(ValueError, match="candidates is 9, which 2 members cannot share equally"):
         agent.init(ARMS, World(Apart(), ()), KEY)
     agent.init(ARMS, toy(still(), ARMS), KEY)
@@ -128,7 +128,7 @@ def two_step_policy():
 
 def test_planner_looks_beyond_its_horizon_through_the_policys_critic(two_step_policy):
     # A single step ahead nothing is paid: only the critic knows that the second action is the good one.
-    agent = Planner(search=RandomShooting(60), horizon=1, policy=DREAMER)
+    agent = MPC(search=RandomShooting(60), horizon=1, policy=DREAMER)
     assert planned(agent, TWO_STEP, ARMS, policy=two_step_policy).action.argmax() == 1
     with_it, without = (
         scores(agent, toy(TWO_STEP, ARMS), jnp.eye(3)[:, None], two_step_policy)
@@ -140,7 +140,7 @@ def test_planner_looks_beyond_its_horizon_through_the_policys_critic(two_step_po
 
 
 def test_a_plans_score_is_its_discounted_return_while_alive():
-    agent, actions = Planner(horizon=5, gamma=0.9, search=RandomShooting(4)), jnp.zeros((1, 5, 3))
+    agent, actions = MPC(horizon=5, gamma=0.9, search=RandomShooting(4)), jnp.zeros((1, 5, 3))
     score = float(scores(agent, toy(CORRIDOR, ARMS), actions)[0])
     assert score == pytest.approx(0.1 * (1 + 0.9 + 0.81), rel=1e-5)
     half = float(scores(agent, toy(still(0.5, ending=0.5), ARMS), actions)[0])
@@ -151,7 +151,7 @@ def test_a_plans_score_is_its_discounted_return_while_alive():
 @pytest.mark.parametrize("when", ["always", "collect", "evaluate"])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_planner_plans_only_when_asked_and_lets_the_policy_act_elsewhere(when, greedy, two_step_policy):
-    agent = Planner(search=RandomShooting(30), horizon=2, policy=DREAMER, when=when)
+    agent = MPC(search=RandomShooting(30), horizon=2, policy=DREAMER, when=when)
     decision = planned(agent, TWO_STEP, ARMS, greedy=greedy, policy=two_step_policy)
     plans = when == "always" or (when == "evaluate") == greedy
     by_policy = DREAMER.decide(two_step_policy, (), jnp.zeros(2), jax.random.split(KEY, 3)[1], greedy)
@@ -165,15 +165,15 @@ def test_what_a_planner_needs_a_policy_for_is_refused_without_one():
     }  # fmt: skip
     for asked, fields in asked_for.items():
         with pytest.raises(ValueError, match=f"{asked}.*needs a policy: set agent.policy to Dreamer"):
-            Planner(**fields)
-    agent = Planner()
+            MPC(**fields)
+    agent = MPC()
     with pytest.raises(ValueError, match=r'"td_error" needs a value function: set agent\.policy to Dreamer'):
-        agent.errors(PlannerState((), ARMS), toy(still(), ARMS), origin(ARMS), KEY)
+        agent.errors(MPCState((), ARMS), toy(still(), ARMS), origin(ARMS), KEY)
 
 
 def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
     # One sequence of its own against sixteen of a policy that has learned: the plan begins as the policy does.
-    agent = Planner(search=RandomShooting(17), horizon=2, policy=DREAMER, proposals=16, terminal_value=False)
+    agent = MPC(search=RandomShooting(17), horizon=2, policy=DREAMER, proposals=16, terminal_value=False)
     seen = []
 
     @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
             return super().plan(spec, memory, score, proposals, key)
 
     agent = replace(agent, search=Listening(17))
-    state, world = PlannerState(two_step_policy, ARMS), toy(TWO_STEP, ARMS)
+    state, world = MPCState(two_step_policy, ARMS), toy(TWO_STEP, ARMS)
     agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, True)
     assert seen[0].shape == (16, 2, 3)
     first = np.asarray(seen[0][:, 0]).mean(0)

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small import holding
+from small import holding, known
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.ops.distributions import TwoHot
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import MLP, SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
-from spikedream.types import Prediction, Spec, Transition, World
+from spikedream.types import Prediction, Spec, Transition
+from spikedream.world import World
 
 KEY = jax.random.key(0)
-
-# So that a world may be given to a compiled function; its parts are what the function is compiled for.
-jax.tree_util.register_dataclass(World, data_fields=["state", "bonus_state"], meta_fields=["model", "bonus"])
 
 DREAMER = Dreamer(
     actor=MLP(hidden=(16,), activation="tanh", gain=0.1),
@@ -45,7 +43,7 @@ class Place(NamedTuple):
 class Known:
     """What the worlds below have in common: one member, and no memory but the observation."""
 
-    members, recurrent = 1, False
+    members, recurrent, warm_up, updates = 1, False, 1, 1
 
     def feature_size(self, spec):
         return spec.obs_size
@@ -56,6 +54,9 @@ class Known:
     def feature(self, state, memory):
         return memory.obs
 
+    def observe(self, state, memory, action, obs, key):
+        return Place(obs)
+
     def member(self, state, memory, index):
         return self, state, memory
 
@@ -65,7 +66,7 @@ KNOWN = Known()
 
 def said(obs, reward, terminated=0.0, uncertainty=0.0):
     reward, terminated, uncertainty = (jnp.asarray(x, jnp.float32) for x in (reward, terminated, uncertainty))
-    return Place(obs), Prediction(obs, reward, terminated, uncertainty, jnp.zeros(()), ())
+    return Place(obs), Prediction(obs, reward, terminated, uncertainty, jnp.zeros(()), jnp.zeros(()), ())
 
 
 class Rules(NamedTuple):
@@ -114,8 +115,13 @@ class Toy(Known):
         return said(obs, 1.0, (obs[0] > 2.5).astype(jnp.float32))
 
 
+def seen(world: World) -> World:
+    """In which rewards from -1 to 1 have been seen."""
+    return replace(world, normalizer=replace(world.normalizer, reward_low=jnp.asarray(-1.0), reward_high=jnp.asarray(1.0)))
+
+
 def toy(rules: Rules, spec: Spec) -> World:
-    return World(Toy(spec.discrete), jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rules))
+    return seen(known(Toy(spec.discrete), jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rules), spec))
 
 
 def origin(spec, action=None, reward=None, log_prob=None):
@@ -149,11 +155,12 @@ def practise(agent, rules, spec, updates, experience=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _greedy(agent, state, world, obs):
-    return agent.act(state, world, agent.start(state, world), obs, KEY, greedy=True).action
+    policy = agent.policy_of(state)
+    return agent.act(policy, world, agent.start(policy, world), obs, KEY, greedy=True).action
 
 
 def greedy_action(agent, state, obs=(0.0, 0.0)):
-    return np.asarray(_greedy(agent, state, World(KNOWN, ()), jnp.asarray(obs)))
+    return np.asarray(_greedy(agent, state, known(KNOWN, (), ARMS), jnp.asarray(obs)))
 
 
 def assert_best(agent, state):

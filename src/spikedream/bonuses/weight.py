@@ -26,8 +26,8 @@ class AdaptiveWeight:
     """Reward beta x min(raw / scale, cap), in the environment's units, where beta follows the trend of the external return.
 
     Once in each fit, R being the mean return of the episodes that ended since the last one: recent += fast (R - recent),
-    usual += slow (R - usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to [low, high]. So curiosity
-    weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
+    usual += slow (R - usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to
+    [low, high]. So curiosity weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
     Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
     ends. With low = high the weight is constant.
 
