@@ -85,6 +85,7 @@ class Config:
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
+    action_repeat: int = 1  # the environment's own steps for which an action is held
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
@@ -97,7 +98,7 @@ class Config:
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), action_repeat=(1, None))
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 

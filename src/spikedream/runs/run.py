@@ -12,7 +12,9 @@ import numpy as np
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
-from spikedream.envs.host import REPORT, HostEnvironment, decode_actions
+from spikedream.envs.host import REPORT
+from spikedream.envs.make import make_own, translation_of
+from spikedream.envs.spaces import Translation, decode_actions
 from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.metrics import Recorder
@@ -20,14 +22,14 @@ from spikedream.types import PyTree, Spec
 
 
 class Policy:
-    """The greedy policy of a run, for one environment: `action = policy(obs)`, both in the environment's own units.
+    """The greedy policy of a run, for one environment: `action = policy(obs)`, both in the environment's own units and spaces.
 
     The weights are constants of one compiled call. A policy with persistent membranes remembers its last observations: call `reset`
     when an episode begins.
     """
 
-    def __init__(self, algorithm: Algorithm, state: TrainState):
-        self._spec = algorithm.spec
+    def __init__(self, algorithm: Algorithm, state: TrainState, translation: Translation):
+        self._spec, self._translation = algorithm.spec, translation
 
         def decide(carry: PyTree, obs: jax.Array, step: jax.Array) -> tuple[jax.Array, PyTree, jax.Array]:
             act = algorithm.act(state, carry, obs[None], step, True)
@@ -42,18 +44,19 @@ class Policy:
         self._carry = self._start
         self._step: Any = np.uint32(0)  # of the episode: what is drawn in one step is not drawn in the next again
 
-    def __call__(self, obs: np.ndarray) -> Any:
-        """(obs_size,) to an int (discrete) or an array (action_size,).
+    def __call__(self, obs: Any) -> Any:
+        """An observation, (obs_size,) in a flat Box, to an action: an int in a Discrete space, (action_size,) in a flat Box.
 
         Raises:
             ValueError: for an observation of another shape.
+            BrokenEnvironment: for one that does not belong to the environment's Dict or Tuple space.
         """
-        obs = np.asarray(obs, np.float32)
-        if obs.shape != (self._spec.obs_size,):
-            raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {obs.shape}")
-        action, self._carry, self._step = self._decide(self._carry, obs, self._step)
+        flat = np.asarray(self._translation.observation(obs), np.float32)
+        if flat.shape != (self._spec.obs_size,):
+            raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {flat.shape}")
+        action, self._carry, self._step = self._decide(self._carry, flat, self._step)
         action = decode_actions(self._spec, np.asarray(action))[0]
-        return int(action) if self._spec.discrete else action
+        return self._translation.action(int(action) if self._spec.discrete else action)
 
 
 class Run:
@@ -74,8 +77,9 @@ class Run:
         if not file.is_file():
             raise checkpoint.CheckpointError(f"{self.directory} is not a run directory: it has no config.yaml")
         self.config: Config = configuration.load(file)
-        env = HostEnvironment(self.config.env, self.config.env_kwargs, self.config.max_episode_steps, self.config.seed)
-        self.spec: Spec = env.spec
+        env = make_own(self.config.env, self.config.env_kwargs, self.config.max_episode_steps)
+        self._translation = translation_of(self.config.env, env)
+        self.spec: Spec = self._translation.spec
         env.close()
         self.algorithm = self.config.algorithm(self.spec)
         template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
@@ -97,7 +101,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         if self._policy is None:
-            self._policy = Policy(self.algorithm, self.state)
+            self._policy = Policy(self.algorithm, self.state, self._translation)
         return self._policy
 
     def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
