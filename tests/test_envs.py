@@ -1,4 +1,4 @@
-"""Environments as the learner sees them: their spaces, side by side, in processes of their own; and those that spikedream brings."""
+"""Environments as the learner sees them: their spaces, side by side, in processes of their own; and those of our own."""
 
 import importlib.util
 import os
@@ -382,7 +382,7 @@ def test_workers_play_the_same_and_are_gone_afterwards() -> None:
     assert all(process.poll() == 0 for process in started)
     there.close()  # twice does no harm
     with pytest.raises(BrokenEnvironment, match="have been closed"):
-        there.begin()
+        play(there, 1)
 
 
 def test_a_worker_that_is_killed_is_told_and_none_is_left() -> None:
