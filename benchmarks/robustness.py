@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream import config as configuration
-from spikedream.envs.host import HostEnvironment, random_action, random_log_prob
+from spikedream.envs.host import HostEnvironments
+from spikedream.envs.spaces import random_action, random_log_prob
 from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.types import World, WorldModel
 
@@ -23,12 +24,12 @@ PRESETS = {"CartPole-v1": "cartpole", "Pendulum-v1": "pendulum"}
 
 
 def experience(env_id: str, steps: int, seed: int) -> Replay:
-    env, rng = HostEnvironment(env_id, {}, None, seed), np.random.default_rng(seed)
+    env, rng = HostEnvironments(env_id, {}, None, seed), np.random.default_rng(seed)
     replay, add = ReplayBuffer(steps).init(env.spec), jax.jit(lambda r, s: r.add(s))
     for _ in range(steps):
-        if env.position.obs is None:
-            env.reset()
-        replay = add(replay, env.step(random_action(env.spec, rng), random_log_prob(env.spec)))
+        env.begin()
+        step, _ = env.step(random_action(env.spec, rng)[None], np.full(1, random_log_prob(env.spec)))
+        replay = add(replay, jax.tree.map(lambda x: x[0], step))
     env.close()
     return replay
 

@@ -1,10 +1,11 @@
 """Environments that misbehave, or that are not what spikedream supports; ids as `environments:Name-v0`."""
 
+import os
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 
 
 class Walk(gymnasium.Env):
@@ -48,6 +49,63 @@ class WithSpaces(Walk):
         self.action_space = action or self.action_space
 
 
+class Structured(Walk):
+    """As `Walk`, observed in parts that are not flat; a step's reward tells which action, an array, arrived."""
+
+    def __init__(self, action: gymnasium.Space | None = None):
+        super().__init__()
+        grid, flags = Box(-np.inf, np.inf, (2, 2), np.float64), Tuple((MultiBinary(2), MultiDiscrete([2, 3])))
+        self.observation_space = Dict({"grid": grid, "kind": Discrete(3, start=5), "flags": flags})
+        self.action_space = action or MultiDiscrete([2, 3], start=[0, 4])
+
+    def _obs(self) -> Any:
+        grid = np.array([[self.x, 2.0], [3.0, 4.0]])
+        return {"kind": 6 + (self.x > 0), "flags": (np.array([0, 1], np.int8), np.array([1, 2])), "grid": grid}  # in another order
+
+    def step(self, action: Any):
+        assert self.action_space.contains(action), action
+        obs, _, terminated, truncated, info = super().step(np.sum(action) % 2)
+        return obs, float(np.dot([100, 10, 1][-np.size(action) :], np.ravel(action))), terminated, truncated, info
+
+
+class SelfTruncating(Walk):
+    """Ends itself after `length` steps, or never where that is 0; each is worth as much as its number, 1, 2, 3 ..."""
+
+    def __init__(self, length: int = 7, terminates: bool = False):
+        super().__init__()
+        self.length, self.terminates, self.here = length, terminates, 0
+
+    def reset(self, **kwargs: Any):
+        self.here = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any):
+        self.here += 1
+        self.x += 0.01 if action else -0.01
+        over = self.here == self.length
+        return self._obs(), float(self.here), over and self.terminates, over and not self.terminates, {}
+
+
+class Fickle(Walk):
+    """Observes two numbers in the environment that first claims the file, three in all others, in whatever process."""
+
+    def __init__(self, claim: str):
+        super().__init__()
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            self.observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+
+
+class Exits(Walk):
+    """Ends its whole process in the third step."""
+
+    def step(self, action: Any):
+        if self.steps == 2:
+            os._exit(3)
+        return super().step(action)
+
+
 def _register(name: str, entry_point: Any, **kwargs: Any) -> None:
     gymnasium.register(f"{name}-v0", entry_point, max_episode_steps=kwargs.pop("limit", 50), kwargs=kwargs)
 
@@ -58,8 +116,13 @@ _register("NanObservation", Walk, trouble="nan observation")
 _register("NanReward", Walk, trouble="nan reward")
 _register("WrongShape", Walk, trouble="wrong shape")
 _register("Unseeded", Walk, noise=True)
-_register("Endless", Walk, limit=None)
 _register("Images", WithSpaces, observation=Box(0, 255, (8, 8, 3), np.uint8))
-_register("DictObservation", WithSpaces, observation=Dict({"x": Discrete(2)}))
-_register("ManyActions", WithSpaces, action=MultiDiscrete([2, 2]))
+_register("TextObservation", WithSpaces, observation=Dict({"x": Text(5)}))
+_register("TooManyActions", WithSpaces, action=MultiDiscrete([30, 30]))
+_register("DictActions", WithSpaces, action=Dict({"x": Discrete(2)}))
+_register("Structured", Structured)
+_register("NotAsSaid", WithSpaces, observation=Dict({"x": Discrete(2)}))
+_register("SelfTruncating", SelfTruncating, limit=None)
+_register("Fickle", Fickle)
+_register("Exits", Exits)
 _register("Unbounded", WithSpaces, action=Box(-np.inf, np.inf, (1,), np.float32))

@@ -24,7 +24,9 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     "remembering world": (
         {"world_model": {"kind": "Recurrent", "network": MEMORY, "latent": 2, "context": 2, "open_loop": 2, "ensemble": ENSEMBLE},
          "agent": DREAMER | {"actor": NETWORK}, "replay": {"priority": "model_error"}},
-        "fit", ["replay.alpha", "replay.beta", *(f"world_model.{x}" for x in ("latent", "context", "open_loop", "burn_in", "warm_up"))],
+        "fit",
+        ["replay.alpha", "replay.beta",
+         *(f"world_model.{x}" for x in ("latent", "context", "open_loop", "burn_in", "warm_up"))],
     ),
     "remembering agent": (
         {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": MEMORY, "context": 3, "imagined_share": SHARE}},

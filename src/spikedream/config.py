@@ -222,7 +222,8 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
     if changes is None and type(None) in typing.get_args(hint):
         return None
     if not options:
-        return _plain({**base, **changes} if _are_mappings(base, changes) else changes, hint, path)
+        both = isinstance(base, Mapping) and isinstance(changes, Mapping)
+        return _plain({**base, **changes} if both else changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
     if not isinstance(changes, Mapping):
@@ -243,10 +244,6 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         return dataclasses.replace(base, **new)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
-
-
-def _are_mappings(*values: Any) -> bool:
-    return all(isinstance(value, Mapping) for value in values)
 
 
 def nearest(name: str, choices: typing.Iterable[str]) -> str:

@@ -27,9 +27,9 @@ class AdaptiveWeight:
 
     Once in each fit, R being the mean return of the episodes that ended since the last one: recent += fast (R - recent),
     usual += slow (R - usual), and beta is multiplied by exp(-rate x (recent - usual) / (highest - lowest)), then clipped to
-    [low, high]. So curiosity weakens while returns rise and grows while they fall; how fast depends neither on the returns' unit nor on a constant in them.
-    Where they stand still, be it at success or because no reward was ever found, beta stays as it is; so it does while no episode
-    ends. With low = high the weight is constant.
+    [low, high]. So curiosity weakens while returns rise and grows while they fall; how fast depends neither on the returns'
+    unit nor on a constant in them. Where they stand still, be it at success or because no reward was ever found, beta stays as
+    it is; so it does while no episode ends. With low = high the weight is constant.
 
     No weighted bonus is larger than high x cap, and rewards are normalised by no less than that: so a normalised bonus lies in
     [0, 1].

@@ -1,28 +1,29 @@
 """Gymnasium environments as the learner sees them: flat observations, encoded actions, every episode under a known seed."""
 
-import difflib
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
 
+from spikedream.envs.make import reward_threshold
+from spikedream.envs.player import Group, Players
+from spikedream.envs.spaces import BrokenEnvironment, decode_actions, random_action, random_log_prob
+from spikedream.envs.workers import Workers
 from spikedream.types import Spec, Transition
+
+__all__ = [
+    "CONFIRM", "EVALUATE", "EXPLORE", "LEARN", "REPORT", "BrokenEnvironment", "HostEnvironments", "Position", "decode_actions",
+    "episode_seed", "random_action", "random_log_prob", "reward_threshold",
+]  # fmt: skip
 
 # What an episode's seed is for; the streams of one run never meet.
 LEARN, EVALUATE, CONFIRM, REPORT, EXPLORE = range(5)
 
 
-class BrokenEnvironment(Exception):
-    """The environment cannot be used, or failed while it was used; the message says why and what would be right."""
-
-
 class Position(NamedTuple):
     """Where a run stands inside an episode; replaying it restores a deterministic environment."""
 
-    episode: int  # index of the current episode, also the number of finished ones when `actions` is empty
+    episode: int  # index of the current episode; of a single environment also the number of finished ones
     actions: list[np.ndarray]  # encoded actions since the reset, each (action_size,)
     obs: np.ndarray | None  # the observation that they led to; None between episodes
 
@@ -32,146 +33,134 @@ def episode_seed(run_seed: int, stream: int, *index: int) -> int:
     return int(np.random.SeedSequence([run_seed, stream, len(index), *index]).generate_state(1)[0] >> 1)
 
 
-def make_arguments(env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None) -> dict[str, Any]:
-    """Arguments for `gymnasium.make` and `make_vec`; raises `BrokenEnvironment` where the id or its time limit is missing."""
-    try:
-        module, _, name = env_id.rpartition(":")
-        if module:
-            __import__(module)
-        registered = gymnasium.spec(name)
-    except ImportError as error:
-        raise BrokenEnvironment(f"cannot import the module of environment {env_id!r}: {error}") from error
-    except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise BrokenEnvironment(f"no environment {env_id!r} is registered with Gymnasium{hint}") from error
-    if max_episode_steps is None and registered.max_episode_steps is None:
-        raise BrokenEnvironment(f"{env_id} has no time limit of its own: give one with --max-episode-steps")
-    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    return {"id": name, **limit, **kwargs}
-
-
-def reward_threshold(env_id: str) -> float | None:
-    """Gymnasium's threshold for the environment to count as solved, if it names one."""
-    return gymnasium.spec(env_id.rpartition(":")[2]).reward_threshold
-
-
-def read_spec(env_id: str, obs_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
-    """Raises `BrokenEnvironment` unless the spaces are a flat Box and a Discrete or flat bounded Box."""
-    if not isinstance(obs_space, Box) or len(obs_space.shape) != 1:
-        raise BrokenEnvironment(
-            f"{env_id} observes {obs_space}; supported are flat Box observations"
-            " (gymnasium.wrappers.FlattenObservation makes others flat)"
-        )
-    size = obs_space.shape[0]
-    if isinstance(action_space, Discrete):
-        if action_space.start != 0:
-            raise BrokenEnvironment(f"{env_id} numbers its actions from {action_space.start}; supported is from 0")
-        return Spec(size, int(action_space.n), discrete=True)
-    if isinstance(action_space, Box) and len(action_space.shape) == 1:
-        if not np.all(np.isfinite(action_space.low)) or not np.all(np.isfinite(action_space.high)):
-            raise BrokenEnvironment(f"{env_id} has unbounded actions {action_space}; supported are bounded Box actions")
-        low, high = (tuple(float(x) for x in bound) for bound in (action_space.low, action_space.high))
-        return Spec(size, action_space.shape[0], discrete=False, action_low=low, action_high=high)
-    raise BrokenEnvironment(f"{env_id} takes actions {action_space}; supported are Discrete and flat bounded Box actions")
-
-
-def decode_actions(spec: Spec, actions: np.ndarray) -> np.ndarray:
-    """Encoded actions (batch, action_size) to the environment's own: (batch,) integers or (batch, action_size) floats."""
-    if spec.discrete:
-        return actions.argmax(axis=1)
-    low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
-    return np.clip(low + (actions + 1) / 2 * (high - low), low, high)
-
-
-def random_action(spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """Uniform over the action space, encoded: (action_size,)."""
-    if spec.discrete:
-        return np.eye(spec.action_size, dtype=np.float32)[rng.integers(spec.action_size)]
-    return rng.uniform(-1, 1, spec.action_size).astype(np.float32)
-
-
-def random_log_prob(spec: Spec) -> float:
-    """Log-density of every `random_action`."""
-    return -spec.action_size * math.log(2) if not spec.discrete else -math.log(spec.action_size)
-
-
-def check_observation(env_id: str, obs: Any, size: int) -> np.ndarray:
-    obs = np.asarray(obs, np.float32)
-    if obs.shape != (size,):
-        raise BrokenEnvironment(f"{env_id} returned an observation of shape {obs.shape}; its space says ({size},)")
-    if not np.isfinite(obs).all():
-        raise BrokenEnvironment(f"{env_id} returned an observation that is not finite: {obs.tolist()}")
-    return obs
-
-
-class HostEnvironment:
-    """One Gymnasium environment in the learning process.
+class HostEnvironments:
+    """Environments of one id side by side, of which the i-th plays the episodes i, i + count, i + 2 count ...
 
     Args:
         env_id: a Gymnasium id, also as `module:Id-v0`.
         kwargs: passed to `gymnasium.make`.
         max_episode_steps: time limit in place of the registered one.
         seed: of the run; each episode's own seed follows from it.
+        count: how many; at least 1.
+        workers: play them in processes of their own, as many as there are processors. That pays where a step takes long, about a
+            tenth of a millisecond; the numbers are the same.
+        action_repeat: own steps for which an action is held, or until the episode ends; its rewards are added up.
+
+    Attributes:
+        spec: sizes of the flat spaces.
+        positions: where each environment stands.
+        obs: (count, obs_size) the present observations; anything where an environment is between episodes.
+
+    Raises:
+        BrokenEnvironment: here and in every method, where the environment cannot be used or fails. Workers are gone then.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, seed: int):
-        self.env_id, self.seed = env_id, seed
-        arguments = make_arguments(env_id, kwargs, max_episode_steps)
-        try:
-            self._env = gymnasium.make(**arguments, disable_env_checker=True)
-        except (TypeError, ImportError, gymnasium.error.Error) as error:
-            raise BrokenEnvironment(f"{env_id} cannot be made with {dict(kwargs)}: {error}") from error
-        self.spec = read_spec(env_id, self._env.observation_space, self._env.action_space)
-        self.position = Position(0, [], None)
+    def __init__(
+        self,
+        env_id: str,
+        kwargs: Mapping[str, Any],
+        max_episode_steps: int | None,
+        seed: int,
+        count: int = 1,
+        workers: bool = False,
+        action_repeat: int = 1,
+    ):
+        if count < 1 or action_repeat < 1:
+            raise ValueError(f"count and action_repeat are {count} and {action_repeat}; they must be at least 1")
+        self.env_id, self.seed, self.count = env_id, seed, count
+        group = Workers if workers else Players
+        self._group: Group = group(env_id, kwargs, max_episode_steps, action_repeat, count)
+        self.spec: Spec = self._group.spec
+        self.positions = [Position(i, [], None) for i in range(count)]
+        self.obs = np.zeros((count, self.spec.obs_size), np.float32)
 
-    def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return getattr(self._env, what)(*args, **kwargs)
-        except Exception as error:
-            raise BrokenEnvironment(f"{self.env_id} raised {type(error).__name__} in {what}(): {error}") from error
+    def begin(self) -> np.ndarray:
+        """Start the episode of every environment that is between two; (count,) bool says which."""
+        fresh = np.array([position.obs is None for position in self.positions])
+        if fresh.any():
+            seeds = {i: self._seed(self.positions[i].episode) for i in np.flatnonzero(fresh).tolist()}
+            self.obs = self.obs.copy()  # the old one belongs to the last transition
+            for i, obs in self._group.reset(seeds).items():
+                self.obs[i] = obs
+                self.positions[i] = Position(self.positions[i].episode, [], self.obs[i])
+        return fresh
+
+    def _seed(self, episode: int) -> int:
+        return episode_seed(self.seed, LEARN, episode)
+
+    def step(self, actions: np.ndarray, log_prob: np.ndarray) -> tuple[Transition, int]:
+        """Take an encoded action in every environment, none of which may be between episodes.
+
+        Args:
+            actions: (count, action_size).
+            log_prob: (count,) log-density with which each was chosen.
+
+        Returns:
+            The transitions, leaves (count, ...) float32 in the environments' own units; and how many own steps were taken in all.
+        """
+        assert all(position.obs is not None for position in self.positions), "step() before begin()"
+        before, actions = self.obs, np.array(actions, np.float32)  # a copy: the history must not change with the caller's array
+        after = self._group.step(decode_actions(self.spec, actions))
+        ended = after.terminated | after.truncated
+        for i, (episode, history, _) in enumerate(self.positions):
+            if ended[i]:
+                self.positions[i] = Position(episode + self.count, [], None)
+            else:
+                history.append(actions[i])  # in place: a copy each step would make long episodes quadratic
+                self.positions[i] = Position(episode, history, after.obs[i])
+        self.obs = after.obs
+        fields = (before, actions, after.reward, after.obs, after.terminated, after.truncated, log_prob)
+        return Transition(*(cast(Any, np.asarray(x, np.float32)) for x in fields)), int(after.taken.sum())
+
+    def restore(self, positions: Sequence[Position]) -> np.ndarray:
+        """Go back to the `positions`, one for each environment, by replaying their actions. Where the environment is not
+        deterministic, that leads elsewhere: then its next episode is begun instead, and the answer, (count,) bool, is False."""
+        if len(positions) != self.count:
+            raise ValueError(f"{len(positions)} positions cannot be those of {self.count} environments")
+        under_way = {i: position for i, position in enumerate(positions) if position.obs is not None}
+        reached = self._group.replay({i: (self._seed(p.episode), self._decoded(p.actions)) for i, p in under_way.items()})
+        self.positions = [Position(position.episode, [], None) for position in positions]
+        self.obs, same = np.zeros_like(self.obs), np.ones(self.count, bool)
+        for i, (episode, actions, obs) in under_way.items():
+            there = reached[i]
+            same[i] = there is not None and np.array_equal(there, np.asarray(obs))
+            if same[i]:
+                self.obs[i] = there
+                self.positions[i] = Position(episode, list(actions), self.obs[i])
+            else:
+                self.positions[i] = Position(episode + self.count, [], None)
+        return same
+
+    def _decoded(self, actions: Sequence[np.ndarray]) -> np.ndarray:
+        return decode_actions(self.spec, np.asarray(actions, np.float32).reshape(-1, self.spec.action_size))
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class HostEnvironment:
+    """One environment of `HostEnvironments`, without the leading axis."""
+
+    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, seed: int):
+        self._envs = HostEnvironments(env_id, kwargs, max_episode_steps, seed)
+        self.spec = self._envs.spec
+
+    @property
+    def position(self) -> Position:
+        return self._envs.positions[0]
 
     def reset(self) -> np.ndarray:
         """Start the episode that `position` names."""
-        obs, _ = self._call("reset", seed=episode_seed(self.seed, LEARN, self.position.episode))
-        obs = check_observation(self.env_id, obs, self.spec.obs_size)
-        self.position = Position(self.position.episode, [], obs)
-        return obs
+        self._envs.begin()
+        return self._envs.obs[0]
 
     def step(self, action: np.ndarray, log_prob: float = 0.0) -> Transition:
-        """Take one encoded action, (action_size,), that was chosen with this log-density. Afterwards `position.obs` is None if the
-        episode has ended."""
-        episode, actions, obs = self.position
-        assert obs is not None, "step() before reset()"
-        following, reward, terminated, truncated, _ = self._call("step", decode_actions(self.spec, action[None])[0])
-        following = check_observation(self.env_id, following, self.spec.obs_size)
-        reward = float(reward)
-        if not math.isfinite(reward):
-            raise BrokenEnvironment(f"{self.env_id} returned a reward that is not finite: {reward}")
-        done = bool(terminated or truncated)
-        if done:
-            self.position = Position(episode + 1, [], None)
-        else:
-            actions.append(action)  # in place: a copy each step would make long episodes quadratic
-            self.position = Position(episode, actions, following)
-        fields: tuple[Any, ...] = (obs, action, reward, following, terminated, truncated, log_prob)
-        return Transition(*(np.asarray(x, np.float32) for x in fields))  # pyright: ignore[reportArgumentType] - host arrays
+        """As `HostEnvironments.step`, of one encoded action, (action_size,)."""
+        step, _ = self._envs.step(np.asarray(action)[None], np.full(1, log_prob, np.float32))
+        return Transition(*(x[0] for x in step))
 
     def restore(self, position: Position) -> bool:
-        """Go back to `position` by replaying its actions. Where the environment is not deterministic, that leads elsewhere: then
-        the next episode is begun instead and the answer is False."""
-        self.position = Position(position.episode, [], None)
-        if position.obs is None:
-            return True
-        self.reset()
-        for action in position.actions:
-            if self.position.obs is None:
-                break
-            self.step(action)
-        if self.position.obs is not None and np.array_equal(self.position.obs, position.obs):
-            return True
-        self.position = Position(position.episode + 1, [], None)
-        return False
+        return bool(self._envs.restore([position])[0])
 
     def close(self) -> None:
-        self._env.close()
+        self._envs.close()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, cast
@@ -22,7 +23,8 @@ import yaml
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
-from spikedream.envs.host import BrokenEnvironment, HostEnvironment, make_arguments, reward_threshold
+from spikedream.envs.host import BrokenEnvironment
+from spikedream.envs.make import make_environment, reward_threshold, spec_of
 from spikedream.experiments.zoo import RL_ZOO
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator
@@ -119,9 +121,7 @@ class Watch:
     def __init__(self, baseline: Baseline, directory: Path, predict: Callable[[np.ndarray], np.ndarray]):
         self.baseline, self.directory = baseline, directory
         self.threshold = baseline.threshold if baseline.threshold is not None else reward_threshold(baseline.env)
-        env = HostEnvironment(baseline.env, baseline.env_kwargs, baseline.max_episode_steps, baseline.seed)
-        self.policy = GreedyPolicy(predict, env.spec)
-        env.close()
+        self.policy = GreedyPolicy(predict, spec_of(baseline.env, baseline.env_kwargs, baseline.max_episode_steps))
         names = ("env", "env_kwargs", "max_episode_steps", "seed")
         self.evaluator = Evaluator(Config(**{n: getattr(baseline, n) for n in names}), baseline.evaluation.episodes)
         self.recorder = Recorder(directory)
@@ -203,8 +203,8 @@ def _model(baseline: Baseline) -> Any:
 
     torch.set_num_threads(1)  # faster than several for networks of this size
     agent = baseline.agent
-    arguments = make_arguments(baseline.env, baseline.env_kwargs, baseline.max_episode_steps)
-    env = make_vec_env(arguments.pop("id"), n_envs=agent.environments, seed=baseline.seed, env_kwargs=arguments)
+    make = partial(make_environment, baseline.env, baseline.env_kwargs, baseline.max_episode_steps)
+    env = make_vec_env(make, n_envs=agent.environments, seed=baseline.seed)
     settings = {name: _scheduled(value) for name, value in agent.settings.items()}
     if agent.normalize:
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99))

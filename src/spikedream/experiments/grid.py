@@ -26,7 +26,7 @@ import yaml
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, nearest
-from spikedream.envs.host import HostEnvironment
+from spikedream.envs.make import spec_of
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
 
@@ -166,8 +166,7 @@ def expand(study: Grid, out: Path) -> list[Cell]:
     for environment, settings in study.environments.items():
         where = f"environments.{environment}"
         conditions = _explain(where, lambda e=environment, s=settings: configuration.merge(configuration.named(e), s))
-        env = HostEnvironment(conditions.env, conditions.env_kwargs, conditions.max_episode_steps, 0)
-        env.close()
+        spec = spec_of(conditions.env, conditions.env_kwargs, conditions.max_episode_steps)
         for method, own in study.methods.items():
             if environment in own.get("only", study.environments):
                 where = f"methods.{method} on {environment}"
@@ -175,7 +174,7 @@ def expand(study: Grid, out: Path) -> list[Cell]:
                 if isinstance(config, Config):
                     _explain(where, config.check)
                     # A part that does not fit the environment says so when it is made.
-                    _explain(where, lambda c=config, spec=env.spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
+                    _explain(where, lambda c=config, spec=spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
                 configs[environment, method] = dataclasses.replace(config, preset=method)
     return [
         Cell(environment, method, seed, dataclasses.replace(config, seed=seed), out / _folder(environment) / method / f"s{seed}")

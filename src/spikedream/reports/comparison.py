@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from spikedream.config import ConfigError
-from spikedream.envs.host import reward_threshold
+from spikedream.envs.make import reward_threshold
 from spikedream.reports.methods import differing, flatten, group
 from spikedream.reports.statistics import Curve, Improvement, curve, improvement, summary
 

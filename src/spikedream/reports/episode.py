@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
-from spikedream.envs.host import REPORT, HostEnvironment, episode_seed
+from spikedream.envs.host import REPORT, HostEnvironments, episode_seed
 from spikedream.ops.dream import dream, playback
 from spikedream.runs.run import Run
 from spikedream.types import Decision, PyTree
@@ -24,7 +24,7 @@ class Episode(NamedTuple):
 
     obs: np.ndarray  # (steps + 1, obs_size) in the environment's units
     actions: np.ndarray  # (steps, action_size) encoded
-    rewards: np.ndarray  # (steps,)
+    rewards: np.ndarray  # (steps,) each summed over the repetitions of its action
     spikes: tuple[np.ndarray, ...]  # of the policy, per layer (steps, ticks, neurons)
     carries: dict[int, PyTree]  # the policy's memory at the steps whose plan is shown
 
@@ -60,21 +60,23 @@ def play(run: Run) -> Episode:
     algorithm, state = run.algorithm, run.state
     # An environment seeded from the report's own stream meets no episode of the learner.
     seed = episode_seed(run.config.seed, REPORT)
-    env = HostEnvironment(run.config.env, run.config.env_kwargs, run.config.max_episode_steps, seed)
+    config = run.config
+    env = HostEnvironments(config.env, config.env_kwargs, config.max_episode_steps, seed, action_repeat=config.action_repeat)
     shown = {i * plan_every(run) for i in range(PLANS)} if planned_steps(run) else set()
     try:
+        env.begin()
         policy = algorithm.policy(state)
-        obs, carry = [env.reset()], algorithm.agent.start(policy.policy, policy.world)
+        obs, carry = [env.obs[0]], algorithm.agent.start(policy.policy, policy.world)
         actions, rewards, spikes, carries = [], [], [], {}
-        while env.position.obs is not None:
+        while env.positions[0].obs is not None:
             if len(actions) in shown:
                 carries[len(actions)] = carry
             decision = _decide(algorithm, policy, carry, obs[-1], step_key(run, len(actions)))
             carry = decision.carry
-            step = env.step(np.asarray(decision.action))
-            obs.append(np.asarray(step.next_obs))
-            actions.append(step.action)
-            rewards.append(step.reward)
+            step, _ = env.step(np.asarray(decision.action)[None], np.zeros(1))
+            obs.append(np.asarray(step.next_obs[0]))
+            actions.append(step.action[0])
+            rewards.append(step.reward[0])
             spikes.append(decision.spikes)
     finally:
         env.close()

@@ -1,8 +1,6 @@
 """What is made of one run for people to look at: `report.html`, one page that needs no network, and videos."""
 
 import html
-import os
-import sys
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +12,10 @@ import jax
 import numpy as np
 import plotly.graph_objects as go
 
-from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed, make_arguments, reward_threshold
+from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed
+from spikedream.envs.make import reward_threshold
 from spikedream.reports.curves import GROUPS, curves, learning_curve
+from spikedream.reports.drawing import drawing_environment, greedy_episode
 from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, step_key, warm_up
 from spikedream.reports.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
 from spikedream.runs.run import Run
@@ -223,7 +223,7 @@ def record_video(run: Run, episodes: int = 1) -> Path:
     Raises:
         BrokenEnvironment: the environment cannot draw itself, or failed.
     """
-    env = _drawing_environment(run)
+    env = drawing_environment(run, "rgb_array")
     folder = run.directory / "videos"
     folder.mkdir(exist_ok=True)
     try:
@@ -236,36 +236,15 @@ def record_video(run: Run, episodes: int = 1) -> Path:
     return folder / "episode-0.mp4"
 
 
-def _drawing_environment(run: Run) -> gymnasium.Env:
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    arguments = make_arguments(run.config.env, run.config.env_kwargs, run.config.max_episode_steps)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # an unknown render mode only warns; it is an error below
-            env = gymnasium.make(**arguments | {"render_mode": "rgb_array", "disable_env_checker": True})
-    except Exception as error:
-        raise BrokenEnvironment(f"{run.config.env} cannot be filmed: {type(error).__name__}: {error}") from error
-    if "rgb_array" not in (env.metadata.get("render_modes") or ()):
-        env.close()
-        raise BrokenEnvironment(f"{run.config.env} cannot be filmed: its metadata names no render mode 'rgb_array'")
-    return env
-
-
 def _record_episode(run: Run, env: gymnasium.Env, seed: int, path: Path) -> None:
     unfinished = path.with_suffix(".part.mp4")
     options: dict[str, Any] = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 1}
-    run.policy.reset()
-    obs, _ = env.reset(seed=seed)
     with warnings.catch_warnings():
         # The forked process turns into ffmpeg at once and never touches JAX.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         with closing(imageio.get_writer(unfinished, fps=env.metadata.get("render_fps") or 30, **options)) as writer:
             video: Any = writer  # declared without its methods
-            video.append_data(_even(env.render()))
-            done = False
-            while not done:
-                obs, _, terminated, truncated, _ = env.step(run.policy(obs))
-                done = bool(terminated or truncated)
+            for _ in greedy_episode(run, env, seed):
                 video.append_data(_even(env.render()))
     unfinished.replace(path)
 

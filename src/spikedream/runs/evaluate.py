@@ -3,21 +3,22 @@
 import time
 from typing import Any, NamedTuple
 
-import gymnasium
 import jax
 import numpy as np
 from jax import Array
 
 from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
-from spikedream.envs.host import BrokenEnvironment, decode_actions, episode_seed, make_arguments
+from spikedream.envs.host import BrokenEnvironment, episode_seed
+from spikedream.envs.make import endless, longest_episode, make_vector
+from spikedream.envs.spaces import decode_actions
 
 LARGEST_BATCH = 100
 
 
 class Evaluated(NamedTuple):
     returns: np.ndarray  # (episodes,)
-    lengths: np.ndarray  # (episodes,) steps
+    lengths: np.ndarray  # (episodes,) the environment's own steps
     firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
     decision_ms: float | None  # mean milliseconds a decision, see `Round`; None where no episode had a second step
 
@@ -52,9 +53,8 @@ class Evaluator:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
         self.config, self.episodes = config, episodes
         self.batch = min(episodes, LARGEST_BATCH)
-        arguments = make_arguments(config.env, config.env_kwargs, config.max_episode_steps)
-        env_id = arguments.pop("id")
-        self._envs = gymnasium.make_vec(env_id, num_envs=self.batch, **arguments)
+        self._envs = make_vector(config.env, config.env_kwargs, config.max_episode_steps, self.batch)
+        self._longest = longest_episode(config.env, config.max_episode_steps)
 
     def __call__(self, algorithm: Algorithm, policy: PolicyState, key: Array, stream: int, *index: int) -> Evaluated:
         """Run the episodes that `stream` and `index` seed (see `episode_seed`); what a policy draws follows from that and `key`.
@@ -83,18 +83,24 @@ class Evaluator:
             if rates:
                 seconds, decisions = seconds + time.perf_counter() - start, decisions + self.batch
             rates.append(np.asarray(act.rate)[running].mean())
-            obs, reward, terminated, truncated, _ = self._call("step", decode_actions(algorithm.spec, chosen))
-            if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
-                raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
-            # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
-            returns += reward * running
-            lengths += running
-            running &= ~(terminated | truncated)
+            decoded = decode_actions(algorithm.spec, chosen)
+            for _ in range(self.config.action_repeat):
+                obs, reward, terminated, truncated, _ = self._call("step", decoded)
+                if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
+                    raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
+                # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
+                returns += reward * running
+                lengths += running
+                running &= ~(terminated | truncated)
+            if running.any() and lengths.max() >= self._longest:
+                raise endless(self.config.env)
         return Round(returns, lengths, float(np.mean(rates)), seconds, decisions)
 
     def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return getattr(self._envs, what)(*args, **kwargs)
+        except BrokenEnvironment:
+            raise
         except Exception as error:
             raise BrokenEnvironment(f"{self.config.env} raised {type(error).__name__} in {what}(): {error}") from error
 

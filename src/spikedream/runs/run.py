@@ -13,7 +13,9 @@ import numpy as np
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
-from spikedream.envs.host import REPORT, HostEnvironment, decode_actions
+from spikedream.envs.host import REPORT
+from spikedream.envs.make import make_own, translation_of
+from spikedream.envs.spaces import Translation, decode_actions
 from spikedream.replay.ring import Replay
 from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluator
@@ -23,14 +25,14 @@ from spikedream.types import PyTree, Spec
 
 
 class Policy:
-    """The greedy policy of a run, for one environment: `action = policy(obs)`, both in the environment's own units.
+    """The greedy policy of a run, for one environment: `action = policy(obs)`, both in the environment's own units and spaces.
 
     The weights are constants of one compiled call. A policy with persistent membranes remembers its last observations: call `reset`
     when an episode begins.
     """
 
-    def __init__(self, algorithm: Algorithm, policy: PolicyState, key: jax.Array):
-        self._spec, self._key_at_start = algorithm.spec, key
+    def __init__(self, algorithm: Algorithm, policy: PolicyState, key: jax.Array, translation: Translation):
+        self._spec, self._translation, self._key_at_start = algorithm.spec, translation, key
 
         def decide(carry: PyTree, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree, jax.Array]:
             act = algorithm.act(policy, carry, obs[None], key, True)
@@ -44,18 +46,19 @@ class Policy:
     def reset(self) -> None:
         self._carry, self._key = self._start, self._key_at_start
 
-    def __call__(self, obs: np.ndarray) -> Any:
-        """(obs_size,) to an int (discrete) or an array (action_size,).
+    def __call__(self, obs: Any) -> Any:
+        """An observation, (obs_size,) in a flat Box, to an action: an int in a Discrete space, (action_size,) in a flat Box.
 
         Raises:
             ValueError: for an observation of another shape.
+            BrokenEnvironment: for one that does not belong to the environment's Dict or Tuple space.
         """
-        obs = np.asarray(obs, np.float32)
-        if obs.shape != (self._spec.obs_size,):
-            raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {obs.shape}")
-        action, self._carry, self._key = self._decide(self._carry, obs, self._key)
+        flat = np.asarray(self._translation.observation(obs), np.float32)
+        if flat.shape != (self._spec.obs_size,):
+            raise ValueError(f"the policy observes {self._spec.obs_size} numbers, not an array of shape {flat.shape}")
+        action, self._carry, self._key = self._decide(self._carry, flat, self._key)
         action = decode_actions(self._spec, np.asarray(action))[0]
-        return int(action) if self._spec.discrete else action
+        return self._translation.action(int(action) if self._spec.discrete else action)
 
 
 class Run:
@@ -76,8 +79,9 @@ class Run:
         if not file.is_file():
             raise checkpoint.CheckpointError(f"{self.directory} is not a run directory: it has no config.yaml")
         self.config: Config = configuration.load(file)
-        env = HostEnvironment(self.config.env, self.config.env_kwargs, self.config.max_episode_steps, self.config.seed)
-        self.spec: Spec = env.spec
+        env = make_own(self.config.env, self.config.env_kwargs, self.config.max_episode_steps)
+        self._translation = translation_of(self.config.env, env)
+        self.spec: Spec = self._translation.spec
         env.close()
         self.algorithm = self.config.algorithm(self.spec)
         template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
@@ -111,7 +115,8 @@ class Run:
     @property
     def policy(self) -> Policy:
         if self._policy is None:
-            self._policy = Policy(self.algorithm, self.algorithm.policy(self.state), self.state.keys.evaluate)
+            policy = self.algorithm.policy(self.state)
+            self._policy = Policy(self.algorithm, policy, self.state.keys.evaluate, self._translation)
         return self._policy
 
     def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
