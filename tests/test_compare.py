@@ -21,7 +21,8 @@ from spikedream.cli import main
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
 from spikedream.experiments import baselines, grid, study
-from spikedream.experiments.study import Processes, run_study
+from spikedream.experiments.cells import Processes
+from spikedream.experiments.study import run_study
 from spikedream.reports.comparison import compare, find_runs
 from spikedream.reports.statistics import improvement, iqm, summary
 

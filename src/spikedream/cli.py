@@ -175,7 +175,8 @@ def _conclude(run: Run, console: Console) -> int:
         outcome = f"not solved in {result['real_steps']} real steps"
     console.print(
         f"{run.config.env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
-        f" {result['eval_episodes']} greedy episodes, {result['fresh_return_mean']:.1f} on fresh ones · {result['wall_seconds']:.1f} s"
+        f" {result['eval_episodes']} greedy episodes, {result['fresh_return_mean']:.1f} on fresh ones ·"
+        f" {result['wall_seconds']:.1f} s"
         f" ({result['compile_seconds']:.1f} s of it compiling)\n{run.directory / 'report.html'}",
         highlight=False,
         soft_wrap=True,

@@ -1,9 +1,6 @@
 """Many seeds of one preset, and what can be said of them: `spikedream bench`."""
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.reports.methods import check_unchanged
+from spikedream.experiments.cells import FINISHED, Outcome, check_unchanged, process_seconds, run_cells
+from spikedream.experiments.grid import Cell
 from spikedream.reports.statistics import summary
+from spikedream.runs.checkpoint import write_file
+
+SPIKING, TWIN = "spiking", "conventional twin"
 
 SCORES = {  # column: (key in a seed's record, format)
     "real steps to solve": ("real_steps_to_solve", ".0f"),
@@ -31,18 +31,19 @@ SCORES = {  # column: (key in a seed's record, format)
 
 @dataclass
 class Bench:
-    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept, and one
-    that was stopped goes on. What follows `--` are settings, as for `train`; give those another `out`."""
+    """Many seeds of a preset, and of its twin, each in a process of its own; a seed that is already in `out` is kept, and one that
+    was stopped goes on. What follows `--` are settings, as for `train`; give those another `out`."""
 
     name: tyro.conf.Positional[str]  # a preset or an environment id
     seeds: int = 20  # how many, numbered from `first_seed`
     first_seed: int = 0
     twin: bool = False  # run the conventional twin beside it
+    jobs: int = 1  # seeds at a time; with several, the times are of processes that share the machine
     out: Path | None = None  # runs/bench/<name> when absent
 
 
 def run_bench(command: Bench, config: Config, console: Console) -> int:
-    """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run.
+    """Train every seed, print and save the table; 0 when every seed could be run.
 
     Raises:
         ConfigError: no seeds are asked for, or there are runs with other settings where these would be kept.
@@ -50,68 +51,40 @@ def run_bench(command: Bench, config: Config, console: Console) -> int:
     if command.seeds < 1:
         raise ConfigError(f"seeds is {command.seeds}; it must be at least 1")
     out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
-    variants: dict[str, Config] = {"spiking": config}
-    if command.twin:
-        variants["conventional twin"] = configuration.twin(config)
-    seeds = range(command.first_seed, command.first_seed + command.seeds)
-    runs = {
-        label: {out / label.split()[0] / f"s{seed}": replace(variant, seed=seed) for seed in seeds}
-        for label, variant in variants.items()
-    }
-    for directory, wanted in (run for several in runs.values() for run in several.items()):
-        if (directory / "config.yaml").exists():
-            check_unchanged(directory, configuration.load(directory / "config.yaml"), wanted)
-    table = {}
-    for label, several in runs.items():
-        records = []
-        for directory, wanted in several.items():
-            record = _seed(wanted, directory)
-            records.append(record)
-            console.print(_line(label, record), highlight=False, soft_wrap=True)
-        table[label] = summarise(records)
-    (out / "bench.json").write_text(json.dumps(table, indent=2))
+    cells = expand(command, config, out)
+    check_unchanged(cells)
+    outcomes = run_cells(cells, command.jobs, console)
+    if outcomes is None:
+        return 130
+    outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
+    labels = dict.fromkeys(cell.method for cell in cells)
+    table = {label: summarise([_record(o) for o in outcomes if o.cell.method == label]) for label in labels}
+    write_file(out / "bench.json", json.dumps(table, indent=2).encode())
     console.print(_draw(command.name, table))
-    return 0 if all(s["failed"] == 0 for s in table.values()) else 1
+    return 0 if all(outcome.status == FINISHED for outcome in outcomes) else 1
 
 
-def _seed(config: Config, directory: Path) -> dict[str, Any]:
-    """One training process, timed from the outside, then as many greedy episodes as it evaluates on seeds that it never saw."""
-    file, settings = directory / "bench.json", directory.with_suffix(".yaml")
-    if file.exists():
-        return json.loads(file.read_text())
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, settings)
-    stopped = (directory / "config.yaml").exists()
-    arguments = ["resume", str(directory)] if stopped else ["train", str(settings), "--out", str(directory)]
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "spikedream", *arguments], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    settings.unlink()
-    if done.returncode != 0:
-        return {"seed": config.seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    run = spikedream.load(directory)
-    assert run.result is not None
-    rate = {"firing_rate": run.result["firing_rate"].get("actor_greedy", 0.0)}
-    record = (
-        run.result
-        | rate
-        | {
-            "process_seconds": run.result["wall_seconds"] if stopped else seconds,
-            "fresh_return_mean": float(run.evaluate(run.config.evaluation.episodes).mean()),
-        }
-    )
-    file.write_text(json.dumps(record, indent=2))
-    return record
+def expand(command: Bench, config: Config, out: Path) -> list[Cell]:
+    """A bench as the cells of a study: the preset's own and its twin's, seeds outermost."""
+    variants = {SPIKING: config} | ({TWIN: configuration.twin(config)} if command.twin else {})
+    return [
+        Cell(command.name, label, seed, replace(variant, seed=seed), out / label.split()[0] / f"s{seed}")
+        for seed in range(command.first_seed, command.first_seed + command.seeds)
+        for label, variant in variants.items()
+    ]
 
 
-def _line(label: str, record: dict[str, Any]) -> str:
-    if "failed" in record:
-        return f"{label} seed {record['seed']}: FAILED: {record['failed']}"
-    outcome = f"solved at {record['real_steps_to_solve']}" if record["solved"] else f"not solved in {record['real_steps']}"
-    return (
-        f"{label} seed {record['seed']}: {outcome} real steps, return {record['eval_return_mean']:.1f},"
-        f" fresh {record['fresh_return_mean']:.1f}, {record['process_seconds']:.1f} s"
-    )
+def _record(outcome: Outcome) -> dict[str, Any]:
+    """What the table needs of one seed."""
+    cell = outcome.cell
+    if outcome.status != FINISHED:
+        return {"seed": cell.seed, "failed": outcome.text}
+    result = json.loads((cell.directory / "result.json").read_text())
+    seconds = process_seconds(cell.directory)
+    return result | {
+        "firing_rate": result["firing_rate"].get("actor_greedy", 0.0),
+        "process_seconds": result["wall_seconds"] if seconds is None else seconds,
+    }
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
