@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.experiments.cells import FINISHED, Outcome, check_unchanged, process_seconds, run_cells
+from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
 from spikedream.experiments.grid import Cell
+from spikedream.reports.compare import print_table
 from spikedream.reports.statistics import summary
 from spikedream.runs.checkpoint import write_file
 
@@ -60,7 +60,7 @@ def run_bench(command: Bench, config: Config, console: Console) -> int:
     labels = dict.fromkeys(cell.method for cell in cells)
     table = {label: summarise([_record(o) for o in outcomes if o.cell.method == label]) for label in labels}
     write_file(out / "bench.json", json.dumps(table, indent=2).encode())
-    console.print(_draw(command.name, table))
+    print_summary(command.name, table, console)
     return 0 if all(outcome.status == FINISHED for outcome in outcomes) else 1
 
 
@@ -98,24 +98,30 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
         "stay good": sum(r["solved"] and r["fresh_return_mean"] >= r["threshold"] for r in ran),
     }
     for name, (key, _) in SCORES.items():
-        values = np.array([r[key] if r[key] is not None else r["real_steps"] for r in ran], float)
-        if len(values):
+        if ran:
+            values = np.array([r["real_steps"] if r[key] is None else r[key] for r in ran], float)
             scores[name] = summary(values)
     return scores
 
 
-def _draw(name: str, table: dict[str, dict[str, Any]]) -> Table:
-    drawn = Table(title=f"{name}: median · IQM [95 % interval] · lowest to highest", title_justify="left")
-    drawn.add_column("")
-    for label in table:
-        drawn.add_column(label, justify="right")
-    solved = [f"{s['solved']} of {len(s['seeds'])}" for s in table.values()]
-    drawn.add_row("solved", *solved)
-    drawn.add_row("still solved on fresh episodes", *(f"{s['stay good']} of {s['solved']}" for s in table.values()))
+def print_summary(name: str, table: dict[str, dict[str, Any]], console: Console) -> None:
+    """For each score a line for each variant."""
+    seeds = next(iter(table.values()))["seeds"]
+    console.print(f"{name}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''} from {seeds[0]}", **PLAIN)
+    counts = {
+        "solved": lambda s: f"{s['solved']} of {len(s['seeds'])}",
+        "still solved on fresh episodes": lambda s: f"{s['stay good']} of {s['solved']}" if s["solved"] else "–",
+    }
+    lines = {title: [[label, tell(s), "", ""] for label, s in table.items()] for title, tell in counts.items()}
     for score, (_, form) in SCORES.items():
-        cells = []
-        for s in table.values():
-            v = {k: format(x, form) for k, x in s[score].items()} if score in s else None
-            cells.append(f"{v['median']} · {v['iqm']} [{v['low']}, {v['high']}] · {v['lowest']} to {v['highest']}" if v else "-")
-        drawn.add_row(score, *cells)
-    return drawn
+        lines[score] = [[label, *_figures(score, s, form)] for label, s in table.items()]
+    rows = [[title if i == 0 else "", *line] for title, several in lines.items() for i, line in enumerate(several)]
+    print_table(["", "", "median", "IQM [95 % interval]", "lowest to highest"], rows, console)
+
+
+def _figures(score: str, s: dict[str, Any], form: str) -> list[str]:
+    """Median, interval and range as texts; dashes where nothing was measured, or nothing solved."""
+    if score not in s or (score == "real steps to solve" and not s["solved"]):
+        return ["–", "–", "–"]
+    v = {k: format(x, form) for k, x in s[score].items()}
+    return [v["median"], f"{v['iqm']} [{v['low']}, {v['high']}]", f"{v['lowest']} to {v['highest']}"]
