@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_wandb_gets_the_rows_without_a_network_and_a_resumed_run_keeps_its_id(tm
     kept = recorder.size()
     recorder.close()
     name = (tmp_path / "wandb/id").read_text()
+    time.sleep(1.1)  # W&B names a session's folder by the second, and would write over the first
     recorder = Recorder(tmp_path, kept, wandb="spikedream-test", settings={"preset": "p", "seed": 3})
     recorder.write(ROW | {"real_steps": 20, "eval_return_mean": 2.5})
     recorder.close()
