@@ -306,7 +306,7 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(tmp_path: Pat
     assert summary["seeds"] == [4] and summary["solved"] == 0 and summary["failed"] == 0
     assert json.loads((tmp_path / "spiking" / "s4" / "result.json").read_text())["real_steps"] == 45
     # What is there is kept, what was stopped goes on, and other settings are not taken for these.
-    (tmp_path / "spiking" / "s4" / "bench.json").unlink()
+    (tmp_path / "spiking" / "s4" / "result.json").unlink()
     again = ["bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--"]
     assert call(capsys, *again, *settings)[0] == 0
     assert json.loads((tmp_path / "bench.json").read_text())["spiking"]["solved"] == 0

@@ -21,7 +21,8 @@ from spikedream.cli import main
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
 from spikedream.experiments import baselines, grid, study
-from spikedream.experiments.study import Processes, run_study
+from spikedream.experiments.cells import Processes
+from spikedream.experiments.study import run_study
 from spikedream.reports.comparison import compare, find_runs
 from spikedream.reports.statistics import improvement, iqm, summary
 
@@ -88,9 +89,43 @@ def test_the_interval_of_the_probability_of_improvement_is_a_95_percent_one() ->
 
 def test_runs_are_found_by_directory_by_pattern_and_at_any_depth_each_once(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a/deep/s0"), write_run(tmp_path / "a/s1"), write_run(tmp_path / "b")]
-    assert find_runs([str(tmp_path)]) == runs
-    assert find_runs([str(tmp_path / "a" / "*"), str(tmp_path / "b"), str(tmp_path)]) == runs
-    assert find_runs([str(tmp_path / "b")]) == runs[2:]
+    assert find_runs([str(tmp_path)]) == (runs, [])
+    assert find_runs([str(tmp_path / "a" / "*"), str(tmp_path / "b"), str(tmp_path)]) == (runs, [])
+    assert find_runs([str(tmp_path / "b")]) == (runs[2:], [])
+
+
+def test_what_a_pattern_matches_and_is_no_run_is_left_out_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "s0")
+    write_run(tmp_path / "s1", seed=1)
+    (tmp_path / "a.log").write_text("words")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.yaml").write_text("theme: dark")
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary/config.yaml").write_bytes(b"\xff\xfe")
+    status, out, err = call(capsys, "compare", "*", "--out", str(tmp_path / "out"))
+    assert (status, err) == (0, "")
+    for path in ("a.log", "empty"):
+        assert f"note: {path} is left out: there is no run in it." in out
+    for path in ("binary", "foreign"):
+        assert f"note: {path} is left out: its config.yaml is not a run's." in out
+    methods = json.loads((tmp_path / "out/compare.json").read_text())["methods"]
+    assert [method["seeds"] for method in methods.values()] == [[0, 1]]
+    for path, says in (
+        ("a.log", "no run in a.log; a pattern in quotes"),
+        ("empty", "no run in empty"),
+        ("foreign", "is not the conf"),
+    ):
+        status, out, err = call(capsys, "compare", "s0", path)
+        assert status == 1 and says in err and err.count("\n") == 1
+
+
+def test_where_a_run_is_logged_makes_no_method(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(i), seed=i, logging={"wandb": project}) for i, project in enumerate((None, "mine"))]
+    assert [len(method.runs) for method in compare(runs).methods.values()] == [2]
 
 
 def test_a_method_s_curve_holds_the_last_value_of_runs_that_have_stopped(tmp_path: Path) -> None:

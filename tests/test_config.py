@@ -24,6 +24,7 @@ SHELL = {
     "collect",
     "fit",
     "checkpoint",
+    "logging",
     "improve",
     "evaluation",
     "env",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, same, shapes, small
+from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, known, same, shapes, small
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC, AnyPlanner
@@ -27,7 +27,7 @@ from spikedream.runs import checkpoint
 from spikedream.snn.codings import AnyReadout, GaussianPopulation
 from spikedream.snn.networks import GRU, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
-from spikedream.types import Transition, World
+from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
@@ -64,7 +64,7 @@ def experience(spec):
 def known_world(spec):
     """A world that costs nothing to compile, for the agents' own contract."""
     model = world_model(TrueEnvironment, spec)
-    return World(model, model.init(spec, KEY))
+    return known(model, model.init(spec, KEY), spec)
 
 
 # ---- world models
@@ -82,18 +82,24 @@ def test_world_model_shapes(kind, spec):
     assert shapes(following) == shapes(memory)
     assert shapes(jax.eval_shape(model.observe, state, memory, action, obs, KEY)) == shapes(memory)
     assert prediction.obs.shape == (spec.obs_size,)
-    assert prediction.reward.shape == prediction.terminated.shape == prediction.uncertainty.shape == prediction.noise.shape == ()
+    numbers = ("reward", "terminated", "disagreement", "outside", "noise")
+    assert all(getattr(prediction, name).shape == () for name in numbers)
     assert {x.dtype for x in jax.tree.leaves(prediction)} == {jnp.dtype("float32")}
     feature = jax.eval_shape(model.feature, state, memory)
     assert feature.shape == (model.feature_size(spec),) and feature.dtype == jnp.float32
     assert model.recurrent is (model.feature_size(spec) > spec.obs_size)
-    errors = jax.eval_shape(model.errors, state, experience(spec), KEY)
-    assert errors.shape == (CAPACITY,) and errors.dtype == jnp.float32
+    errors = jax.eval_shape(model.errors, state, experience(spec), jnp.arange(5), KEY)
+    assert errors.shape == (5,) and errors.dtype == jnp.float32
     confidence = jax.eval_shape(model.confidence, state)
     assert confidence.shape == () and confidence.dtype == jnp.float32
-    after, metrics = jax.eval_shape(model.update, state, experience(spec), KEY)
+    after, metrics = jax.eval_shape(model.update, state, experience(spec), KEY, model.updates)
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in metrics.values()) and "model_loss" in metrics
+
+
+@partial(jax.jit, static_argnums=0)
+def fitted(model, state, replay, key):
+    return model.update(state, replay, key, model.updates)
 
 
 def initialised(model, spec):
@@ -181,7 +187,7 @@ def test_confidence_is_a_share_and_zero_before_the_first_fit(kind):
     model = world_model(kind, DISCRETE)
     state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
     assert float(model.confidence(state)) == (1.0 if kind is TrueEnvironment else 0.0)
-    after, _ = jax.jit(model.update)(state, experience(DISCRETE), KEY)
+    after, _ = fitted(model, state, experience(DISCRETE), KEY)
     assert 0 <= float(model.confidence(after)) <= 1
     assert kind is Recurrent or float(model.confidence(after)) > 0  # test_recurrent.py: where there is something to learn
 
@@ -189,18 +195,18 @@ def test_confidence_is_a_share_and_zero_before_the_first_fit(kind):
 def test_no_likelihood_makes_a_model_surer_than_sure():
     model = small(Ensemble(gaussian=True))
     state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
-    assert float(model.fitted(state, state.members, jnp.asarray(-3.0)).confidence) == 1.0
+    after, metrics = fitted(model, state, experience(DISCRETE), KEY)
+    assert float(metrics["model_error"]) > 0 and float(after.confidence) == pytest.approx(np.exp(-float(metrics["model_error"])))
 
 
 def test_confidence_and_errors_are_those_of_held_out_steps():
     model = small(Ensemble(), holdout=0.5)
     state, replay = jax.jit(lambda k: model.init(DISCRETE, k))(KEY), experience(DISCRETE)
-    after, metrics = jax.jit(model.update)(state, replay, KEY)
-    trained, held = model._split(state.key, (jnp.arange(CAPACITY) < 20).astype(jnp.float32))
-    np.testing.assert_array_equal(trained + held, jnp.arange(CAPACITY) < 20)
-    assert 3 < float(held.sum()) < 17
-    errors = np.asarray(model.errors(after, replay, KEY))
-    wanted = (errors * np.asarray(held)).sum() / float(held.sum())
+    after, metrics = fitted(model, state, replay, KEY)
+    held = np.asarray(model._held(state.key, jnp.arange(20)))
+    assert 3 < held.sum() < 17
+    errors = np.asarray(model.errors(after, replay, jnp.arange(20), KEY))
+    wanted = errors[held].mean()
     assert float(metrics["model_error"]) == pytest.approx(wanted, rel=1e-4)
     assert float(model.confidence(after)) == float(metrics["model_confidence"]) == pytest.approx(np.exp(-wanted), rel=1e-4)
     # By hand: of the members' mean, in units of the typical change, over the observation's entries and the reward.
@@ -209,7 +215,7 @@ def test_confidence_and_errors_are_those_of_held_out_steps():
     mean = jax.vmap(lambda m: jax.vmap(lambda x: model.moments(m, x, KEY)[0])(inputs))(after.members).mean(0)
     change = (steps.next_obs - steps.obs) / after.scale[None]
     by_hand = jnp.square(mean - jnp.concatenate([change, steps.reward[:, None]], axis=1)).mean(1)
-    np.testing.assert_allclose(errors[:20], by_hand, rtol=1e-4)
+    np.testing.assert_allclose(errors, by_hand, rtol=1e-4)
 
 
 @world_kinds
@@ -217,7 +223,7 @@ def test_world_model_repeats_itself_under_one_key(kind):
     spec = DISCRETE
     model = world_model(kind, spec)
     init = jax.jit(lambda k: model.init(spec, k))
-    fit = jax.jit(model.update)
+    fit = partial(fitted, model)
     state = init(KEY)
     assert same(state, init(KEY))
     assert same(state, init(OTHER)) is (kind in WITHOUT_CHANCE)
@@ -260,7 +266,7 @@ def test_ensemble_fit_leaves_decays_that_are_not_learned_where_they_were():
     fixed = replace(dynamics, neuron=replace(dynamics.neuron, learn_decay=False, learn_threshold=False))
     model = small(Ensemble(dynamics=fixed), weight_decay=0.1, learning_rate=0.01)
     state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
-    after, _ = jax.jit(model.update)(state, experience(DISCRETE), KEY)
+    after, _ = fitted(model, state, experience(DISCRETE), KEY)
     neuron = [layer.neuron for layer in state.members.dynamics.layers]
     assert same(neuron, [layer.neuron for layer in after.members.dynamics.layers])
 
@@ -272,24 +278,52 @@ def test_ensemble_members_start_differently_and_see_different_data():
     assert weights.shape[0] == 2 and not same(weights[0], weights[1])
     # Twins at the start part, since each draws its own mini-batches.
     alike = eqx.tree_at(lambda s: s.members, state, jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), state.members))
-    after, _ = jax.jit(model.update)(alike, experience(DISCRETE), KEY)
+    after, _ = fitted(model, alike, experience(DISCRETE), KEY)
     weights = after.members.dynamics.layers[0].synapse.weight
     assert not same(weights[0], weights[1])
 
 
-def test_what_is_held_out_stays_held_out_while_the_replay_grows():
+def test_what_is_held_out_stays_held_out_and_is_never_trained_on():
+    model, replay = small(Ensemble(), holdout=0.3), experience(DISCRETE)
+    held = np.asarray(model._held(KEY, jnp.arange(200)))
+    np.testing.assert_array_equal(held[:100], model._held(KEY, jnp.arange(100)))
+    assert 0.15 < held.mean() < 0.45
+    draw = partial(model._draw, KEY, replay, OTHER, (50, 40))
+    trained, judged = (np.asarray(draw(held=which)) for which in (False, True))
+    assert set(trained.ravel()) == set(np.flatnonzero(~held[:20])) and set(judged.ravel()) == set(np.flatnonzero(held[:20]))
+
+
+def test_where_nothing_or_all_is_held_out_by_chance_everything_serves_as_both():
     model = small(Ensemble(), holdout=0.3)
-    rows = jnp.arange(200)
-    trained, held = zip(*(model._split(KEY, (rows < count).astype(jnp.float32)) for count in (100, 150)), strict=True)
-    np.testing.assert_array_equal(held[0], held[1] * (rows < 100))
-    np.testing.assert_array_equal(trained[0] * held[0], np.zeros(200))
-    assert 0.15 < float(held[1].sum()) / 150 < 0.45
-    # Where all or none are held out by chance, everything serves as both.
-    first = int(jnp.argmax(held[1]))
-    for only in (first, int(jnp.argmax(trained[1]))):
-        alone = (rows == only).astype(jnp.float32)
-        for part in model._split(KEY, alone):
-            np.testing.assert_array_equal(part, alone)
+    held = np.asarray(model._held(KEY, jnp.arange(20)))
+    for only in (int(held.argmax()), int(held.argmin())):
+        alone = (jnp.arange(20) == only).astype(jnp.float32)
+        assert float((model._judges(KEY, jnp.arange(20), alone) * alone).sum()) == 1
+    one = filled(DISCRETE, 1, CAPACITY, KEY)
+    for which in (False, True):
+        assert not np.asarray(model._draw(KEY, one, OTHER, (9,), held=which)).any()
+
+
+def test_without_holdout_the_model_is_judged_on_all_that_it_has_seen():
+    model, replay = small(Ensemble()), experience(DISCRETE)
+    state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
+    after, metrics = fitted(model, state, replay, KEY)
+    wanted = float(model.errors(after, replay, jnp.arange(20), KEY).mean())
+    assert float(metrics["model_error"]) == pytest.approx(wanted, rel=1e-4)
+    assert float(after.confidence) == pytest.approx(np.exp(-wanted), rel=1e-4)
+
+
+def test_a_fit_goes_on_with_the_moments_of_the_last_and_takes_the_steps_it_is_told():
+    model, replay = small(twin(Ensemble()), updates=4, check_every=2), experience(DISCRETE)
+    update = jax.jit(model.update)
+    state = jax.jit(lambda k: model.init(DISCRETE, k))(KEY)
+    first, metrics = update(state, replay, KEY, 4)
+    assert int(metrics["model_updates"]) == 4 and not same(first.optimizer, state.optimizer)
+    again = update(first, replay, OTHER, 4)[0]
+    forgetful = update(replace(first, optimizer=state.optimizer), replay, OTHER, 4)[0]
+    assert not same(again.members, forgetful.members)
+    assert int(update(state, replay, KEY, 2)[1]["model_updates"]) == 2
+    assert int(update(state, replay, KEY, 7)[1]["model_updates"]) == 8  # whole blocks
 
 
 def test_recurrent_refuses_a_network_without_memory_and_a_holdout():
@@ -315,10 +349,11 @@ def test_true_environment_refuses_another_environments_sizes(wrong, spec):
 def test_agent_shapes(agent, spec):
     world = known_world(spec)
     state = jax.eval_shape(lambda k: agent.init(spec, world, k), KEY)
-    carry = jax.eval_shape(lambda s: agent.start(s, world), state)
+    policy = jax.eval_shape(agent.policy_of, state)
+    carry = jax.eval_shape(lambda p: agent.start(p, world), policy)
     for greedy in (False, True):
         act = partial(agent.act, world=world, obs=jnp.zeros(spec.obs_size), key=KEY, greedy=greedy)
-        decision = jax.eval_shape(lambda s, c, act=act: act(state=s, carry=c), state, carry)
+        decision = jax.eval_shape(lambda p, c, act=act: act(policy=p, carry=c), policy, carry)
         assert decision.action.shape == (spec.action_size,) and decision.action.dtype == jnp.float32
         assert decision.log_prob.shape == ()
         assert shapes(decision.carry) == shapes(carry)
@@ -326,10 +361,14 @@ def test_agent_shapes(agent, spec):
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in metrics.values())
     assert metrics["imagined_steps"].dtype == jnp.int32
-    assert isinstance(agent.uses_world, bool)
+    assert isinstance(agent.uses_world, bool) and isinstance(agent.acts_in_world, bool)
+    intention = jax.eval_shape(lambda p, c: agent.intended(p, world, c, jnp.zeros(spec.obs_size), KEY), policy, carry)
+    assert (intention is not None) is plans(agent, greedy=True)
+    assert intention is None or intention.actions.shape == (agent.horizon, spec.action_size)
     if learns(agent):
-        errors = jax.eval_shape(lambda s, e, k: agent.errors(s, world, e, k), state, experience(spec), KEY)
-        assert errors.shape == (CAPACITY,) and errors.dtype == jnp.float32
+        rows = jnp.arange(5)
+        errors = jax.eval_shape(lambda s, e, k: agent.errors(s, world, e, rows, k), state, experience(spec), KEY)
+        assert errors.shape == (5,) and errors.dtype == jnp.float32
 
 
 def learns(agent):
@@ -347,7 +386,12 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
     init = jax.jit(lambda k: agent.init(spec, world, k))
     state = init(KEY)
     assert same(state, init(KEY)) and same(state, init(OTHER)) is not learns(agent)
-    act = jax.jit(lambda s, k, greedy: agent.act(s, world, agent.start(s, world), obs, k, greedy), static_argnums=2)
+
+    @partial(jax.jit, static_argnums=2)
+    def act(state, key, greedy):
+        policy = agent.policy_of(state)
+        return agent.act(policy, world, agent.start(policy, world), obs, key, greedy)
+
     keys = jax.random.split(KEY, 20)
     actions = np.stack([act(state, k, False).action for k in keys])
     if spec.discrete:
@@ -367,7 +411,7 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
 def test_errors_are_squared_temporal_differences_of_each_step(name):
     spec, world, agent = DISCRETE, known_world(DISCRETE), AGENTS[name]
     state, replay = jax.jit(lambda k: agent.init(spec, world, k))(KEY), experience(DISCRETE)
-    errors = jax.jit(lambda s: agent.errors(s, world, replay, KEY))(state)
+    errors = jax.jit(lambda s: agent.errors(s, world, replay, jnp.arange(20), KEY))(state)
     policy, inner = (agent.policy, state.policy) if isinstance(agent, MPC) else (agent, state)
     critic = inner.critic if isinstance(policy, PPO) else inner.target
     value = jax.jit(jax.vmap(lambda obs: policy.value_of(critic, obs, KEY)))
@@ -375,7 +419,7 @@ def test_errors_are_squared_temporal_differences_of_each_step(name):
     # Values are averages of rewards to come: divided by 1 - gamma they are sums.
     before, after = (value(obs) / (1 - policy.gamma) for obs in (steps.obs, steps.next_obs))
     by_hand = jnp.square(steps.reward + policy.gamma * (1 - steps.terminated) * after - before)
-    np.testing.assert_allclose(errors[:20], by_hand, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(errors, by_hand, rtol=2e-3, atol=1e-4)
 
 
 def exercised_parts():
@@ -416,10 +460,10 @@ remembering = [replace(small(SpikingNetwork()), neuron=kind(), persistent=True) 
 def test_recurrent_can_be_traced_with_every_network_that_has_a_memory(network):
     model = small(Recurrent(network=network))
     state = jax.eval_shape(lambda k: model.init(DISCRETE, k), KEY)
-    after, _ = jax.eval_shape(model.update, state, experience(DISCRETE), KEY)
+    after, _ = jax.eval_shape(model.update, state, experience(DISCRETE), KEY, model.updates)
     assert shapes(after) == shapes(state)
-    errors = jax.eval_shape(model.errors, state, experience(DISCRETE), KEY)
-    assert errors.shape == (CAPACITY,)
+    errors = jax.eval_shape(model.errors, state, experience(DISCRETE), jnp.arange(5), KEY)
+    assert errors.shape == (5,)
 
 
 def test_twins_of_parts_with_a_memory_have_one_too():
@@ -434,7 +478,7 @@ def test_twins_of_parts_with_a_memory_have_one_too():
 def test_ensemble_can_be_traced_with_every_network(network):
     model = small(Ensemble(dynamics=network, ending=network))
     state = jax.eval_shape(lambda k: model.init(DISCRETE, k), KEY)
-    after, _ = jax.eval_shape(model.update, state, experience(DISCRETE), KEY)
+    after, _ = jax.eval_shape(model.update, state, experience(DISCRETE), KEY, model.updates)
     assert shapes(after) == shapes(state)
 
 
@@ -461,24 +505,22 @@ def test_dreamer_update_moves_every_network_and_repeats_itself(spec, gradient):
 
 def sized(algorithm):
     """How often each verb has been compiled."""
-    verbs = ("init", "start", "act", "remember", "fit", "dream")
+    verbs = ("init", "start", "restart", "act", "remember", "fit", "dream")
     return {verb: getattr(type(algorithm), verb)._cache_size() for verb in verbs}
 
 
 def one_turn(algorithm, state, spec):
     """Each verb once, as the runner calls them."""
-    carry = algorithm.start(state, 2)
-    act = algorithm.act(state, carry, jnp.full((2, spec.obs_size), 0.1), np.uint32(3), False)
+    policy, obs = algorithm.policy(state), np.full((1, spec.obs_size), 0.1, np.float32)
+    carry = algorithm.restart(policy, state.carry, np.array([True]))
+    act = algorithm.act(policy, carry, obs, state.keys.collect, False)
+    number = np.zeros((1, 1), np.float32)
     step = Transition(
-        np.full(spec.obs_size, 0.1, np.float32),
-        np.asarray(act.action[0]),
-        np.float32(0.5),
-        np.full(spec.obs_size, 0.2, np.float32),
-        np.float32(0),
-        np.float32(0),
-        np.asarray(act.log_prob[0]),
+        obs[None], np.asarray(act.action)[None], number + 0.5, obs[None] + 0.1, number, number, np.asarray(act.log_prob)[None]
     )
-    state, fitted = algorithm.fit(algorithm.remember(state, step))
+    state = replace(state, carry=act.carry, keys=replace(state.keys, collect=act.key))
+    state = replace(state, replay=algorithm.remember(state.replay, step, np.int32(1)))
+    state, fitted = algorithm.fit(state, np.int32(algorithm.world_model.updates))
     state, dreamt = algorithm.dream(state)
     return state, {**fitted, **dreamt}
 
@@ -535,20 +577,21 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
     algorithm = Algorithm(spec, world_model(world_kind, spec), agent, bonus, ReplayBuffer(CAPACITY, priority), block=2)
     start = algorithm.init(KEY)
     held = experience(spec)
-    start = eqx.tree_at(lambda s: (s.replay.data, s.replay.count), start, (held.data, held.count))
+    start = replace(start, replay=algorithm.remember(start.replay, jax.tree.map(lambda x: x[:20], held.data), np.int32(20)))
     first, metrics = one_turn(algorithm, copied(start), spec)
     assert finite(first) and finite(metrics)
-    assert int(metrics["imagined_steps"]) == imagined_steps(agent, metrics)
+    assert int(first.counters.imagined_steps) == imagined_steps(agent, metrics) and int(first.counters.updates) == 2
     assert ("bonus_mean" in metrics) is (bonus is not None)
     assert not same(first.world, start.world)
     if priority != "uniform":
-        assert len(np.unique(first.replay.error[:20])) > (1 if world_kind is not TrueEnvironment or priority == "td_error" else 0)
+        weights = first.replay.priority.tree.weight(jnp.arange(20))
+        assert len(np.unique(weights)) > (1 if world_kind is not TrueEnvironment or priority == "td_error" else 0)
     assert int(first.replay.count) == 21
-    assert not same(first.key, start.key)
+    assert not any(same(getattr(first.keys, verb), getattr(start.keys, verb)) for verb in ("collect", "fit", "dream"))
 
     compiled = sized(algorithm)
     assert same((first, metrics), one_turn(algorithm, copied(start), spec)), "the same state gave another turn"
-    other = copied(eqx.tree_at(lambda s: s.key, start, algorithm.init(OTHER).key))
+    other = copied(replace(start, keys=algorithm.init(OTHER).keys))
     another = one_turn(algorithm, other, spec)[0]
     assert not same(*((s.agent if learns(agent) else s.world) for s in (first, another))), "another key gave the same turn"
     second, _ = one_turn(algorithm, copied(first), spec)
@@ -642,7 +685,7 @@ def test_an_empty_directory_holds_no_checkpoint(tmp_path):
 @pytest.mark.parametrize("gamma", [0.9, 1.0])
 def test_a_plan_that_members_disagree_about_is_worth_less_with_and_without_discount(gamma):
     model = small(twin(Ensemble()), support_weight=0.0)
-    world = World(model, jax.jit(lambda k: model.init(CONTINUOUS, k))(KEY))
+    world = known(model, jax.jit(lambda k: model.init(CONTINUOUS, k))(KEY), CONTINUOUS)
     actions = jax.random.uniform(OTHER, (5, 3, 1), minval=-1, maxval=1)
 
     def scores(penalty):

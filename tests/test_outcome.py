@@ -12,7 +12,7 @@ import pytest
 from spikedream import config as configuration
 from spikedream.config import Config, Evaluation
 from spikedream.envs.host import CONFIRM, EVALUATE, REPORT
-from spikedream.runs import outcome
+from spikedream.runs import outcome, provenance
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated
 
@@ -64,15 +64,15 @@ def test_a_result_tells_of_fresh_episodes_and_of_what_made_it(tmp_path: Path) ->
     assert play.asked == [(REPORT, 0)] and (result["fresh_return_mean"], result["fresh_return_std"]) == (8.5, 1.0)
     assert (result["solved"], result["real_steps_to_solve"], result["budget"]) == (False, None, 40)
     assert result["firing_rate"] == {"actor": 0.25} and result["decision_ms"] is None
-    assert result["version"] == result["versions"]["spikedream"] == outcome.version() and result["versions"]["scipy"]
-    assert result["commit"] == outcome.commit() and result["processor"] == outcome.processor() != ""
+    assert result["version"] == result["versions"]["spikedream"] == provenance.version() and result["versions"]["scipy"]
+    assert result["commit"] == provenance.commit() and result["processor"] == provenance.processor() != ""
 
 
 def test_a_configuration_names_what_began_the_run_and_loads_as_it_was(tmp_path: Path) -> None:
     config = Config(seed=5)
     outcome.begin(config, tmp_path / "deep/run")
     text = (tmp_path / "deep/run/config.yaml").read_text()
-    assert text.startswith(f"# spikedream {outcome.version()}, commit ")
+    assert text.startswith(f"# spikedream {provenance.version()}, commit ")
     assert configuration.load(tmp_path / "deep/run/config.yaml") == config
 
 
@@ -88,8 +88,8 @@ def git(place: Path, *arguments: str) -> None:
 
 
 def told_commit(place: Path) -> str:
-    """What `outcome.commit` says where spikedream is imported from `place`."""
-    program = "from spikedream.runs import outcome; print(outcome.__file__, outcome.commit())"
+    """What `provenance.commit` says where spikedream is imported from `place`."""
+    program = "from spikedream.runs import provenance; print(provenance.__file__, provenance.commit())"
     done = subprocess.run(
         [sys.executable, "-c", program], env={"PYTHONPATH": str(place), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, check=True,
@@ -101,7 +101,7 @@ def told_commit(place: Path) -> str:
 
 def test_the_commit_is_of_the_working_copy_that_is_imported_and_of_no_other(tmp_path: Path) -> None:
     """A package inside somebody else's repository, such as an environment's, has no commit of its own."""
-    package = Path(outcome.__file__).parents[1]
+    package = Path(provenance.__file__).parents[1]
     git(tmp_path, "init")
     shutil.copytree(package, tmp_path / "src/spikedream", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / ".gitignore").write_text("__pycache__/\nlib/\n")
@@ -115,3 +115,14 @@ def test_the_commit_is_of_the_working_copy_that_is_imported_and_of_no_other(tmp_
     assert told_commit(tmp_path / "src") == f"{head}+dirty"
     shutil.copytree(tmp_path / "src", tmp_path / "lib")
     assert told_commit(tmp_path / "lib") == "None"
+
+
+def test_the_hash_of_the_source_disregards_what_changes_no_number() -> None:
+    before = '"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n'
+    assert provenance.program(before) == provenance.program("def f( x ):\n    return (x +\n  1)\n")
+    assert provenance.program(before) != provenance.program(before.replace("+ 1", "+ 2"))
+    assert provenance.program(before) == provenance.program(before.replace("Doc", "Words"))
+
+
+def test_a_baseline_depends_on_less_of_the_source_than_a_run() -> None:
+    assert provenance.code(Config()) == provenance.code(Config(seed=3)) != provenance.code("a baseline")

@@ -110,6 +110,13 @@ class Checkpointing:
         check_period(self, "every")
 
 
+@dataclass(frozen=True)
+class Logging:
+    """Where the numbers go, beside the run's own directory."""
+
+    wandb: str | None = None  # a project of W&B
+
+
 def check_period(part: object, name: str) -> None:
     """Raises ValueError unless the field `name` is None or at least 1."""
     if getattr(part, name) is not None:
@@ -134,6 +141,7 @@ class Config:
     improve: Improve = Improve()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
+    logging: Logging = Logging()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
     bonus: AnyBonus | None = None
@@ -194,7 +202,7 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, ReplayBuffer, AdaptiveWeight, Fitting)
 
 
 def to_data(value: Any) -> Any:
@@ -222,8 +230,9 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
     if changes is None and type(None) in typing.get_args(hint):
         return None
     if not options:
-        both = isinstance(base, Mapping) and isinstance(changes, Mapping)
-        return _plain({**base, **changes} if both else changes, hint, path)
+        if isinstance(base, Mapping) and isinstance(changes, Mapping):
+            changes = {**base, **changes}
+        return _plain(changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
     if not isinstance(changes, Mapping):

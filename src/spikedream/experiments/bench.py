@@ -1,9 +1,6 @@
 """Many seeds of one preset, and what can be said of them: `spikedream bench`."""
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +8,16 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.reports.methods import check_unchanged
+from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
+from spikedream.experiments.grid import Cell
+from spikedream.reports.compare import print_table
 from spikedream.reports.statistics import summary
+from spikedream.runs.checkpoint import write_file
+
+SPIKING, TWIN = "spiking", "conventional twin"
 
 SCORES = {  # column: (key in a seed's record, format)
     "real steps to solve": ("real_steps_to_solve", ".0f"),
@@ -31,18 +31,19 @@ SCORES = {  # column: (key in a seed's record, format)
 
 @dataclass
 class Bench:
-    """Many seeds of a preset, each in a process of its own, one after the other; a seed that is already in `out` is kept, and one
-    that was stopped goes on. What follows `--` are settings, as for `train`; give those another `out`."""
+    """Many seeds of a preset, and of its twin, each in a process of its own; a seed that is already in `out` is kept, and one that
+    was stopped goes on. What follows `--` are settings, as for `train`; give those another `out`."""
 
     name: tyro.conf.Positional[str]  # a preset or an environment id
     seeds: int = 20  # how many, numbered from `first_seed`
     first_seed: int = 0
     twin: bool = False  # run the conventional twin beside it
+    jobs: int = 1  # seeds at a time; with several, the times are of processes that share the machine
     out: Path | None = None  # runs/bench/<name> when absent
 
 
 def run_bench(command: Bench, config: Config, console: Console) -> int:
-    """Train every seed, evaluate each again on fresh episodes, print and save the table; 0 when every seed could be run.
+    """Train every seed, print and save the table; 0 when every seed could be run.
 
     Raises:
         ConfigError: no seeds are asked for, or there are runs with other settings where these would be kept.
@@ -50,68 +51,40 @@ def run_bench(command: Bench, config: Config, console: Console) -> int:
     if command.seeds < 1:
         raise ConfigError(f"seeds is {command.seeds}; it must be at least 1")
     out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
-    variants: dict[str, Config] = {"spiking": config}
-    if command.twin:
-        variants["conventional twin"] = configuration.twin(config)
-    seeds = range(command.first_seed, command.first_seed + command.seeds)
-    runs = {
-        label: {out / label.split()[0] / f"s{seed}": replace(variant, seed=seed) for seed in seeds}
+    cells = expand(command, config, out)
+    check_unchanged(cells)
+    outcomes = run_cells(cells, command.jobs, console)
+    if outcomes is None:
+        return 130
+    outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
+    labels = dict.fromkeys(cell.method for cell in cells)
+    table = {label: summarise([_record(o) for o in outcomes if o.cell.method == label]) for label in labels}
+    write_file(out / "bench.json", json.dumps(table, indent=2).encode())
+    print_summary(command.name, table, console)
+    return 0 if all(outcome.status == FINISHED for outcome in outcomes) else 1
+
+
+def expand(command: Bench, config: Config, out: Path) -> list[Cell]:
+    """A bench as the cells of a study: the preset's own and its twin's, seeds outermost."""
+    variants = {SPIKING: config} | ({TWIN: configuration.twin(config)} if command.twin else {})
+    return [
+        Cell(command.name, label, seed, replace(variant, seed=seed), out / label.split()[0] / f"s{seed}")
+        for seed in range(command.first_seed, command.first_seed + command.seeds)
         for label, variant in variants.items()
+    ]
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    """What the table needs of one seed."""
+    cell = outcome.cell
+    if outcome.status != FINISHED:
+        return {"seed": cell.seed, "failed": outcome.text}
+    result = json.loads((cell.directory / "result.json").read_text())
+    seconds = process_seconds(cell.directory)
+    return result | {
+        "firing_rate": result["firing_rate"].get("actor_greedy", 0.0),
+        "process_seconds": result["wall_seconds"] if seconds is None else seconds,
     }
-    for directory, wanted in (run for several in runs.values() for run in several.items()):
-        if (directory / "config.yaml").exists():
-            check_unchanged(directory, configuration.load(directory / "config.yaml"), wanted)
-    table = {}
-    for label, several in runs.items():
-        records = []
-        for directory, wanted in several.items():
-            record = _seed(wanted, directory)
-            records.append(record)
-            console.print(_line(label, record), highlight=False, soft_wrap=True)
-        table[label] = summarise(records)
-    (out / "bench.json").write_text(json.dumps(table, indent=2))
-    console.print(_draw(command.name, table))
-    return 0 if all(s["failed"] == 0 for s in table.values()) else 1
-
-
-def _seed(config: Config, directory: Path) -> dict[str, Any]:
-    """One training process, timed from the outside, then as many greedy episodes as it evaluates on seeds that it never saw."""
-    file, settings = directory / "bench.json", directory.with_suffix(".yaml")
-    if file.exists():
-        return json.loads(file.read_text())
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, settings)
-    stopped = (directory / "config.yaml").exists()
-    arguments = ["resume", str(directory)] if stopped else ["train", str(settings), "--out", str(directory)]
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "spikedream", *arguments], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    settings.unlink()
-    if done.returncode != 0:
-        return {"seed": config.seed, "failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    run = spikedream.load(directory)
-    assert run.result is not None
-    rate = {"firing_rate": run.result["firing_rate"].get("actor_greedy", 0.0)}
-    record = (
-        run.result
-        | rate
-        | {
-            "process_seconds": run.result["wall_seconds"] if stopped else seconds,
-            "fresh_return_mean": float(run.evaluate(run.config.evaluation.episodes).mean()),
-        }
-    )
-    file.write_text(json.dumps(record, indent=2))
-    return record
-
-
-def _line(label: str, record: dict[str, Any]) -> str:
-    if "failed" in record:
-        return f"{label} seed {record['seed']}: FAILED: {record['failed']}"
-    outcome = f"solved at {record['real_steps_to_solve']}" if record["solved"] else f"not solved in {record['real_steps']}"
-    return (
-        f"{label} seed {record['seed']}: {outcome} real steps, return {record['eval_return_mean']:.1f},"
-        f" fresh {record['fresh_return_mean']:.1f}, {record['process_seconds']:.1f} s"
-    )
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,24 +98,30 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
         "stay good": sum(r["solved"] and r["fresh_return_mean"] >= r["threshold"] for r in ran),
     }
     for name, (key, _) in SCORES.items():
-        values = np.array([r[key] if r[key] is not None else r["real_steps"] for r in ran], float)
-        if len(values):
+        if ran:
+            values = np.array([r["real_steps"] if r[key] is None else r[key] for r in ran], float)
             scores[name] = summary(values)
     return scores
 
 
-def _draw(name: str, table: dict[str, dict[str, Any]]) -> Table:
-    drawn = Table(title=f"{name}: median · IQM [95 % interval] · lowest to highest", title_justify="left")
-    drawn.add_column("")
-    for label in table:
-        drawn.add_column(label, justify="right")
-    solved = [f"{s['solved']} of {len(s['seeds'])}" for s in table.values()]
-    drawn.add_row("solved", *solved)
-    drawn.add_row("still solved on fresh episodes", *(f"{s['stay good']} of {s['solved']}" for s in table.values()))
+def print_summary(name: str, table: dict[str, dict[str, Any]], console: Console) -> None:
+    """For each score a line for each variant."""
+    seeds = next(iter(table.values()))["seeds"]
+    console.print(f"{name}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''} from {seeds[0]}", **PLAIN)
+    counts = {
+        "solved": lambda s: f"{s['solved']} of {len(s['seeds'])}",
+        "still solved on fresh episodes": lambda s: f"{s['stay good']} of {s['solved']}" if s["solved"] else "–",
+    }
+    lines = {title: [[label, tell(s), "", ""] for label, s in table.items()] for title, tell in counts.items()}
     for score, (_, form) in SCORES.items():
-        cells = []
-        for s in table.values():
-            v = {k: format(x, form) for k, x in s[score].items()} if score in s else None
-            cells.append(f"{v['median']} · {v['iqm']} [{v['low']}, {v['high']}] · {v['lowest']} to {v['highest']}" if v else "-")
-        drawn.add_row(score, *cells)
-    return drawn
+        lines[score] = [[label, *_figures(score, s, form)] for label, s in table.items()]
+    rows = [[title if i == 0 else "", *line] for title, several in lines.items() for i, line in enumerate(several)]
+    print_table(["", "", "median", "IQM [95 % interval]", "lowest to highest"], rows, console)
+
+
+def _figures(score: str, s: dict[str, Any], form: str) -> list[str]:
+    """Median, interval and range as texts; dashes where nothing was measured, or nothing solved."""
+    if score not in s or (score == "real steps to solve" and not s["solved"]):
+        return ["–", "–", "–"]
+    v = {k: format(x, form) for k, x in s[score].items()}
+    return [v["median"], f"{v['iqm']} [{v['low']}, {v['high']}]", f"{v['lowest']} to {v['highest']}"]

@@ -6,32 +6,21 @@ A study can be stopped at any time and started again: finished cells are kept, u
 import html
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tyro
 from rich.console import Console
 
-from spikedream import config as configuration
-from spikedream.config import ConfigError
-from spikedream.experiments import baselines, grid
-from spikedream.experiments.baselines import Baseline
+from spikedream.experiments import grid
+from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell
 from spikedream.reports.compare import SCORES, STATISTICS, interval, print_table, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
-from spikedream.reports.methods import check_unchanged
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.runs.checkpoint import write_file
-
-FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
 
 
 @dataclass
@@ -45,146 +34,23 @@ class Study:
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended."""
-
-    cell: Cell
-    status: str
-    text: str  # one line
-
-
 def run_study(command: Study, console: Console) -> int:
     """Run the cells that are asked for, compare all that there are, write; 0 when none failed."""
-    if command.jobs < 1:
-        raise ConfigError(f"jobs is {command.jobs}; it must be at least 1")
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
     cells = grid.expand(study, out)
     part = grid.part(study, cells, command.seeds, command.environments)
-    for cell in cells:
-        _check_unchanged(cell)
-    outcomes = []
-    try:
-        for outcome in _run_all(part, command.jobs):
-            outcomes.append(outcome)
-            console.print(f"[{len(outcomes)}/{len(part)}] {outcome.cell}: {outcome.text}", **PLAIN)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on with it", **PLAIN)
+    check_unchanged(cells)
+    outcomes = run_cells(part, command.jobs, console)
+    if outcomes is None:
         return 130
-    outcomes += [_kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]
+    outcomes += [kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]
     outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
     comparisons = _compare(cells, out)
     _write(study.name, outcomes, comparisons, out)
     _print(outcomes, comparisons, console)
     console.print(out / "index.html", **PLAIN)
     return 1 if any(outcome.status == FAILED for outcome in outcomes) else 0
-
-
-PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
-
-
-def _check_unchanged(cell: Cell) -> None:
-    """Raises ConfigError where the cell's directory holds a run with other settings than the study now says."""
-    file = cell.directory / "config.yaml"
-    if file.exists():
-        there = baselines.load(file) if isinstance(cell.config, Baseline) else configuration.load(file)
-        check_unchanged(cell.directory, there, cell.config)
-
-
-# ---- running the cells
-
-
-@dataclass
-class Processes:
-    """Those that are running, and a way to stop them all."""
-
-    running: set[subprocess.Popen] = field(default_factory=set)
-    stopping: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def run(self, arguments: Sequence[str], log: Path) -> int:
-        """The exit status; what the process says goes to `log`."""
-        with log.open("a") as file:
-            with self.lock:
-                if self.stopping:
-                    return -signal.SIGTERM
-                # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM of `stop`, on which it saves.
-                process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-                self.running.add(process)
-            status = process.wait()
-        with self.lock:
-            self.running.discard(process)
-        return status
-
-    def stop(self) -> None:
-        with self.lock:
-            self.stopping = True
-            for process in self.running:
-                process.terminate()
-
-
-def _run_all(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
-    """Outcomes as the cells end, `jobs` at a time. Where it is interrupted, the processes save, end, and are waited for."""
-    processes = Processes()
-    with ThreadPoolExecutor(jobs) as pool, _terminated_like_interrupted():
-        futures = [pool.submit(_run_cell, cell, processes) for cell in cells]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except KeyboardInterrupt:
-            processes.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _kept(cell: Cell) -> Outcome | None:
-    """How a cell ended that an earlier call has finished."""
-    finished = (cell.directory / "result.json").exists()
-    return Outcome(cell, FINISHED, f"{_result(cell.directory)} (kept)") if finished else None
-
-
-def _run_cell(cell: Cell, processes: Processes) -> Outcome:
-    directory = cell.directory
-    if kept := _kept(cell):
-        return kept
-    if isinstance(cell.config, Baseline) and not baselines.installed():
-        return Outcome(cell, SKIPPED, baselines.NOT_INSTALLED)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    settings, log = (directory.with_name(directory.name + suffix) for suffix in (".yaml", ".log"))
-    configuration.save(cast(Any, cell.config), settings)
-    begin = (
-        ["spikedream.experiments.baselines", str(settings)]
-        if isinstance(cell.config, Baseline)
-        else ["spikedream", "train", str(settings)]
-    )
-    arguments = [*begin, "--seed", str(cell.seed), "--out", str(directory)]
-    if not isinstance(cell.config, Baseline) and (directory / "config.yaml").exists():
-        arguments = ["spikedream", "resume", str(directory)]
-    status = processes.run([sys.executable, "-m", *arguments], log)
-    settings.unlink()
-    if status == 0:
-        return Outcome(cell, FINISHED, _result(directory))
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or [f"exit status {status}"]
-    return Outcome(cell, FAILED, f"FAILED: {said[-1].removeprefix('spikedream: ')} ({log})")
-
-
-def _result(directory: Path) -> str:
-    result = json.loads((directory / "result.json").read_text())
-    outcome = f"solved after {result['real_steps_to_solve']}" if result["solved"] else f"not solved in {result['real_steps']}"
-    return f"{outcome} real steps · return {result['eval_return_mean']:.1f} · {result['wall_seconds']:.1f} s"
 
 
 # ---- what is made of them

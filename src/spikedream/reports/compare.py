@@ -51,7 +51,8 @@ class Compare:
 
 
 def run_compare(command: Compare, console: Console) -> int:
-    comparison = compare(find_runs(command.runs), command.by)
+    runs, notes = find_runs(command.runs)
+    comparison = compare(runs, command.by, notes)
     print_comparison(comparison, console)
     page = write_comparison(comparison, command.out)
     console.print(page, highlight=False, soft_wrap=True)

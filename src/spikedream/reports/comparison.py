@@ -39,13 +39,14 @@ class Record:
 
     directory: Path
     config: dict[str, Any]  # `config.yaml` as plain data
-    rows: list[dict[str, Any]]  # one per turn, at least one
+    rows: list[dict[str, Any]]  # one per evaluation, at least one
     result: dict[str, Any] | None  # None while it is unfinished
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted name, without the seed."""
-        return {name: value for name, value in flatten(self.config).items() if name != "seed"}
+        """Every setting that makes a method, by its dotted name: without the seed, and without where the run is logged."""
+        settings = flatten(self.config)
+        return {name: value for name, value in settings.items() if name != "seed" and not name.startswith("logging.")}
 
     @property
     def seed(self) -> int:
@@ -112,22 +113,48 @@ class Comparison:
 # ---- finding and reading runs
 
 
-def find_runs(patterns: Iterable[str]) -> list[Path]:
-    """Run directories that are named, match a glob pattern, or lie in such a directory at any depth; sorted, each once.
+def find_runs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Run directories that are named, match a glob pattern, or lie in such a directory at any depth; sorted, each once. Beside them
+    notes on what a pattern matched that is no run.
 
     Raises:
-        ConfigError: something given leads to no run.
+        ConfigError: a path that is named holds no run, or a pattern leads to none.
     """
     found: dict[Path, Path] = {}
+    notes: list[str] = []
     for pattern in patterns:
-        places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-        runs = sorted(run for place in places for run in _runs_in(place))
-        if not runs:
-            raise ConfigError(f"no run in {pattern}" if places else f"no run directory {pattern}")
-        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
+        named = Path(pattern).exists()
+        places = [Path(pattern)] if named else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        if not places:
+            raise ConfigError(f"no run directory {pattern}")
+        runs = {place: sorted(_runs_in(place)) for place in places}
+        if not any(runs.values()):
+            hint = "; a pattern in quotes, such as 'runs/*', skips what is no run" if named and not Path(pattern).is_dir() else ""
+            raise ConfigError(f"no run in {pattern}{hint}")
+        notes += [f"{place} is left out: there is no run in it." for place in places if not runs[place]]
+        found |= {run.resolve(): run for several in runs.values() for run in several if run.resolve() not in found}
     if not found:
         raise ConfigError("no runs given: name run directories, glob patterns, or directories that contain runs")
-    return list(found.values())
+    return _only_runs(patterns, list(found.values()), notes), notes
+
+
+def _only_runs(patterns: Iterable[str], directories: list[Path], notes: list[str]) -> list[Path]:
+    """Without the directories, found by searching, whose `config.yaml` is somebody else's; all where nothing else is left or
+    where one was named itself, so that reading them says what is wrong."""
+    named = {Path(pattern).resolve() for pattern in patterns}
+    foreign = [d for d in directories if d.resolve() not in named and not _is_run(d)]
+    if len(foreign) == len(directories):
+        return directories
+    notes += [f"{directory} is left out: its config.yaml is not a run's." for directory in foreign]
+    return [directory for directory in directories if directory not in foreign]
+
+
+def _is_run(directory: Path) -> bool:
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and "env" in config
 
 
 def _runs_in(place: Path) -> Iterator[Path]:
@@ -172,17 +199,18 @@ def _require(file: Path, found: Iterable[Any], names: Iterable[str]) -> None:
 # ---- comparing
 
 
-def compare(directories: Iterable[Path], by: str | None = None) -> Comparison:
+def compare(directories: Iterable[Path], by: str | None = None, notes: Iterable[str] = ()) -> Comparison:
     """Compare runs of one environment.
 
     Args:
         directories: of the runs.
         by: dotted configuration field whose value names a run's method; when absent, runs that differ only in seed are one method.
+        notes: what is to be said of how the runs were found.
 
     Raises:
         ConfigError: a run cannot be read, none has finished a turn, their environments differ, or no run has the field `by`.
     """
-    notes: list[str] = []
+    notes = list(notes)
     records = []
     for directory in directories:
         record = open_record(directory)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream.algorithm import Algorithm, TrainState
-from spikedream.config import Config
+from spikedream.config import Config, to_data
 from spikedream.envs.host import CONFIRM, reward_threshold
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.stop import Diverged, Interrupted, stopping
@@ -21,7 +21,7 @@ from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
-from spikedream.runs.metrics import Listener, Recorder
+from spikedream.runs.metrics import Listener, Recorder, check_wandb
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.types import Metrics
 
@@ -85,6 +85,8 @@ class Trainer:
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False):
         config.check()
+        if config.logging.wandb is not None:
+            check_wandb()
         self.config, self.directory, self.listener = config, directory, listener
         self._started = time.perf_counter()
         self._stop = False
@@ -103,7 +105,7 @@ class Trainer:
         self._metrics: Metrics = {}  # still on the device
         if resume:
             self._restore()
-        self.recorder = Recorder(directory, self.progress.metrics_bytes)
+        self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
 
     def train(self) -> None:
         """Go on until solved or out of budget.

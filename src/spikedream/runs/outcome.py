@@ -4,27 +4,20 @@ Whoever evaluates hands in `play`: `play(stream, *index)` runs as many greedy ep
 name (see `envs.host.episode_seed`).
 """
 
-import functools
-import importlib.metadata
 import json
-import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import yaml
 
 from spikedream.config import to_data
 from spikedream.envs.host import CONFIRM, EVALUATE, REPORT
 from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.runs.evaluate import Evaluated
+from spikedream.runs.provenance import code, commit, peak_memory_mb, processor, version, versions
 
 Play = Callable[..., Evaluated]
-VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
 
 
 class Verdict(NamedTuple):
@@ -70,6 +63,7 @@ def begin(config: Any, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot make the run directory {directory}: {error.strerror}") from error
+    code(config)  # now, not in the end: by then somebody may have gone on editing
     head = f"# spikedream {version()}, commit {commit() or 'unknown'}\n"
     write_file(directory / "config.yaml", (head + yaml.safe_dump(to_data(config), sort_keys=False)).encode())
 
@@ -125,75 +119,8 @@ def write_result(
         "firing_rate": {name.split("/")[1]: value for name, value in row.items() if name.startswith("firing_rate/")},
         "version": version(),
         "commit": commit(),
+        "code": code(config),
         "processor": processor(),
         "versions": versions(packages),
     }
     write_file(directory / "result.json", json.dumps(result, indent=2).encode())
-
-
-# ---- what made it
-
-
-def version() -> str:
-    return importlib.metadata.version("spikedream")
-
-
-@functools.cache
-def commit() -> str | None:
-    """Of the working copy that spikedream is imported from, with `+dirty` where its `src` differs from that commit; None where it
-    is imported from anywhere else, such as an installed package inside somebody's own repository."""
-    package = Path(__file__).resolve().parents[1]
-    root = _git(package, "rev-parse", "--show-toplevel")
-    head = _git(package, "rev-parse", "HEAD")
-    if root is None or head is None or Path(root).resolve() / "src" / "spikedream" != package:
-        return None
-    return head + ("+dirty" if _git(package.parent, "status", "--porcelain", "--", ".") else "")
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    """What git says, or None where it fails or is not there."""
-    try:
-        done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-@functools.cache
-def processor() -> str:
-    """A name for people of what computes here; the accelerator comes first, where there is one. Two that differ in name may
-    round differently; two of one name ought not to."""
-    device = jax.devices()[0]
-    return _cpu() if device.platform == "cpu" else f"{device.device_kind}, {_cpu()}"
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        lines = [line.partition(":") for line in information.read_text().splitlines()]
-        said = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # of the first core
-        flags = said.get("flags", "").split()
-        widest = next((f" ({name})" for name in VECTORS if name in flags), "")
-        return (said.get("model name") or platform.machine()) + widest
-    if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return done.stdout.strip() or platform.machine()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory_mb() -> int:
-    """Of this process. Linux's `ru_maxrss` would count the parent's memory too, when the process was forked from a larger one."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) // 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Of what decides numbers, and of further `packages`."""
-    names = ("spikedream", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy", *packages)
-    return {name: importlib.metadata.version(name) for name in names} | {
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-    }

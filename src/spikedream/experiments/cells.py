@@ -1,0 +1,174 @@
+"""Cells of a study or a bench, each run in a process of its own.
+
+What was stopped at any time goes on when it is asked for again: finished cells are kept, unfinished ones resumed.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from spikedream import config as configuration
+from spikedream.config import ConfigError
+from spikedream.experiments import baselines
+from spikedream.experiments.baselines import Baseline
+from spikedream.experiments.grid import Cell
+from spikedream.reports import methods
+from spikedream.runs.checkpoint import write_file
+
+FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    status: str
+    text: str  # one line
+
+
+def check_unchanged(cells: Iterable[Cell]) -> None:
+    """Raises ConfigError where a cell's directory holds a run with other settings than are now asked for."""
+    for cell in cells:
+        file = cell.directory / "config.yaml"
+        if file.exists():
+            there = baselines.load(file) if isinstance(cell.config, Baseline) else configuration.load(file)
+            methods.check_unchanged(cell.directory, there, cell.config)
+
+
+def run_cells(cells: Sequence[Cell], jobs: int, console: Console) -> list[Outcome] | None:
+    """Run them, `jobs` at a time, with a line for each that ends; in the order in which they end. None where it was interrupted.
+
+    Raises:
+        ConfigError: no jobs are allowed.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}; it must be at least 1")
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in _run_all(cells, jobs):
+            outcomes.append(outcome)
+            console.print(f"[{len(outcomes)}/{len(cells)}] {outcome.cell}: {outcome.text}", **PLAIN)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on with it", **PLAIN)
+        return None
+    return outcomes
+
+
+@dataclass
+class Processes:
+    """Those that are running, and a way to stop them all."""
+
+    running: set[subprocess.Popen] = field(default_factory=set)
+    stopping: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, arguments: Sequence[str], log: Path) -> int:
+        """The exit status; what the process says goes to `log`."""
+        with log.open("a") as file:
+            with self.lock:
+                if self.stopping:
+                    return -signal.SIGTERM
+                # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM of `stop`, on which it saves.
+                process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+                self.running.add(process)
+            status = process.wait()
+        with self.lock:
+            self.running.discard(process)
+        return status
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopping = True
+            for process in self.running:
+                process.terminate()
+
+
+def _run_all(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+    """Outcomes as the cells end, `jobs` at a time. Where it is interrupted, the processes save, end, and are waited for."""
+    processes = Processes()
+    with ThreadPoolExecutor(jobs) as pool, _terminated_like_interrupted():
+        futures = [pool.submit(_run_cell, cell, processes) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except KeyboardInterrupt:
+            processes.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def kept(cell: Cell) -> Outcome | None:
+    """How a cell ended that an earlier call has finished."""
+    finished = (cell.directory / "result.json").exists()
+    return Outcome(cell, FINISHED, f"{_result(cell.directory)} (kept)") if finished else None
+
+
+def _run_cell(cell: Cell, processes: Processes) -> Outcome:
+    directory = cell.directory
+    if finished := kept(cell):
+        return finished
+    if isinstance(cell.config, Baseline) and not baselines.installed():
+        return Outcome(cell, SKIPPED, baselines.NOT_INSTALLED)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    settings, log = (directory.with_name(directory.name + suffix) for suffix in (".yaml", ".log"))
+    configuration.save(cast(Any, cell.config), settings)
+    begin = (
+        ["spikedream.experiments.baselines", str(settings)]
+        if isinstance(cell.config, Baseline)
+        else ["spikedream", "train", str(settings)]
+    )
+    arguments = [*begin, "--seed", str(cell.seed), "--out", str(directory)]
+    if not isinstance(cell.config, Baseline) and (directory / "config.yaml").exists():
+        arguments = ["spikedream", "resume", str(directory)]
+    begun, start = directory.exists(), time.perf_counter()
+    _seconds_file(directory).unlink(missing_ok=True)
+    status = processes.run([sys.executable, "-m", *arguments], log)
+    settings.unlink()
+    if status == 0:
+        if not begun:
+            write_file(_seconds_file(directory), f"{time.perf_counter() - start:.3f}".encode())
+        return Outcome(cell, FINISHED, _result(directory))
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or [f"exit status {status}"]
+    return Outcome(cell, FAILED, f"FAILED: {said[-1].removeprefix('spikedream: ')} ({log})")
+
+
+def _result(directory: Path) -> str:
+    result = json.loads((directory / "result.json").read_text())
+    outcome = f"solved after {result['real_steps_to_solve']}" if result["solved"] else f"not solved in {result['real_steps']}"
+    fresh = f" (fresh {result['fresh_return_mean']:.1f})" if "fresh_return_mean" in result else ""
+    return f"{outcome} real steps · return {result['eval_return_mean']:.1f}{fresh} · {result['wall_seconds']:.1f} s"
+
+
+def process_seconds(directory: Path) -> float | None:
+    """Of the whole process that made a finished cell, start and report included; None where several processes took turns at it."""
+    file = _seconds_file(directory)
+    return float(file.read_text()) if file.exists() else None
+
+
+def _seconds_file(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".seconds")
