@@ -257,7 +257,7 @@ def test_ensemble_makes_at_most_the_updates_it_was_given():
     with pytest.raises(ValueError, match="check_every is 2, which does not divide updates"):
         small(twin(Ensemble()), updates=3, check_every=2)
     model = small(twin(Ensemble()), updates=3, check_every=200)
-    _, metrics = jax.jit(model.update)(jax.jit(lambda k: model.init(DISCRETE, k))(KEY), experience(DISCRETE), KEY)
+    _, metrics = fitted(model, jax.jit(lambda k: model.init(DISCRETE, k))(KEY), experience(DISCRETE), KEY)
     assert int(metrics["model_updates"]) == 3
 
 
@@ -515,9 +515,8 @@ def one_turn(algorithm, state, spec):
     carry = algorithm.restart(policy, state.carry, np.array([True]))
     act = algorithm.act(policy, carry, obs, state.keys.collect, False)
     number = np.zeros((1, 1), np.float32)
-    step = Transition(
-        obs[None], np.asarray(act.action)[None], number + 0.5, obs[None] + 0.1, number, number, np.asarray(act.log_prob)[None]
-    )
+    action, log_prob = np.asarray(act.action)[None], np.asarray(act.log_prob)[None]
+    step = Transition(obs[None], action, number + 0.5, obs[None] + 0.1, number, number, log_prob)
     state = replace(state, carry=act.carry, keys=replace(state.keys, collect=act.key))
     state = replace(state, replay=algorithm.remember(state.replay, step, np.int32(1)))
     state, fitted = algorithm.fit(state, np.int32(algorithm.world_model.updates))

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CONTINUOUS, DISCRETE, filled, finite, holding, same
+from small import CONTINUOUS, DISCRETE, filled, finite, holding, known, same
 
-from spikedream.agents.ppo import PPO, Lesson, Steps
+from spikedream.agents.actor_critic import Lesson
+from spikedream.agents.ppo import PPO
 from spikedream.ops.distributions import Regression
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.schedule import ImaginedShare
@@ -17,7 +18,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.codings import MembraneReadout, PopulationReadout
 from spikedream.snn.networks import MLP, Output, SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
-from spikedream.types import Prediction, Spec, Transition, World
+from spikedream.types import Prediction, Spec, Transition
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 ARMS = Spec(2, 3, discrete=True)
@@ -61,13 +62,16 @@ class Still:
             jax.debug.callback(lambda _: self.calls.append(1), action)
         reward = action[1] if self.discrete else 1 - jnp.square(action[0] - 0.5)
         zero = jnp.zeros(())
-        return memory, Prediction(memory.obs, reward, zero, jnp.asarray(self.uncertainty), zero, ())
+        return memory, Prediction(memory.obs, reward, zero, jnp.asarray(self.uncertainty), zero, zero, ())
 
 
 class Untouchable:
-    """A world model that nobody may ask anything but whether it remembers."""
+    """A world model that nobody may ask anything but whether it remembers, and where it would start."""
 
     members, recurrent = 1, False
+
+    def start(self, state, obs, key):
+        return Memory(obs)
 
 
 class Remembering(Untouchable):
@@ -92,12 +96,14 @@ class Proportional:
 class Praise:
     largest: float = 0.25
 
-    def reward(self, state, obs, action, following, uncertainty):
+    def reward(self, state, obs, action, prediction):
         return jnp.asarray(0.25)
 
 
-def world(model):
-    return World(model, ())
+def world(model, experience=None):
+    """Seen through the normaliser of `experience`, or as it is."""
+    seen = known(model, (), ARMS)
+    return seen if experience is None else replace(seen, normalizer=experience.normalizer)
 
 
 def begun(agent, spec):
@@ -106,7 +112,7 @@ def begun(agent, spec):
 
 def updated(agent, model, spec=DISCRETE, rows=40, key=OTHER):
     experience = filled(spec, rows, 64, KEY)
-    return jax.jit(lambda s, e, k: agent.update(s, world(model), e, k))(begun(agent, spec), experience, key)
+    return jax.jit(lambda s, e, k: agent.update(s, world(model, e), e, k))(begun(agent, spec), experience, key)
 
 
 # ---- advantages
@@ -124,11 +130,11 @@ def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_en
         jnp.array([0.0, 0.0, 0.0, 1.0, 0.0]),
         jnp.zeros(5),
     )
-    experience = replace(ReplayBuffer(5).init(ARMS), data=data, count=jnp.asarray(5, jnp.int32))  # not normalised
+    experience = ReplayBuffer(5).init(ARMS).add(jax.tree.map(lambda x: x[:, None], data), jnp.asarray(5))  # not normalised
     agent = replace(AGENT, critic=Proportional(), rollout=5, gamma=0.5, return_lambda=0.5)
     state = begun(agent, ARMS)
     steps, metrics = agent._real_steps(state, world(Untouchable()), experience, KEY)
-    lesson = agent._lesson(state, world(Untouchable()), experience, steps)
+    lesson = agent._lesson(state, world(Untouchable()), steps)
     np.testing.assert_array_equal(steps.goes_on, [1, 0, 1, 0, 0])
     # Rewards count half (1 - gamma). From behind:
     # 0.1 + 0.5 x 0.6 | 0.5 + 0.5 x 0.8, 0.5 (0.3 + 0.9) / 2 | 0.2, 0.5 + 0.5 (0.4 + 0.2) / 2
@@ -137,12 +143,23 @@ def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_en
     assert float(metrics["real_reward"]) == pytest.approx(2.6 / 5)
 
 
+def test_the_newest_steps_of_environments_side_by_side_are_trajectories_of_their_own():
+    agent = replace(AGENT, critic=Proportional(), rollout=6, gamma=0.5, return_lambda=1.0)
+    obs = jnp.arange(8.0).reshape(4, 2)[..., None] * jnp.ones(2) / 10  # step t of environment n observes (2 t + n) / 10
+    none = jnp.zeros((4, 2))
+    steps = Transition(obs, jnp.tile(jnp.eye(3)[0], (4, 2, 1)), none + 1, obs + 0.2, none, none, none)
+    experience = ReplayBuffer(8).init(ARMS, 2).add(steps, jnp.asarray(4))
+    found, _ = agent._real_steps(begun(agent, ARMS), world(Untouchable()), experience, KEY)
+    np.testing.assert_allclose(found.obs[:, 0], [0.2, 0.4, 0.6, 0.3, 0.5, 0.7], rtol=1e-6)
+    np.testing.assert_array_equal(found.goes_on, [1, 1, 0, 1, 1, 0])
+
+
 def test_steps_that_are_not_there_have_no_weight():
     agent = replace(AGENT, rollout=32)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 20, 64, KEY)
     steps, _ = agent._real_steps(state, world(Untouchable()), experience, KEY)
     np.testing.assert_array_equal(steps.weight, np.arange(32) >= 12)
-    assert finite(agent.update(state, world(Untouchable()), experience, KEY))
+    assert finite(agent.update(state, world(Untouchable(), experience), experience, KEY))
 
 
 def test_log_probabilities_are_those_of_the_present_policy():
@@ -154,12 +171,16 @@ def test_log_probabilities_are_those_of_the_present_policy():
 
 def test_a_bonus_is_added_to_real_and_imagined_rewards():
     agent, experience = replace(AGENT, imagination=IMAGINATION), filled(DISCRETE, 40, 64, KEY)
-    state, praised = begun(agent, DISCRETE), World(Still(), (), Praise(), ())
-    real = [agent._real_steps(state, w, experience, KEY)[0].reward for w in (praised, world(Still()))]
+    state, plain = begun(agent, DISCRETE), world(Still(), experience)
+    praised = replace(plain, bonus=Praise())
+    real = [agent._real_steps(state, w, experience, KEY)[0].reward for w in (praised, plain)]
     np.testing.assert_allclose(real[0], real[1] + 0.25, rtol=1e-5)
-    lessons = [agent._imagined(IMAGINATION, state, w, experience, KEY)[0] for w in (praised, world(Still()))]
-    made = np.asarray(lessons[0].steps.weight) > 0
-    np.testing.assert_allclose((lessons[0].steps.reward - lessons[1].steps.reward)[made], 0.25, rtol=1e-5)
+    one_step = replace(IMAGINATION, horizon=1)  # so that a target is a reward and a value
+    lessons = [agent._imagined(one_step, state, w, experience, KEY)[0] for w in (praised, plain)]
+    made = np.asarray(lessons[0].weight) > 0
+    # The value of what follows may rise a little too: its bound does, by the largest bonus.
+    gained = np.asarray(lessons[0].target - lessons[1].target)[made] / (1 - agent.gamma)
+    assert (gained > 0.25 - 1e-4).all() and np.median(gained) == pytest.approx(0.25, rel=1e-3)
 
 
 # ---- losses
@@ -167,8 +188,7 @@ def test_a_bonus_is_added_to_real_and_imagined_rewards():
 
 def sample(value, target, obs):
     rows = jnp.ones(len(value))
-    steps = Steps(obs[:, None], obs[:, None], rows[:, None], rows, rows, rows, rows, rows, jax.random.split(KEY, len(value)))
-    return Lesson(steps, value, target, rows)
+    return Lesson(obs[:, None], (), jax.random.split(KEY, len(value)), rows[:, None], rows, value, target, rows, rows)
 
 
 def test_value_loss_is_the_larger_of_the_plain_and_the_clipped_one():
@@ -247,11 +267,11 @@ def test_only_the_rollouts_that_are_needed_are_imagined(certainty, rollouts):
 def test_imagined_steps_weigh_as_much_as_the_model_is_trusted():
     agent = replace(AGENT, imagination=IMAGINATION)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
-    lessons, metrics = agent._imagined(IMAGINATION, state, world(Still(certainty=0.75)), experience, KEY)
-    weight = np.asarray(lessons.steps.weight)
+    lessons, metrics = agent._imagined(IMAGINATION, state, world(Still(certainty=0.75), experience), experience, KEY)
+    weight = np.asarray(lessons.weight)
     np.testing.assert_allclose(weight, np.where(np.arange(64) < 48, 0.5 * 0.75, 0.0))  # 12 of 16 rollouts of 4 steps
     assert float(metrics["rollout_length"]) == 4
-    starts = np.asarray(lessons.steps.obs[:48:4])
+    starts = np.asarray(lessons.obs[:48:4])
     newest = np.asarray(experience.gather(jnp.arange(30, 40)).obs)
     assert all((np.abs(newest - start[None]).max(1) < 1e-6).any() for start in starts)
 
@@ -261,15 +281,16 @@ def test_steps_after_too_much_uncertainty_do_not_count():
     np.testing.assert_array_equal(how.trusted(jnp.array([0.4, 0.5, 0.2, 0.0])), [1, 1, 0, 0])
     agent = replace(AGENT, critic=Proportional(), imagination=how)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
-    lessons, metrics = agent._imagined(how, state, world(Still(certainty=1.0, uncertainty=0.4)), experience, KEY)
+    seen = world(Still(certainty=1.0, uncertainty=0.4), experience)
+    lessons, metrics = agent._imagined(how, state, seen, experience, KEY)
     one = jax.tree.map(lambda x: x[:4], lessons)
-    np.testing.assert_allclose(one.steps.weight, [0.5, 0.5, 0, 0])
-    np.testing.assert_array_equal(one.steps.goes_on, [1, 0, 0, 0])
+    np.testing.assert_allclose(one.weight, [0.5, 0.5, 0, 0])
     assert float(metrics["rollout_length"]) == 2
     # The last trusted step is followed by the value of where it led, which is within the rewards seen.
     low, high = min(float(experience.normalizer.reward_low), 0), max(float(experience.normalizer.reward_high), 0)
-    value = float(jnp.clip(one.steps.following[1, 0], low, high))
-    assert float(one.target[1]) == pytest.approx(0.1 * float(one.steps.reward[1]) + 0.9 * value, abs=1e-5)
+    value = float(jnp.clip(one.obs[1, 0], low, high))  # nothing moves, and a value is the first entry
+    reward = float(jnp.clip(one.action[1, 1], low, high))
+    assert float(one.target[1]) == pytest.approx(0.1 * reward + 0.9 * value, abs=1e-5)
     trusting, _ = updated(replace(agent, imagination=IMAGINATION), Still(uncertainty=0.4))
     distrusting, _ = updated(replace(agent, imagination=replace(how, uncertainty_limit=0.1)), Still(uncertainty=0.4))
     plain, _ = updated(replace(agent, imagination=None), Untouchable())
@@ -330,15 +351,13 @@ def practise(agent, model, spec, iterations, at_random=False):
         reward = jax.random.permutation(update_key, reward) if at_random else reward
         none, last = jnp.zeros(rows), (jnp.arange(rows) == rows - 1).astype(jnp.float32)
         experience = holding(spec, Transition(still, action, reward, still, none, last, none), rows)
-        return agent.update(state, world(model), experience, update_key)
+        return agent.update(state, world(model, experience), experience, update_key)
 
     return jax.jit(lambda s, k: jax.lax.scan(iterate, s, jax.random.split(k, iterations)))(begun(agent, spec), OTHER)
 
 
 def greedy_action(agent, state):
-    return np.asarray(
-        agent.act(state, world(Untouchable()), agent.start(state, world(Untouchable())), jnp.zeros(2), KEY, True).action
-    )
+    return np.asarray(agent.act(agent.policy_of(state), world(Untouchable()), (), jnp.zeros(2), KEY, True).action)
 
 
 def assert_best(agent, state):

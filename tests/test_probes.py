@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CONTINUOUS, DISCRETE, holding
+from small import CONTINUOUS, DISCRETE, changed_rows, holding
 
 from spikedream.config import twin
 from spikedream.envs.host import decode_actions
@@ -56,12 +56,16 @@ def plane_experience():
     return holding(PLANE, steps, 512)
 
 
+def updated(model, state, experience):
+    return jax.jit(lambda s, e: model.update(s, e, KEY, model.updates))(state, experience)
+
+
 @pytest.fixture(scope="module", params=["spiking", "conventional"])
 def fitted(request):
     model = ENSEMBLE if request.param == "spiking" else twin(ENSEMBLE)
     experience = plane_experience()
     state = jax.jit(lambda k: model.init(PLANE, k))(KEY)
-    state, metrics = jax.jit(model.update)(state, experience, KEY)
+    state, metrics = updated(model, state, experience)
     assert int(metrics["model_updates"]) == 600
     return model, state, experience
 
@@ -132,6 +136,11 @@ def test_ensemble_learns_where_episodes_end(fitted):
     assert said[short].mean() < 0.03
 
 
+def held(experience):
+    """The transitions in the ring, fields (capacity, ...), in the environment's units."""
+    return jax.tree.map(lambda x: x[:, 0], experience.data)
+
+
 def noise_experience(std, rows):
     obs_key, noise_key, action_key = jax.random.split(KEY, 3)
     obs = jax.random.normal(obs_key, (rows, 2))
@@ -145,7 +154,7 @@ def test_gaussian_head_recovers_the_noise():
     std = np.array([0.4, 0.1])
     model = replace(twin(ENSEMBLE), gaussian=True, members=2, updates=800)
     experience = noise_experience(jnp.asarray(std, jnp.float32), 1000)
-    state, _ = jax.jit(model.update)(jax.jit(lambda k: model.init(PLANE, k))(KEY), experience, KEY)
+    state, _ = updated(model, jax.jit(lambda k: model.init(PLANE, k))(KEY), experience)
     obs = jnp.tile(jnp.array([[0.3, -0.2]]), (2000, 1))
     imagined = predict(model, state, obs, jnp.zeros((2000, 1))).obs
     found = (imagined - obs).std(0) * experience.normalizer.scale
@@ -169,13 +178,13 @@ GAUSSIAN = replace(twin(ENSEMBLE), gaussian=True, holdout=0.2, members=3, update
 def gaussian():
     """State and metrics by the number of steps that were fitted to."""
     start = jax.jit(lambda k: GAUSSIAN.init(PLANE, k))(KEY)
-    update = jax.jit(GAUSSIAN.update)
-    return {rows: (windy_experience(rows), *update(start, windy_experience(rows), KEY)) for rows in (40, 1000)}
+    update = jax.jit(lambda e: GAUSSIAN.update(start, e, KEY, GAUSSIAN.updates))
+    return {rows: (windy_experience(rows), *update(windy_experience(rows))) for rows in (40, 1000)}
 
 
 def test_gaussian_ensemble_tells_noise_from_what_it_does_not_know(gaussian):
     uncertainty, noise = {}, {}
-    fresh = windy_experience(300, jax.random.key(9)).data
+    fresh = held(windy_experience(300, jax.random.key(9)))
     for rows, (experience, state, _) in gaussian.items():
         prediction = predict(GAUSSIAN, state, experience.normalizer.obs(fresh.obs), fresh.action)
         uncertainty[rows], noise[rows] = float(prediction.uncertainty[:300].mean()), float(prediction.noise[:300].mean())
@@ -191,7 +200,7 @@ def test_gaussian_ensembles_intervals_hold_what_they_promise(gaussian):
     assert 0.8 < float(metrics["calibration/coverage_90"]) <= 1 and float(metrics["calibration/error"]) < 0.1
     assert 0.1 < float(state.confidence) < 1
     # On steps that nobody has seen, by the imagined ones themselves.
-    fresh = windy_experience(1000, jax.random.key(9)).data
+    fresh = held(windy_experience(1000, jax.random.key(9)))
     obs = experience.normalizer.obs(fresh.obs)
     samples = jax.jit(
         jax.vmap(lambda k: jax.vmap(lambda o, a: GAUSSIAN.step(state, GAUSSIAN.start(state, o, k), a, k)[1].obs)(obs, fresh.action))
@@ -204,8 +213,8 @@ def test_gaussian_ensembles_intervals_hold_what_they_promise(gaussian):
 def test_errors_are_large_where_the_model_is_wrong(fitted):
     model, state, experience = fitted
     wrong = jnp.array([3, 77, 200])
-    data = experience.data._replace(next_obs=experience.data.next_obs.at[wrong].add(0.5))
-    errors = np.asarray(jax.jit(model.errors)(state, replace(experience, data=data), KEY))[: int(experience.size)]
+    changed = changed_rows(experience, next_obs=lambda x: x.at[wrong].add(0.5))
+    errors = np.asarray(jax.jit(model.errors)(state, changed, jnp.arange(int(experience.size)), KEY))
     assert set(np.argsort(errors)[-3:]) == {3, 77, 200}
     assert errors[np.asarray(wrong)].min() > 20 * np.median(errors)
 
@@ -217,7 +226,7 @@ def test_fitting_against_the_worst_perturbations_makes_a_model_less_sensitive_to
     action = jax.random.uniform(jax.random.key(5), (200, 1), minval=-1, maxval=1)
     for radius in (0.0, 1.0):
         model = replace(twin(ENSEMBLE), members=2, updates=400, curvature_penalty=0.0, adversarial=radius)
-        state, _ = jax.jit(model.update)(jax.jit(lambda k, m=model: m.init(PLANE, k))(KEY), experience, KEY)
+        state, _ = updated(model, jax.jit(lambda k, m=model: m.init(PLANE, k))(KEY), experience)
         shift = 0.2 * jnp.sign(jax.random.normal(jax.random.key(6), (200, 2)))
 
         def following(obs, model=model, state=state):
@@ -235,7 +244,7 @@ def test_fitting_stops_early_once_held_out_loss_stops_falling():
         twin(ENSEMBLE), members=2, updates=20_000, holdout=0.3, check_every=50, patience=3, curvature_penalty=0.0, batch=32
     )
     experience = noise_experience(jnp.ones(2), 60)
-    _, metrics = jax.jit(model.update)(jax.jit(lambda k: model.init(PLANE, k))(KEY), experience, KEY)
+    _, metrics = updated(model, jax.jit(lambda k: model.init(PLANE, k))(KEY), experience)
     assert 50 <= int(metrics["model_updates"]) < 2000
     assert np.isfinite(float(metrics["model_holdout_loss"]))
     assert float(metrics["model_holdout_loss"]) > float(metrics["model_loss"])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import finite, holding
+from small import changed_rows, finite, holding
 from toys import ARMS, CORRIDOR, DIAL, DREAMER, KEY, SPIKING, TWO_STEP, assert_best, greedy_action, origin, practise, still
 
 from spikedream.ops.distributions import Regression, TwoHot
@@ -129,7 +129,7 @@ def test_with_imagined_data_alone_real_rewards_are_not_looked_at():
     state, _ = practise(agent, still(), ARMS, 250, random_pulls(ARMS))
     assert_best(agent, state)
     experience = random_pulls(ARMS)
-    shuffled = replace(experience, data=experience.data._replace(reward=jnp.roll(experience.data.reward, 1)))
+    shuffled = changed_rows(experience, reward=lambda x: jnp.roll(x, 1))
     other, _ = practise(agent, still(), ARMS, 250, shuffled)
     np.testing.assert_array_equal(*(np.asarray(jax.tree.leaves(s.actor)[0]) for s in (state, other)))
 
@@ -137,7 +137,7 @@ def test_with_imagined_data_alone_real_rewards_are_not_looked_at():
 def test_the_share_moves_from_imagined_to_real_steps():
     # The world prefers the second action, the real steps (now they say so) the first.
     experience = random_pulls(ARMS)
-    real = replace(experience, data=experience.data._replace(reward=experience.data.action[:, 0])).normalise()
+    real = changed_rows(experience, reward=lambda x: experience.data.action[:, 0, 0])
     for share, best in ((0.95, 1), (0.05, 0)):
         agent = replace(DREAMER, imagined_share=ImaginedShare(share, share), horizon=2)
         state, metrics = practise(agent, still(), ARMS, 250, real)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import DISCRETE, same
+from small import DISCRETE, known, same
 from toys import ARMS, CORRIDOR, DIAL, DREAMER, KEY, TWO_STEP, Known, Rules, origin, practise, said, still, toy
 
 from spikedream.agents.mpc import MPC, MPCState
@@ -17,7 +17,6 @@ from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.replay.normalizer import identity
-from spikedream.types import World
 from spikedream.world_models.true_environment import TrueEnvironment, TrueState
 
 PLANNERS = {"cem": CEM(40, 3, 6), "mppi": MPPI(40, 4, 0.2), "random": RandomShooting(200)}
@@ -26,7 +25,8 @@ PLANNERS = {"cem": CEM(40, 3, 6), "mppi": MPPI(40, 4, 0.2), "random": RandomShoo
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def _act(agent, spec, world, policy, greedy):
     state = agent.init(spec, world, KEY) if policy is None else MPCState(policy, spec)
-    return agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, greedy)
+    policy = agent.policy_of(state)
+    return agent.act(policy, world, agent.start(policy, world), jnp.zeros(2), KEY, greedy)
 
 
 def planned(agent, world, spec, greedy=True, policy=None):
@@ -36,7 +36,7 @@ def planned(agent, world, spec, greedy=True, policy=None):
 @functools.partial(jax.jit, static_argnums=0)
 def scores(agent, world, actions, policy=()):
     memory = world.start(jnp.zeros(2), KEY)
-    return agent._score(MPCState(policy, ARMS), world, memory, actions, KEY)
+    return agent._score(agent.policy_of(MPCState(policy, ARMS)), world, memory, actions, KEY)
 
 
 @pytest.mark.parametrize("search", PLANNERS.values(), ids=PLANNERS)
@@ -51,9 +51,9 @@ def test_planner_finds_the_best_action(spec, search):
 @pytest.mark.parametrize("search", PLANNERS.values(), ids=PLANNERS)
 def test_planner_pushes_the_true_cart_to_where_the_pole_falls(search):
     agent, model = MPC(search=search, horizon=20, gamma=0.99), TrueEnvironment("CartPole")
-    world = World(model, TrueState(identity(4)))
-    state = agent.init(DISCRETE, world, KEY)
-    act = jax.jit(lambda obs: agent.act(state, world, agent.start(state, world), obs, KEY, True).action.argmax())
+    world = known(model, TrueState(identity(4)), DISCRETE)
+    policy = agent.policy_of(agent.init(DISCRETE, world, KEY))
+    act = jax.jit(lambda obs: agent.act(policy, world, agent.start(policy, world), obs, KEY, True).action.argmax())
     leaning = jnp.array([0.0, 0.0, 0.12, 0.6])
     assert int(act(leaning)) == 1 and int(act(-leaning)) == 0
 
@@ -90,7 +90,7 @@ class Apart(Known):
 @pytest.mark.parametrize(("penalty", "leaves"), [(0.0, True), (1.0, False)])
 def test_planner_penalises_plans_over_which_the_members_part(penalty, particles, leaves):
     agent = MPC(search=RandomShooting(200), horizon=2, uncertainty_penalty=penalty, particles=particles)
-    assert bool(planned(agent, World(Apart(), ()), ARMS).action[0]) is leaves
+    assert bool(planned(agent, known(Apart(), (), ARMS), ARMS).action[0]) is leaves
 
 
 @pytest.mark.parametrize("particles", ["all", "one"])
@@ -100,15 +100,16 @@ def test_planner_is_curious_about_what_the_members_disagree_about(particles):
     first, second = jnp.eye(3)[:2]
     actions = jnp.stack([first, second, first, second])[:, None]
 
-    plain = World(model, ())
-    curious = scores(agent, World(model, (), bonus, bonus.init(ARMS, plain, KEY)), actions) - scores(agent, plain, actions)
+    plain = known(model, (), ARMS)
+    seeking = replace(plain, bonus=bonus, bonus_state=bonus.init(ARMS, plain, KEY))
+    curious = scores(agent, seeking, actions) - scores(agent, plain, actions)
     assert float(curious[0]) == float(curious[2]) > 0 == float(curious[1]) == float(curious[3])
 
 
 def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_best():
     model, bonus = Apart(more=-0.01), Disagreement()
-    plain, agent = World(model, ()), MPC(search=RandomShooting(200), horizon=1, gamma=0.9)
-    curious = World(model, (), bonus, bonus.init(ARMS, plain, KEY))
+    plain, agent = known(model, (), ARMS), MPC(search=RandomShooting(200), horizon=1, gamma=0.9)
+    curious = replace(plain, bonus=bonus, bonus_state=bonus.init(ARMS, plain, KEY))
     learning, asked = planned(agent, curious, ARMS, greedy=False), planned(agent, curious, ARMS)
     assert bool(learning.action[0]), "where the members part, there is something to find out"
     assert same(asked, planned(agent, plain, ARMS)) and not bool(asked.action[0])
@@ -117,7 +118,7 @@ def test_planner_is_curious_while_it_learns_and_not_when_it_is_asked_for_its_bes
 def test_one_particle_a_candidate_needs_members_that_share_them_equally():
     agent = MPC(search=RandomShooting(9), particles="one")
     with pytest.raises(ValueError, match="candidates is 9, which 2 members cannot share equally"):
-        agent.init(ARMS, World(Apart(), ()), KEY)
+        agent.init(ARMS, known(Apart(), (), ARMS), KEY)
     agent.init(ARMS, toy(still(), ARMS), KEY)
 
 
@@ -168,7 +169,7 @@ def test_what_a_planner_needs_a_policy_for_is_refused_without_one():
             MPC(**fields)
     agent = MPC()
     with pytest.raises(ValueError, match=r'"td_error" needs a value function: set agent\.policy to Dreamer'):
-        agent.errors(MPCState((), ARMS), toy(still(), ARMS), origin(ARMS), KEY)
+        agent.errors(MPCState((), ARMS), toy(still(), ARMS), origin(ARMS), jnp.arange(3), KEY)
 
 
 def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
@@ -183,8 +184,8 @@ def test_what_the_policy_proposes_is_among_the_candidates(two_step_policy):
             return super().plan(spec, memory, score, proposals, key)
 
     agent = replace(agent, search=Listening(17))
-    state, world = MPCState(two_step_policy, ARMS), toy(TWO_STEP, ARMS)
-    agent.act(state, world, agent.start(state, world), jnp.zeros(2), KEY, True)
+    policy, world = agent.policy_of(MPCState(two_step_policy, ARMS)), toy(TWO_STEP, ARMS)
+    agent.act(policy, world, agent.start(policy, world), jnp.zeros(2), KEY, True)
     assert seen[0].shape == (16, 2, 3)
     first = np.asarray(seen[0][:, 0]).mean(0)
     assert first.argmax() == 1 and first[1] > 0.6

@@ -1,17 +1,23 @@
 """What must be remembered: a recurrent world model on a system whose velocity nobody sees."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import filled, finite, holding, same
+from small import changed_rows, filled, finite, holding, same
 
+from spikedream.agents.dreamer import Dreamer
+from spikedream.bonuses.disagreement import Disagreement
+from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.replay.ring import Priority
+from spikedream.replay.sum_tree import empty_tree
 from spikedream.snn.networks import GRU, MLP, SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.types import Belief, Spec, Transition, World
+from spikedream.types import Spec, Transition
+from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent
 
@@ -63,7 +69,7 @@ def wrong(world, experience):
 
 def fitted_to(model, experience):
     state = jax.jit(lambda k: model.init(LINE, k))(KEY)
-    return jax.jit(model.update)(state, experience, KEY)
+    return jax.jit(lambda s, e: model.update(s, e, KEY, model.updates))(state, experience)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -79,7 +85,11 @@ def fitted(request):
 def forgetful():
     """The error of an ensemble that sees the present alone."""
     state, _ = fitted_to(replace(ENSEMBLE, batch=64), drift(KEY))
-    return wrong(World(ENSEMBLE, state), same_scale(drift(OTHER), drift(KEY)))
+    return wrong(seeing(ENSEMBLE, state, drift(KEY)), same_scale(drift(OTHER), drift(KEY)))
+
+
+def seeing(model, state, experience):
+    return World(model, state, experience.normalizer)
 
 
 def same_scale(experience, fitted):
@@ -88,7 +98,7 @@ def same_scale(experience, fitted):
 
 def test_what_is_remembered_predicts_what_one_observation_cannot(fitted, forgetful):
     model, state, experience = fitted
-    remembering = wrong(World(model, state), same_scale(drift(OTHER), experience))
+    remembering = wrong(seeing(model, state, experience), same_scale(drift(OTHER), experience))
     assert forgetful[1:].min() > 0.6, "the system can be predicted from one observation"
     assert remembering[1:].max() < 0.4 * forgetful[1:].min()
     assert remembering[0] > 2 * remembering[3]  # nobody knows a velocity from one observation
@@ -97,7 +107,7 @@ def test_what_is_remembered_predicts_what_one_observation_cannot(fitted, forgetf
 
 def test_an_imagined_trajectory_keeps_the_velocity_that_was_observed(fitted):
     model, state, experience = fitted
-    world, fresh = World(model, state), same_scale(drift(OTHER), experience)
+    world, fresh = seeing(model, state, experience), same_scale(drift(OTHER), experience)
 
     @jax.jit
     def imagine(ends):
@@ -124,7 +134,7 @@ def test_an_imagined_trajectory_keeps_the_velocity_that_was_observed(fitted):
 
 def test_remembering_is_following_step_by_step_and_forgets_at_an_episodes_start(fitted):
     model, state, experience = fitted
-    world = World(model, state)
+    world = seeing(model, state, experience)
     length = 10  # over the end of the first episode
     sequence = experience.sequence(jnp.asarray(LENGTH + 4), length)
     assert sequence.first.tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
@@ -135,7 +145,7 @@ def test_remembering_is_following_step_by_step_and_forgets_at_an_episodes_start(
         belief = world.blank(LINE) if sequence.first[t] else belief
         memory = follow(belief, sequence.steps.obs[t])
         np.testing.assert_allclose(world.feature(memory), remembered[t], rtol=1e-4, atol=1e-5)
-        belief = Belief(memory, sequence.steps.action[t], jnp.ones(()))
+        belief = world.belief(memory, sequence.steps.action[t])
     # Nothing of the first episode is left in the second.
     other = sequence._replace(steps=sequence.steps._replace(obs=sequence.steps.obs.at[:5].add(3.0)))
     changed = jax.jit(lambda s: jax.vmap(world.feature)(world.memories(s, KEY)))(other)
@@ -146,14 +156,13 @@ def test_remembering_is_following_step_by_step_and_forgets_at_an_episodes_start(
 def test_errors_stand_at_the_ring_positions_of_their_steps(fitted):
     model, state, experience = fitted
     # Written on over the edge: the oldest 23 steps make way for the first 23 again, one of them and an old one wrong.
-    data, begin = experience.data, 23
     wrong_at = jnp.array([11, 305])
-    data = data._replace(next_obs=data.next_obs.at[wrong_at].add(4.0))
-    rolled = replace(experience, data=data, count=jnp.asarray(experience.capacity + begin, jnp.int32))
-    errors = np.asarray(jax.jit(model.errors)(state, rolled, KEY))
+    changed = changed_rows(experience, next_obs=lambda x: x.at[wrong_at].add(4.0))
+    rolled = replace(changed, added=jnp.asarray(experience.capacity + 23, jnp.int32))
+    errors = np.asarray(jax.jit(model.errors)(state, rolled, jnp.arange(experience.capacity), KEY))
     assert set(np.argsort(errors)[-2:]) == {11, 305}
     # What is seen as it is remembered: by hand for a step in the middle of an episode.
-    world = World(model, state)
+    world = seeing(model, state, experience)
     sequence = rolled.sequence(jnp.asarray(107), 6)  # its episode began with it
     memory = jax.tree.map(lambda x: x[-1], world.memories(sequence, KEY))
     inputs = jnp.concatenate([sequence.steps.obs[-1], memory.latent, sequence.steps.action[-1]])
@@ -193,7 +202,7 @@ def test_nothing_is_learned_from_the_first_steps_of_an_episode():
     )
     blind, seeing = replace(model, burn_in=LENGTH), replace(model, burn_in=0)
     experience = drift(KEY)
-    other = replace(experience, data=experience.data._replace(next_obs=experience.data.next_obs[::-1]))
+    other = changed_rows(experience, next_obs=lambda x: x[::-1])
     for chosen, differs in ((blind, False), (seeing, True)):
         dynamics = [fitted_to(chosen, e)[0].ensemble.members.dynamics for e in (experience, other)]
         assert same(*dynamics) is not differs
@@ -204,6 +213,80 @@ def test_priorities_change_what_is_fitted():
     model = Recurrent(network=GRU(hidden=4), latent=2, ensemble=small, context=3, open_loop=1)
     experience = filled(LINE, 20, 24, KEY)
     plain, _ = fitted_to(model, experience)
-    chosen = replace(experience, error=jnp.zeros(24).at[7].set(1.0), alpha=1.0, beta=0.5)
+    priority = Priority(empty_tree(24), jnp.ones(()))
+    index = jnp.arange(24)
+    chosen = replace(experience, priority=priority, alpha=1.0, beta=0.5).prioritise(index, 1.0 * (index == 7), 1.0 * (index < 20))
     again, _ = fitted_to(model, chosen)
     assert not same(plain, again)
+
+
+# ---- what outlives a change of scale
+
+
+def other_scale(experience):
+    """The same experience through a normaliser that has since changed."""
+    normalizer = experience.normalizer
+    return replace(experience, normalizer=replace(normalizer, mean=normalizer.mean + 3.0, scale=2 * normalizer.scale))
+
+
+def test_a_belief_goes_on_in_the_units_of_a_normaliser_that_has_changed(fitted):
+    model, state, experience = fitted
+    before, after = seeing(model, state, experience), seeing(model, state, other_scale(experience))
+    raw = jnp.array([[1.0], [1.5]])
+    memory = before.follow(before.blank(LINE), before.normalizer.obs(raw[0]), KEY)
+    belief, seen = before.belief(memory, jnp.array([0.2])), []
+
+    @dataclass(frozen=True)
+    class Watched(Recurrent):
+        def _read(self, network, carry, obs, change, action, key):
+            seen.append(change)
+            return super()._read(network, carry, obs, change, action, key)
+
+    watched = Watched(**{f.name: getattr(model, f.name) for f in fields(model)})
+    replace(after, model=watched).follow(belief, after.normalizer.obs(raw[1]), KEY)
+    # Two readings: of a fresh start, without a change, and of what has been seen since.
+    wanted = (raw[1] - raw[0]) / after.normalizer.scale / state.ensemble.scale
+    assert not seen[0].any()
+    np.testing.assert_allclose(seen[1], wanted, rtol=1e-4)
+
+
+# ---- what is judged by what is remembered
+
+
+def test_what_is_recalled_at_a_replayed_step_is_what_was_remembered_there(fitted):
+    model, state, experience = fitted
+    world, index = seeing(model, state, experience), jnp.array([3, 5, LENGTH + 2])
+    recalled = jax.jit(lambda e: world.recall(e, index, KEY))(experience)
+    for row, end in enumerate(index.tolist()):
+        sequence = experience.sequence(jnp.asarray(end), end % LENGTH + 1)  # its episode began with it
+        memory = jax.tree.map(lambda x: x[-1], world.memories(sequence, KEY))
+        np.testing.assert_allclose(recalled.latent[row], memory.latent, rtol=1e-3, atol=1e-4)
+
+
+def test_disagreement_and_temporal_differences_are_judged_with_the_past_in_mind(fitted):
+    model, state, experience = fitted
+    world, index = seeing(model, state, experience), jnp.arange(EPISODES * LENGTH)
+    steps = experience.gather(index)
+
+    def disagreement(memory):
+        said = jax.vmap(lambda m, a: world.step(m, a, KEY)[1].disagreement)(memory, steps.action)
+        return np.asarray(said)
+
+    remembered, blank = (
+        jax.jit(lambda: world.recall(experience, index, KEY))(),
+        jax.jit(lambda: jax.vmap(lambda o: world.start(o, KEY))(steps.obs))(),
+    )
+    wanted, forgetful = disagreement(remembered), disagreement(blank)
+    assert np.corrcoef(wanted, forgetful)[0, 1] < 0.9, "the past makes no difference here"
+    bonus = Disagreement(AdaptiveWeight(cap=1e9), outside=False)
+    bonus_state, _ = jax.jit(lambda s: bonus.update(s, world, experience, KEY))(bonus.init(LINE, world, KEY))
+    assert float(bonus_state.weight.scale) == pytest.approx(float(np.sqrt(np.square(wanted).mean())), rel=1e-3)
+
+    agent = Dreamer(actor=MLP(hidden=(4,)), critic=MLP(hidden=(8,)), trajectories=4, horizon=2)
+    agent_state = jax.jit(lambda k: agent.init(LINE, world, k))(KEY)
+    errors = jax.jit(lambda s: agent.errors(s, world, experience, index, KEY))(agent_state)
+    after = jax.vmap(lambda m, s: world.observe(m, s, KEY))(remembered, steps)
+    value = jax.jit(jax.vmap(lambda m: agent.value_of(agent_state.target, world.feature(m), KEY)))
+    unit = 1 - agent.gamma
+    target = steps.reward + agent.gamma * (1 - steps.terminated) * value(after) / unit
+    np.testing.assert_allclose(errors, np.square(target - value(remembered) / unit), rtol=1e-2, atol=1e-4)

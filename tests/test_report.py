@@ -35,12 +35,13 @@ from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.display import LivePanel, PlainLines
 from spikedream.runners.sync import Progress
 from spikedream.runs import checkpoint, evaluate, metrics
+from spikedream.runs.replay_log import ReplayLog
 from spikedream.runs.run import Run
 from spikedream.snn.networks import MLP
-from spikedream.types import Belief
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent
 
+KEY = jax.random.key(0)
 SECTIONS = ("summary", "learning", "world-model", "dreams", "agent", "dream", "spikes", "settings")
 TURN = {"turn": 0, "real_steps": 50, "imagined_steps": 0, "updates": 0, "wall_seconds": 1.0}
 TURN |= {"eval_return_mean": 9.0, "eval_return_std": 1.0, "decision_ms": 0.02, "train_episodes": 0}
@@ -52,8 +53,10 @@ def begun(config: Config, directory: Path, *rows: dict[str, Any]) -> Run:
     directory.mkdir()
     configuration.save(config, directory / "config.yaml")
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arrays = checkpoint.flatten(algorithm.init(jax.random.key(config.seed)), "state")
-    checkpoint.save(directory / "checkpoints", 0, arrays, asdict(Progress()))
+    state = algorithm.init(jax.random.key(config.seed))
+    log = ReplayLog(directory / "checkpoints").save(state.replay)
+    arrays = checkpoint.flatten(replace(state, replay=replace(state.replay, data=None)), "state")
+    checkpoint.save(directory / "checkpoints", 0, arrays, asdict(Progress()) | {"replay": log._asdict()}, log.file)
     return Run(directory)
 
 
@@ -122,9 +125,9 @@ def test_dream_follows_every_member_from_the_first_observation(run):
     assert imagined.obs.shape == (model.members, 5, 4)
     step = jax.jit(model.step)
     for member in range(model.members):
-        carry = model.start(world, normalizer.obs(played.obs[0]), run.state.key)._replace(member=np.int32(member))
+        carry = model.start(world, normalizer.obs(played.obs[0]), KEY)._replace(member=np.int32(member))
         for t in range(5):
-            carry, prediction = step(world, carry, played.actions[t], run.state.key)
+            carry, prediction = step(world, carry, played.actions[t], KEY)
             raw = normalizer.raw_obs(prediction.obs)
             np.testing.assert_allclose(imagined.obs[member, t], raw, rtol=1e-3, atol=1e-3)
     assert [train.shape for train in imagined.spikes] == [(5, 3, 8), (5, 3, 8)]
@@ -146,10 +149,10 @@ def test_a_model_with_a_memory_follows_the_first_steps_before_it_dreams(tmp_path
     obs, actions = played.obs[:6], played.actions[:6]
     imagined = episode.imagine(algorithm, state, obs, actions, 3)
     world, normalizer = algorithm.world(state), state.replay.normalizer
-    belief, key = world.blank(run.spec), state.key
+    belief, key = world.blank(run.spec), KEY
     for t in range(4):
         memory = world.follow(belief, normalizer.obs(obs[t]), key)
-        belief = Belief(memory, jnp.asarray(actions[t]), jnp.ones(()))
+        belief = world.belief(memory, jnp.asarray(actions[t]))
     alone, memory = world.member(memory, jnp.asarray(1), alone=True)
     for t in range(3, 6):
         memory, prediction = alone.step(memory, jnp.asarray(actions[t]), key)
@@ -165,7 +168,7 @@ def test_report_of_a_planner_shows_the_plans_that_it_made(tmp_path):
     played = episode.play(run)
     assert set(played.carries) == {step for step in (0, 10, 20, 30) if step < len(played.actions)}
     for step, carry in played.carries.items():
-        actions, expected = episode.plan(run.algorithm, run.state, carry, played.obs[step], np.uint32(step))
+        actions, expected = episode.plan(run.algorithm, run.state, carry, played.obs[step], episode.step_key(run, step))
         np.testing.assert_array_equal(actions[0], played.actions[step])
         assert expected.shape == (2, 3, 4)
     page = written(run)
@@ -204,15 +207,14 @@ def test_every_panel_shows_something_that_a_part_measures():
         config = replace(Config(), world_model=model, agent=small(agent), bonus=small(bonus) if bonus else None)
         algorithm = config.algorithm(DISCRETE)
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
-        for phase in (algorithm.fit, algorithm.dream):
-            measured |= set(jax.eval_shape(phase, state)[1])
+        measured |= set(jax.eval_shape(algorithm.fit, state, 1)[1]) | set(jax.eval_shape(algorithm.dream, state)[1])
     shown = {line.metric for group in GROUPS for panel in group.panels for line in panel.lines}
     assert shown - measured == set()
 
 
 def test_training_episodes_stand_in_the_rows_and_in_the_learning_curve(run):
-    steps, start = jax.device_get(run.state.replay.data), 0
-    ends = np.flatnonzero(np.maximum(steps.terminated, steps.truncated)[:60])
+    steps, start = jax.device_get(run.experience().data), 0
+    ends = np.flatnonzero(np.maximum(steps.terminated, steps.truncated)[:60, 0])
     returns = dict(zip(ends.tolist(), np.diff(ends, prepend=-1).tolist(), strict=True))  # a reward of 1 each step
     for row in run.metrics:
         ended = [total for step, total in returns.items() if start <= step < row["real_steps"]]
@@ -225,15 +227,15 @@ def test_training_episodes_stand_in_the_rows_and_in_the_learning_curve(run):
 def test_decision_time_is_shared_by_the_running_episodes_and_leaves_out_the_first_call(monkeypatch):
     clock = SimpleNamespace(now=0.0, calls=0)
 
-    def act(state, carry, obs, salt, greedy):
+    def act(policy, carry, obs, key, greedy):
         clock.calls += 1
         clock.now += 100.0 if clock.calls == 1 else 1.0
-        return SimpleNamespace(action=np.eye(2)[np.zeros(len(obs), int)], carry=None, rate=np.zeros(len(obs)))
+        return SimpleNamespace(action=np.eye(2)[np.zeros(len(obs), int)], carry=None, rate=np.zeros(len(obs)), key=key)
 
     monkeypatch.setattr(evaluate, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     policy = SimpleNamespace(spec=DISCRETE, start=lambda state, batch: None, act=act)
     evaluator = evaluate.Evaluator(Config(), 5)
-    result = evaluator(cast(Any, policy), cast(Any, None), EVALUATE, 0)
+    result = evaluator(cast(Any, policy), cast(Any, None), KEY, EVALUATE, 0)
     evaluator.close()
     assert result.decision_ms == pytest.approx(1000 * (result.lengths.max() - 1) / (5 * (result.lengths.max() - 1)))
 

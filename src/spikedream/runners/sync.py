@@ -54,20 +54,27 @@ class Progress:
 
 
 class Programs:
-    """The two long ones, compiled in other threads while the first episodes are played.
+    """The two long verbs, compiled in other threads while the first episodes are played.
 
     Args:
         algorithm: whose verbs they are.
         state: of the shapes that they will meet.
+        clock: is told how long the run had to wait for them.
     """
 
-    def __init__(self, algorithm: Algorithm, state: TrainState):
+    def __init__(self, algorithm: Algorithm, state: TrainState, clock: CompileClock):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        updates = jax.ShapeDtypeStruct((), np.int32)
+        updates, self._clock = jax.ShapeDtypeStruct((), np.int32), clock
         pool = ThreadPoolExecutor(2)
-        self.dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
-        self.fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
+        self._dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
+        self._fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
         pool.shutdown(wait=False)
+
+    def fit(self, state: TrainState, updates: int) -> tuple[TrainState, Metrics]:
+        return self._clock.wait(self._fit)(state, np.int32(updates))
+
+    def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        return self._clock.wait(self._dream)(state)
 
 
 class Trainer:
@@ -78,18 +85,19 @@ class Trainer:
         directory: where it leaves its files; made if absent.
         listener: told how it goes.
         resume: go on from the newest checkpoint in `directory`.
+        alone: compile its own programs; False where whoever drives it has programs for several runs at once.
 
     Raises:
         BrokenEnvironment, CheckpointError: as their texts say.
     """
 
-    def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False):
+    def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
         config.check()
         if config.logging.wandb is not None:
             check_wandb()
         self.config, self.directory, self.listener = config, directory, listener
         self._started = time.perf_counter()
-        self._stop = False
+        self._stop = False  # as soon as it is safe
         self.clock = CompileClock()
         environments = environments_of(config)
         self.threshold = config.threshold if config.threshold is not None else reward_threshold(config.env)
@@ -99,7 +107,7 @@ class Trainer:
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         if not resume:  # before the compilations begin: a directory that cannot be made is told at once
             outcome.begin(config, directory)
-        self.programs = Programs(self.algorithm, self.state)
+        self.programs = Programs(self.algorithm, self.state, self.clock) if alone else None
         self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         self._metrics: Metrics = {}  # still on the device
@@ -116,7 +124,7 @@ class Trainer:
         """
         if not checkpoint.heads(self.directory / "checkpoints"):
             self.save()
-        with stopping(self._ask_to_stop):
+        with stopping(self.ask_to_stop):
             while not self.progress.finished:
                 self.collect()
                 self.fit()
@@ -159,39 +167,50 @@ class Trainer:
             self.state = replace(self.state, replay=replay)
 
     def fit(self) -> None:
-        progress, config = self.progress, self.config
-        if progress.fitted:
-            return
-        last = progress.done.get("fit")
-        if due(config.fit.every, last, progress.real_steps):
-            self.listener.phase("fit", 0, 1)
-            own = config.world_model.updates
-            updates = own if last is None or config.fit.then is None else config.fit.then
-            self.state, metrics = self.clock.wait(self.programs.fit)(self.state, np.int32(updates))
-            self._metrics |= metrics
-            progress.done["fit"] = progress.real_steps
-        progress.fitted = True
+        assert self.programs is not None
+        updates = self.fit_due()
+        if updates:
+            self.after_fit(*self.programs.fit(self.state, updates))
         self._heed_stop()
 
+    def fit_due(self) -> int:
+        """Gradient steps of the fit that this turn still has to make; 0 where it has none."""
+        progress, config = self.progress, self.config
+        last = progress.done.get("fit")
+        if progress.fitted or not due(config.fit.every, last, progress.real_steps):
+            return 0
+        self.listener.phase("fit", 0, 1)
+        return config.world_model.updates if last is None or config.fit.then is None else config.fit.then
+
+    def after_fit(self, state: TrainState, metrics: Metrics) -> None:
+        self.state = state
+        self._metrics |= metrics
+        self.progress.fitted, self.progress.done["fit"] = True, self.progress.real_steps
+
     def dream(self) -> None:
-        progress = self.progress
-        dream = self.clock.wait(self.programs.dream)
-        while (blocks := self._blocks_due()) > 0:
-            self.listener.phase("dream", progress.blocks, progress.blocks + blocks)
-            self.state, metrics = dream(self.state)
-            self._metrics |= metrics
-            progress.blocks += 1
-            progress.later_blocks += progress.turn > 0
+        assert self.programs is not None
+        while self.blocks_due() > 0:
+            self.after_dream(*self.programs.dream(self.state))
             self._heed_stop()
 
-    def _blocks_due(self) -> int:
-        """Of agent updates, in this turn."""
+    def after_dream(self, state: TrainState, metrics: Metrics) -> None:
+        progress, self.state = self.progress, state
+        self._metrics |= metrics
+        progress.blocks += 1
+        progress.later_blocks += progress.turn > 0
+
+    def blocks_due(self) -> int:
+        """Of agent updates, that this turn still has to make."""
         progress, improve = self.progress, self.config.improve
         if progress.turn > 0 and improve.ratio is not None:
             steps = progress.real_steps - progress.first_turn
-            return int(improve.ratio * steps / improve.block + 1e-9) - progress.later_blocks
-        updates = improve.first if progress.turn == 0 else improve.then
-        return math.ceil(updates / improve.block) - progress.blocks
+            left = int(improve.ratio * steps / improve.block + 1e-9) - progress.later_blocks
+        else:
+            updates = improve.first if progress.turn == 0 else improve.then
+            left = math.ceil(updates / improve.block) - progress.blocks
+        if left > 0:
+            self.listener.phase("dream", progress.blocks, progress.blocks + left)
+        return left
 
     def evaluate(self) -> None:
         """Greedy episodes; when they and all confirmations reach the threshold, the run is solved."""
@@ -279,7 +298,7 @@ class Trainer:
 
     # ---- stopping and resuming
 
-    def _ask_to_stop(self, signal_name: str) -> None:
+    def ask_to_stop(self, signal_name: str) -> None:
         self._stop = True
         self.listener.note(f"{signal_name}: finishing this step, then saving a checkpoint")
 
