@@ -114,6 +114,11 @@ PARTS = {
         "replay": {"priority": "td_error"},
         "bonus": {"kind": "Disagreement"},
     },
+    "environments side by side, by their own clocks": {
+        "world_model": ENSEMBLE, "agent": DREAMER, "budget": 120, "collect": {"seed_episodes": 2, "steps": 4, "environments": 2},
+        "fit": {"every": 40, "then": 3}, "improve": {"first": 2, "ratio": 0.1, "block": 1},
+        "evaluation": {"every": 30}, "checkpoint": {"every": 50}, "max_episode_steps": 30, "replay": {"capacity": 70},
+    },
     "ppo with imagination": {
         "env": "Pendulum-v1", "max_episode_steps": 30, "budget": 64,
         "collect": {"seed_episodes": 0, "steps": 16}, "improve": {"first": 1, "then": 1}, "world_model": ENSEMBLE,
@@ -141,13 +146,14 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
 
     def go(trainer: Trainer, steps: int | None = None) -> None:
         """To the end, or until so many real steps were taken."""
-        step = trainer._collect_step
+        act = trainer.collector.act
 
-        def collect_step() -> None:
-            step()
-            trainer._stop = trainer.progress.real_steps == steps
+        def watched(*arguments):
+            acted = act(*arguments)
+            trainer._stop = trainer.progress.real_steps + acted[1] == steps
+            return acted
 
-        trainer._collect_step = collect_step
+        trainer.collector.act = watched
         try:
             trainer.train()
         finally:
@@ -159,8 +165,9 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
     with pytest.raises(spikedream.Interrupted):
         go(stopped, steps=52)
     assert stopped.progress.real_steps == 52 and stopped.progress.turn > 0
-    assert stopped.env.position.actions, "the run was not stopped inside an episode"
-    carry = {name for name in final_arrays(parts) if name.startswith("carry")}
+    assert stopped.collector.positions[-1].actions, "the run was not stopped inside an episode"
+    assert stopped.collector.pending, "the run was not stopped with steps in hand"
+    carry = {name for name in final_arrays(parts) if name.startswith("state.carry")}
     if type(chosen.agent).__name__ == "MPC":
         assert any("plan.mean" in name for name in carry) and any("plan.elites" in name for name in carry)
     if isinstance(chosen.world_model, Recurrent):
@@ -194,10 +201,33 @@ def test_a_kill_before_the_first_checkpoint_begins_anew(undisturbed: Path, tmp_p
 def test_arrays_without_a_head_are_ignored_and_cleared_away(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, {"x": np.arange(3)}, {"real_steps": 1})
     (tmp_path / "000002-step2.safetensors").write_bytes(b"half a che")
+    (tmp_path / "replay-0-1.f32").write_bytes(b"of no checkpoint")
     (tmp_path / ".000003-step3.safetensors.tmp").write_bytes(b"less")
     assert checkpoint.load(tmp_path).counters == {"real_steps": 1}
     checkpoint.save(tmp_path, 4, {"x": np.arange(3)}, {"real_steps": 4})
     assert {file.suffix for file in tmp_path.iterdir()} == {".safetensors", ".json"} and len(list(tmp_path.iterdir())) == 4
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    """Serial 1,000,000 comes after 999,999, though its name does not."""
+    for serial in (999_999, 1_000_000):
+        checkpoint.save(tmp_path, serial, {"x": np.arange(3)}, {"real_steps": serial})
+        for file in tmp_path.glob("000001-*"):
+            file.rename(file.with_name(file.name.replace("000001", "999999")))
+    assert [head.name for head in checkpoint.heads(tmp_path)] == ["999999-step999999.json", "1000000-step1000000.json"]
+    assert checkpoint.load(tmp_path).counters["real_steps"] == 1_000_000
+
+
+def test_a_damaged_newest_checkpoint_names_the_good_one_before_it_and_how_to_go_on(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"x": np.arange(3)}, {"real_steps": step})
+    (tmp_path / "000002-step2.safetensors").write_bytes(b"something else")
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(tmp_path)
+    newest = tmp_path / "000002-step2.json"
+    assert str(error.value).endswith(f"; the one before it, 000001-step1.json, is whole: to go on from there, delete {newest}")
+    newest.unlink()
+    assert checkpoint.load(tmp_path).counters == {"real_steps": 1}
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,25 +244,35 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remembered", [False, True])
+def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_says_so(remembered: bool, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from spikedream import config
     from spikedream.runners.sync import Trainer
+    from spikedream.runs.collect import Acting
 
     settings = config.merge(config.named("debug"), SETTINGS | {"env": "environments:Unseeded-v0", "collect": {"seed_episodes": 1}})
     notes = Notes()
     first = Trainer(replace(settings, seed=1), tmp_path / "run", notes)
-    first._collect_step()
-    assert first.env.position.obs is not None
+    policy, acting = first.algorithm.policy(first.state), Acting(first.state.carry, first.state.keys.collect)
+    first.collector.explore(acting, policy, 0)
+    if remembered:
+        first._remember()
+    assert first.collector.positions[0].obs is not None
     first.save()
     first.close()
     second = Trainer(first.config, tmp_path / "run", notes, resume=True)
     second.close()
     assert notes.texts == ["environments:Unseeded-v0 is not deterministic: the episode under way is given up for a fresh one"]
-    assert second.env.position.obs is None and second.env.position.episode == 1
+    assert second.collector.positions[0].obs is None and second.collector.positions[0].episode == 1
     # What comes next does not follow from the last step that is kept.
-    assert int(second.state.replay.count) == 1 and float(second.state.replay.data.truncated[0]) == 1
+    second._remember()
+    assert int(second.state.replay.count) == 1 and float(second.state.replay.data.truncated[0, 0]) == 1
+    second.save()
+    third = Trainer(first.config, tmp_path / "run", notes, resume=True)
+    third.close()
+    assert float(third.state.replay.data.truncated[0, 0]) == 1
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

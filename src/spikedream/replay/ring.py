@@ -38,7 +38,9 @@ class ReplayBuffer:
             return jnp.zeros((rows, environments, *size))  # every field its own buffer: the phases donate them
 
         data = Transition(zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(spec.obs_size), zeros(), zeros(), zeros())
-        priority = None if self.priority == "uniform" else Priority(empty_tree(rows * environments), jnp.full((), 1e-6))
+        priority = (
+            None if self.priority == "uniform" else Priority(empty_tree(rows * environments), jnp.full((), 1e-6, jnp.float32))
+        )
         episodes = Episodes(jnp.zeros(environments), jnp.zeros(()), jnp.zeros((), jnp.int32))
         size = spec.obs_size
         return Replay(data, jnp.zeros((), jnp.int32), identity(size), no_moments(size), episodes, priority, self.alpha, self.beta)

@@ -1,0 +1,117 @@
+"""The runner's clocks, and seeds that run together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_resume import DREAMER, ENSEMBLE, Notes, final_arrays, outcome
+
+from spikedream import config as configuration
+from spikedream.config import Config, Evaluation
+from spikedream.runners.clock import due
+from spikedream.runners.sync import Trainer
+from spikedream.runners.together import Together
+
+TINY: dict[str, Any] = {
+    "env": "CartPole-v1", "max_episode_steps": 20, "threshold": 1e9, "budget": 100, "world_model": ENSEMBLE, "agent": DREAMER,
+    "collect": {"seed_episodes": 1, "steps": 10}, "improve": {"first": 2, "then": 2, "block": 1},
+}  # fmt: skip
+
+
+def config(**changes: Any) -> Config:
+    return configuration.merge(configuration.merge(Config(evaluation=Evaluation(episodes=2)), TINY), changes)
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "now", "is_due"),
+    [(None, 5, 5, True), (10, None, 0, True), (10, 10, 19, False), (10, 10, 20, True), (10, 19, 20, True), (10, 20, 45, True),
+     (1, 7, 8, True), (1000, 0, 999, False)],
+)  # fmt: skip
+def test_a_clock_strikes_at_the_multiples_of_its_period(every, last, now, is_due):
+    assert due(every, last, now) is is_due
+
+
+class Calls(Notes):
+    """What the runner did, and after how many real steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.did: list[tuple[str, int]] = []
+        self.trainer: Trainer | None = None
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        if self.trainer is not None and name != "collect":
+            self.did.append((name, self.trainer.progress.real_steps))
+
+    def at(self, name: str) -> list[int]:
+        return [steps for what, steps in self.did if what == name]
+
+
+def run(chosen: Config, directory: Path) -> tuple[Trainer, Calls]:
+    calls = Calls()
+    calls.trainer = trainer = Trainer(chosen, directory, calls)
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+    return trainer, calls
+
+
+def test_each_verb_runs_by_its_own_period_of_real_steps(tmp_path: Path) -> None:
+    chosen = config(
+        collect={"seed_episodes": 0, "steps": 1}, fit={"every": 25}, evaluation={"every": 40}, checkpoint={"every": 30},
+        improve={"first": 0, "ratio": 0.5},
+    )  # fmt: skip
+    trainer, calls = run(chosen, tmp_path / "run")
+    assert calls.at("fit") == [1, 25, 50, 75, 100]
+    assert calls.at("evaluate") == [1, 40, 80, 100]
+    assert calls.at("dream") == list(range(3, 101, 2)) and trainer.progress.updates == 49  # of 99 steps after the first turn
+    assert trainer.progress.turn == 100
+    saved = [int(head.stem.split("step")[1]) for head in (tmp_path / "run" / "checkpoints").glob("*.json")]
+    assert sorted(saved) == [90, 100]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["real_steps"] for row in rows] == [1, 40, 80, 100] and [row["turn"] for row in rows] == [0, 39, 79, 99]
+
+
+def test_updates_come_in_whole_blocks_and_what_is_left_over_waits(tmp_path: Path) -> None:
+    chosen = config(collect={"seed_episodes": 0, "steps": 10}, improve={"first": 0, "ratio": 1.5, "block": 4})
+    trainer, calls = run(chosen, tmp_path / "run")
+    blocks = np.bincount(np.array(calls.at("dream")) // 10, minlength=11)
+    assert blocks.tolist() == [0, 0, 3, 4, 4, 4, 3, 4, 4, 4, 3]  # 15 updates a turn, blocks of 4, less what was left over
+    assert trainer.progress.updates == 4 * 33
+
+
+def test_a_turns_fit_takes_the_gradient_steps_that_it_is_told(tmp_path: Path) -> None:
+    run(config(fit={"then": 3}, budget=60), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["model_updates"] for row in rows] == [6, *[3] * (len(rows) - 1)] and len(rows) > 2
+
+
+def test_seeds_that_run_together_come_to_the_numbers_of_each_alone(tmp_path: Path) -> None:
+    seeds, how = (3, 4), config(budget=60)
+    configs = [configuration.merge(how, {"seed": seed}) for seed in seeds]
+    for chosen in configs:
+        run(chosen, tmp_path / f"alone{chosen.seed}")
+    together = Together(configs, [tmp_path / f"s{seed}" for seed in seeds], [Notes(), Notes()])
+    try:
+        together.train()
+    finally:
+        together.close()
+    for seed in seeds:
+        alone, mapped = (outcome(tmp_path / name) for name in (f"alone{seed}", f"s{seed}"))
+        assert [row["real_steps"] for row in mapped] == [row["real_steps"] for row in alone]
+        for a, b in zip(alone, mapped, strict=True):
+            assert a.keys() == b.keys()
+            np.testing.assert_allclose([float(b[k]) for k in a], [float(a[k]) for k in a], rtol=0.02, atol=1e-3)
+        one, other = final_arrays(tmp_path / f"alone{seed}"), final_arrays(tmp_path / f"s{seed}")
+        np.testing.assert_allclose(one["state.world.members.dynamics.layers[0].weight"],
+                                   other["state.world.members.dynamics.layers[0].weight"], rtol=0.02, atol=1e-3)  # fmt: skip
+        assert json.loads((tmp_path / f"s{seed}" / "result.json").read_text())["seed"] == seed
+    assert outcome(tmp_path / "s3") != outcome(tmp_path / "s4")
+
+
+def test_seeds_with_other_settings_do_not_run_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must have the same settings"):
+        Together([config(), config(agent={"gamma": 0.5})], [tmp_path / "a", tmp_path / "b"], [Notes(), Notes()])
