@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test clean
+.PHONY: cartpole test test-learning tables clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -13,6 +13,12 @@ test: .venv/installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+test-learning: .venv/installed-dev
+	$(BIN)/pytest -n 0 -m learning
+
+tables: .venv/installed
+	$(BIN)/python -m spikedream.experiments.results --write
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

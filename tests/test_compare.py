@@ -20,7 +20,7 @@ from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
-from spikedream.experiments import baselines, grid, study
+from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
 from spikedream.reports.comparison import compare, find_runs
@@ -39,6 +39,8 @@ def write_run(directory: Path, turns: Any = CURVE, finished: bool = True, thresh
     if finished:
         solved = threshold is not None and rows[-1]["eval_return_mean"] >= threshold
         result = rows[-1] | {
+            "fresh_return_mean": 80.0,
+            "budget": 20,
             "threshold": threshold,
             "solved": solved,
             "real_steps_to_solve": rows[-1]["real_steps"] if solved else None,
@@ -472,6 +474,16 @@ def test_a_failed_cell_is_shown_and_stops_no_other(tmp_path: Path, monkeypatch: 
     assert "3 finished, 1 failed, 0 skipped" in page and "the motor is on fire" in page and 'href="debug/compare.html"' in page
     methods = json.loads((tmp_path / "out" / data["comparisons"]["debug"]).read_text())["methods"]
     assert {label: method["seeds"] for label, method in methods.items()} == {"spiking": [0], "conventional": [0, 1]}
+
+
+def test_a_study_records_a_row_for_each_method_whose_seeds_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FakeProcesses(monkeypatch, fails="conventional/s1")
+    _, lines, _ = run("debug", tmp_path / "out", record="mine")
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["mine-debug-spiking.json"]
+    assert "debug · conventional: not recorded, since not all its seeds are finished" in lines
+    row = record.load("mine-debug-spiking")
+    assert row.seeds == [0, 1] and row.scores["real_steps_to_solve"] == [20, 20] and row.scores["fresh_return"] == [80.0] * 2
 
 
 def test_finished_cells_are_kept_and_unfinished_ones_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

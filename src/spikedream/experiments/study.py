@@ -17,6 +17,7 @@ from rich.console import Console
 from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell
+from spikedream.experiments.record import from_cells, save
 from spikedream.reports.compare import SCORES, STATISTICS, interval, print_table, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
@@ -32,10 +33,12 @@ class Study:
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
+    record: str | None = None  # also write results/<record>-<environment>-<method>.json of what was asked for: rows for tables
 
 
-def run_study(command: Study, console: Console) -> int:
-    """Run the cells that are asked for, compare all that there are, write; 0 when none failed."""
+def run_study(command: Study, console: Console, line: str = "") -> int:
+    """Run the cells that are asked for, compare all that there are, write; 0 when none failed. `line` is the command as it was
+    typed, for the record."""
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
     cells = grid.expand(study, out)
@@ -50,7 +53,20 @@ def run_study(command: Study, console: Console) -> int:
     _write(study.name, outcomes, comparisons, out)
     _print(outcomes, comparisons, console)
     console.print(out / "index.html", **PLAIN)
+    if command.record is not None:
+        _record(command.record, part, outcomes, line, console)
     return 1 if any(outcome.status == FAILED for outcome in outcomes) else 0
+
+
+def _record(name: str, part: Sequence[Cell], outcomes: Sequence[Outcome], line: str, console: Console) -> None:
+    """A row for each method on each environment whose cells are all finished."""
+    finished = {outcome.cell.directory for outcome in outcomes if outcome.status == FINISHED}
+    for environment, method in dict.fromkeys((cell.environment, cell.method) for cell in part):
+        own = [cell for cell in part if (cell.environment, cell.method) == (environment, method)]
+        if all(cell.directory in finished for cell in own):
+            console.print(save(from_cells(own, line), f"{name}-{grid.folder(environment)}-{method}"), **PLAIN)
+        else:
+            console.print(f"{environment} · {method}: not recorded, since not all its seeds are finished", **PLAIN)
 
 
 # ---- what is made of them
