@@ -18,7 +18,7 @@ from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell
 from spikedream.experiments.record import from_cells, save
-from spikedream.reports.compare import SCORES, STATISTICS, interval, print_table, write_comparison
+from spikedream.reports.compare import SCORES, STATISTICS, header_and_rows, interval, print_table, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.runs.checkpoint import write_file
@@ -84,13 +84,18 @@ def _compare(cells: Sequence[Cell], out: Path) -> dict[str, tuple[Comparison, Pa
     return comparisons
 
 
-def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[str, list[list[str]]]]:
-    """For each score a title and rows: a method, and its interval on each environment."""
+def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows: of one environment all scores in one table; of several a table for each score, a column for each
+    environment."""
+    if len(comparisons) == 1:
+        ((environment, (comparison, _)),) = comparisons.items()
+        yield environment, *header_and_rows(comparison)
+        return
     methods = dict.fromkeys(label for comparison, _ in comparisons.values() for label in comparison.methods)
     for score, title in SCORES.items():
         rows = [[label, *(_entry(comparison, label, score) for comparison, _ in comparisons.values())] for label in methods]
         if any(cell != "–" for row in rows for cell in row[1:]):
-            yield title, rows
+            yield title, ["method", *comparisons], rows
 
 
 def _entry(comparison: Comparison, label: str, score: str) -> str:
@@ -104,9 +109,9 @@ def _entry(comparison: Comparison, label: str, score: str) -> str:
 
 
 def _print(outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], console: Console) -> None:
-    for title, rows in _tables(comparisons):
+    for title, header, rows in _tables(comparisons):
         console.print(f"{title}: IQM [95 % interval] over seeds", **PLAIN)
-        print_table(["method", *comparisons], rows, console)
+        print_table(header, rows, console)
     for outcome in outcomes:
         if outcome.status in (FAILED, SKIPPED):
             console.print(f"{outcome.cell}: {outcome.text}", **PLAIN)
@@ -132,8 +137,8 @@ def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[
     write_file(out / "study.json", json.dumps(data, indent=1).encode())
     links = " · ".join(f'<a href="{html.escape(page)}">{html.escape(environment)}</a>' for environment, page in pages.items())
     tables = "".join(
-        note(title) + html_table(["method", *comparisons], [[html.escape(cell) for cell in row] for row in rows])
-        for title, rows in _tables(comparisons)
+        note(title) + html_table(header, [[html.escape(cell) for cell in row] for row in rows])
+        for title, header, rows in _tables(comparisons)
     )
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in (FINISHED, FAILED, SKIPPED, WAITING)]
     lines = [[html.escape(str(get(outcome))) for get in fields.values()] for outcome in outcomes]

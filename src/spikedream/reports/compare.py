@@ -24,8 +24,14 @@ from spikedream.runs.checkpoint import write_file
 
 COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
 AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}
-SCORES = {"real_steps_to_solve": "real steps to solve", "final_return": "final return", "wall_seconds": "wall seconds"}
-BETTER = {"final_return": "a higher final return", "real_steps_to_solve": "fewer real steps to solve"}
+SCORES = {
+    "real_steps_to_solve": "real steps to solve", "fresh_return": "fresh evaluation", "final_return": "final return",
+    "wall_seconds": "wall seconds",
+}  # fmt: skip
+BETTER = {
+    "fresh_return": "a higher return on fresh episodes", "final_return": "a higher final return",
+    "real_steps_to_solve": "fewer real steps to solve",
+}  # fmt: skip
 FAR_APART = 10.0  # ratio of the methods' longest to shortest curve from which an axis is logarithmic
 SHOWN_PAIRS = 6  # on the terminal
 
@@ -98,9 +104,10 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         Section("methods", "Methods", note(STATISTICS) + html_table(header, [[html.escape(c) for c in row] for row in rows])),
         Section("curves", "Learning curves", _curves(comparison, colours, axes) + note(HELD)),
         Section("improvement", "Probability of improvement", _improvement(comparison)),
-        Section("notes", "Notes", "".join(note(text) for text in comparison.notes) or note("Nothing to note.")),
+        Section("notes", "Notes", "".join(note(text) for text in comparison.notes)),
         Section("runs", "Runs", _runs(comparison)),
     ]
+    sections = [section for section in sections if section.content]
     title = " · ".join(comparison.methods) if len(comparison.methods) <= 4 else f"{len(comparison.methods)} methods"
     return write_page(out / "compare.html", title, comparison.env, sections)
 
@@ -178,10 +185,11 @@ def steps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _improvement(comparison: Comparison) -> str:
-    """For each score a matrix: how often a random seed of the row's method beats one of the column's."""
+    """For each score a matrix: how often a random seed of the row's method beats one of the column's. Nothing where there is one
+    method."""
     labels = list(comparison.methods)
     if len(labels) < 2:
-        return note("There is one method only.")
+        return ""
     parts = [note("How often a random seed of the row's method beats one of the column's; a tie counts half. 95 % interval below.")]
     for score, pairs in comparison.improvement.items():
         rows = [[f"<td>{html.escape(x)}</td>", *(_cell(pairs, x, y) for y in labels)] for x in labels]

@@ -23,6 +23,7 @@ h2 {{ font-size: 18px; margin: 0 0 8px; }}
 section {{ background: #fff; border: 1px solid #e3e7ec; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; }}
 dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px 20px; margin: 0; }}
 dt {{ color: {MUTED}; font-size: 13px; }} dd {{ margin: 0; font-size: 17px; overflow-wrap: anywhere; }}
+section > :last-child, section > :last-child > table {{ margin-bottom: 0; }}
 .note {{ color: #5d6875; font-size: 14px; margin: 4px 0 10px; }}
 pre {{ overflow-x: auto; font-size: 13px; line-height: 1.4; }} summary {{ cursor: pointer; }}
 .scroll {{ overflow-x: auto; margin: 6px 0 12px; }}
