@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,15 +169,22 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             mode = "lines" if len(curve.x) > 1 else "markers"  # one point makes no line
             legend |= {"showlegend": i == 0, "name": html.escape(label)}
             figure.add_trace(go.Scatter(x=curve.x, y=curve.iqm, mode=mode, line=line, **legend), **place)
+        curves = [method.curves[axis].x for method in comparison.methods.values()]
         if comparison.threshold is not None:
-            curves = [method.curves[axis].x for method in comparison.methods.values()]
             ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
             line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
             figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
         figure.update_xaxes(title_text=title, **place)
-        figure.update_xaxes({"type": "log"} if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
+        figure.update_xaxes(_logarithmic(curves) if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
         figure.update_yaxes(title_text="return of greedy episodes" if i == 0 else "", **place)
     return figure_html(figure)
+
+
+def _logarithmic(xs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """An axis with a mark at each 1 and 3 of a decade, as the picture has; plotly's own are single digits between the decades."""
+    low, high = (math.log10(max(end, 1e-9)) for end in (min(x[0] for x in xs), max(x[-1] for x in xs)))
+    ticks = [digit * 10.0**decade for decade in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 3)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
 def steps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
