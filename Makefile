@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test test-learning clean
+.PHONY: cartpole test test-learning tables clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -14,9 +14,13 @@ test: .venv/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-# Trains one seed or more of the presets that `make test` does not: half an hour.
+# Trains one seed or more of the presets that `make test` does not, and the witnesses of the tables: hours.
 test-learning: .venv/installed-dev
 	$(BIN)/pytest -m learning -n 2 --dist load --maxschedchunk 1
+
+# The tables of README.md and docs, from the files in results/.
+tables: .venv/installed
+	$(BIN)/python -m spikedream.experiments.results --write
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ import pytest
 
 import spikedream
 from spikedream.cli import main
+from spikedream.experiments import record
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ids such as `environments:Walk-v0`
 
@@ -298,7 +299,10 @@ def test_a_damaged_run_is_refused(damage, says: str, run: Path, tmp_path: Path, 
     assert status == 1 and says in err and err.count("\n") == 1
 
 
-def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     settings = ["--budget", "45", "--collect.seed-episodes", "1", "--evaluation.episodes", "2", *TINY]
     status, out, _ = call(capsys, "bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--", *settings)
     assert status == 0 and "0 of 1" in out
@@ -308,7 +312,10 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(tmp_path: Pat
     # What is there is kept, what was stopped goes on, and other settings are not taken for these.
     (tmp_path / "spiking" / "s4" / "result.json").unlink()
     again = ["bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--"]
-    assert call(capsys, *again, *settings)[0] == 0
+    assert call(capsys, *again[:-1], "--record", "mine", "--", *settings)[0] == 0
+    row = record.load("mine")
+    assert row.command.startswith("spikedream bench debug --seeds 1") and "--record mine -- --budget 45" in row.command
+    assert (row.seeds, row.budget, row.witness, row.preset, row.stale) == ([4], 45, 4, None, False)
     assert json.loads((tmp_path / "bench.json").read_text())["spiking"]["solved"] == 0
     status, _, err = call(capsys, *again, *settings, "--budget", "55")
     assert status == 1 and "s4 holds a run with other settings (budget is 45 there, 55 is wanted); delete it" in err

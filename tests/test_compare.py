@@ -20,7 +20,7 @@ from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
 from spikedream.envs.host import decode_actions
-from spikedream.experiments import baselines, grid, study
+from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
 from spikedream.reports.comparison import compare, find_runs
@@ -39,6 +39,8 @@ def write_run(directory: Path, turns: Any = CURVE, finished: bool = True, thresh
     if finished:
         solved = threshold is not None and rows[-1]["eval_return_mean"] >= threshold
         result = rows[-1] | {
+            "fresh_return_mean": rows[-1]["eval_return_mean"],
+            "budget": 20,
             "threshold": threshold,
             "solved": solved,
             "real_steps_to_solve": rows[-1]["real_steps"] if solved else None,
@@ -187,6 +189,13 @@ def test_a_run_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     assert any(note.startswith("p: seed 0 is there twice and counts once") for note in comparison.notes)
 
 
+def test_of_runs_without_fresh_episodes_the_final_return_is_compared(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, ((10, 0),), preset=name, finished=name == "b") for name in ("a", "b")]
+    comparison = compare(runs)
+    assert [*comparison.improvement] == ["final_return"]  # and not who solved sooner, where nobody did
+    assert "fresh_return" in comparison.methods["b"].scores and "fresh_return" not in comparison.methods["a"].scores
+
+
 def test_conditions_that_differ_between_methods_are_noted(tmp_path: Path) -> None:
     comparison = compare([write_run(tmp_path / n, preset=n, budget=b) for n, b in (("a", 500), ("b", 9000))])
     assert "Not the same for all runs: budget (a 500, b 9000)." in comparison.notes
@@ -233,7 +242,7 @@ def test_compare_writes_a_page_a_picture_and_the_numbers(tmp_path: Path, capsys:
     )
     assert fast["final_return"]["iqm"] == 101.5 and slow["final_return"]["iqm"] == 100
     assert data["threshold"] == 90 and data["by"] == ["preset"] and data["env"] == "CartPole-v1"
-    pair = data["probability_of_improvement"]["final_return"][0]
+    pair = data["probability_of_improvement"]["fresh_return"][0]
     assert (pair["x"], pair["y"], pair["probability"]) == ("fast <b> [red] $x$", "slow", (12 + 4 - 3 * 0.5) / 16)
     page = (tmp_path / "out/compare.html").read_text()
     assert "fast &lt;b&gt;" in page and "fast <b>" not in page and page.count('class="plotly-graph-div"') == 1
@@ -248,7 +257,7 @@ def test_without_a_threshold_nothing_is_said_of_solving(tmp_path: Path, capsys: 
         write_run(tmp_path / str(seed), threshold=None, seed=seed)
     status, out, _ = call(capsys, "compare", str(tmp_path), "--out", str(tmp_path / "out"))
     assert status == 0 and "solve" not in out
-    assert [*json.loads((tmp_path / "out/compare.json").read_text())["probability_of_improvement"]] == ["final_return"]
+    assert [*json.loads((tmp_path / "out/compare.json").read_text())["probability_of_improvement"]] == ["fresh_return"]
 
 
 def two_environments(place: Path) -> None:
@@ -472,6 +481,16 @@ def test_a_failed_cell_is_shown_and_stops_no_other(tmp_path: Path, monkeypatch: 
     assert "3 finished, 1 failed, 0 skipped" in page and "the motor is on fire" in page and 'href="debug/compare.html"' in page
     methods = json.loads((tmp_path / "out" / data["comparisons"]["debug"]).read_text())["methods"]
     assert {label: method["seeds"] for label, method in methods.items()} == {"spiking": [0], "conventional": [0, 1]}
+
+
+def test_a_study_records_a_row_for_each_method_whose_seeds_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FakeProcesses(monkeypatch, fails="conventional/s1")
+    _, lines, _ = run("debug", tmp_path / "out", record="mine")
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["mine-debug-spiking.json"]
+    assert "debug · conventional: not recorded, since not all its seeds are finished" in lines
+    row = record.load("mine-debug-spiking")
+    assert row.seeds == [0, 1] and row.scores["real_steps_to_solve"] == [20, 20] and row.scores["fresh_return"] == [100.0] * 2
 
 
 def test_finished_cells_are_kept_and_unfinished_ones_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
 
         def watched(*arguments):
             acted = act(*arguments)
-            trainer._stop = trainer.progress.real_steps + acted[1] == steps
+            trainer._stop = steps is not None and trainer.progress.real_steps + acted[1] >= steps
             return acted
 
         trainer.collector.act = watched
@@ -164,7 +164,7 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
     stopped = Trainer(chosen, parts, Notes())
     with pytest.raises(spikedream.Interrupted):
         go(stopped, steps=52)
-    assert stopped.progress.real_steps == 52 and stopped.progress.turn > 0
+    assert 52 <= stopped.progress.real_steps < 90 and stopped.progress.turn > 0
     assert stopped.collector.positions[-1].actions, "the run was not stopped inside an episode"
     assert stopped.collector.pending, "the run was not stopped with steps in hand"
     carry = {name for name in final_arrays(parts) if name.startswith("state.carry")}
@@ -280,4 +280,6 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) ->
     with pytest.raises(spikedream.Diverged, match="became NaN or infinite in turn"):
         spikedream.train("debug", out=tmp_path / "run", settings=settings, report=False)
     arrays = final_arrays(tmp_path / "run")
-    assert all(np.isfinite(x).all() for x in arrays.values() if x.dtype == np.float32)
+    # Smallest and largest are infinite before anything has been seen.
+    learned = (x for name, x in arrays.items() if x.dtype == np.float32 and ".moments." not in name)
+    assert all(np.isfinite(x).all() for x in learned)

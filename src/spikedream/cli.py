@@ -1,5 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ def bench(arguments: list[str], console: Console) -> int:
     if "--" in arguments:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
-    return run_bench(command, _parse_train([command.name, *settings]).config, console)
+    line = shlex.join(["spikedream", "bench", *arguments])
+    return run_bench(command, _parse_train([command.name, *settings]).config, console, line)
 
 
 def compare(arguments: list[str], console: Console) -> int:
@@ -181,7 +183,8 @@ def compare(arguments: list[str], console: Console) -> int:
 
 
 def study(arguments: list[str], console: Console) -> int:
-    return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console)
+    line = shlex.join(["spikedream", "study", *arguments])
+    return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
 def _conclude(run: Run, console: Console) -> int:

@@ -12,7 +12,8 @@ from rich.console import Console
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
 from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
-from spikedream.experiments.grid import Cell
+from spikedream.experiments.grid import Cell, folder
+from spikedream.experiments.record import from_cells, of_preset, save
 from spikedream.reports.compare import print_table
 from spikedream.reports.statistics import summary
 from spikedream.runs.checkpoint import write_file
@@ -40,17 +41,25 @@ class Bench:
     twin: bool = False  # run the conventional twin beside it
     jobs: int = 1  # seeds at a time; with several, the times are of processes that share the machine
     out: Path | None = None  # runs/bench/<name> when absent
+    record: str | None = None  # also write results/<record>.json, and results/<record>-twin.json: rows for tables
 
 
-def run_bench(command: Bench, config: Config, console: Console) -> int:
+def run_bench(command: Bench, config: Config, console: Console, line: str) -> int:
     """Train every seed, print and save the table; 0 when every seed could be run.
 
+    Args:
+        command: what is asked for.
+        config: of the preset, with its further settings.
+        console: where the table goes.
+        line: the command as it was typed, for the record.
+
     Raises:
-        ConfigError: no seeds are asked for, or there are runs with other settings where these would be kept.
+        ConfigError: no seeds are asked for, there are runs with other settings where these would be kept, or the seeds to be
+            recorded were not made by one version of the code.
     """
     if command.seeds < 1:
         raise ConfigError(f"seeds is {command.seeds}; it must be at least 1")
-    out = command.out or Path("runs/bench") / command.name.replace("/", "-").replace(":", "-")
+    out = command.out or Path("runs/bench") / folder(command.name)
     cells = expand(command, config, out)
     check_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)
@@ -61,7 +70,14 @@ def run_bench(command: Bench, config: Config, console: Console) -> int:
     table = {label: summarise([_record(o) for o in outcomes if o.cell.method == label]) for label in labels}
     write_file(out / "bench.json", json.dumps(table, indent=2).encode())
     print_summary(command.name, table, console)
-    return 0 if all(outcome.status == FINISHED for outcome in outcomes) else 1
+    if any(outcome.status != FINISHED for outcome in outcomes):
+        return 1
+    if command.record is not None:
+        for label, suffix in zip(labels, ("", "-twin"), strict=False):
+            row = from_cells([cell for cell in cells if cell.method == label], line)
+            file = save(of_preset(row, command.name, twin=label == TWIN), command.record + suffix)
+            console.print(file, **PLAIN)
+    return 0
 
 
 def expand(command: Bench, config: Config, out: Path) -> list[Cell]:

@@ -177,7 +177,7 @@ def expand(study: Grid, out: Path) -> list[Cell]:
                     _explain(where, lambda c=config, spec=spec: jax.eval_shape(c.algorithm(spec).init, jax.random.key(0)))
                 configs[environment, method] = dataclasses.replace(config, preset=method)
     return [
-        Cell(environment, method, seed, dataclasses.replace(config, seed=seed), out / _folder(environment) / method / f"s{seed}")
+        Cell(environment, method, seed, dataclasses.replace(config, seed=seed), out / folder(environment) / method / f"s{seed}")
         for seed in study.seeds
         for (environment, method), config in configs.items()
     ]
@@ -200,7 +200,8 @@ def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Co
     return chosen
 
 
-def _folder(environment: str) -> str:
+def folder(environment: str) -> str:
+    """The name of an environment or preset as a directory's."""
     return environment.replace("/", "-").replace(":", "-")
 
 

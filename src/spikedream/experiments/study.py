@@ -17,7 +17,8 @@ from rich.console import Console
 from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell
-from spikedream.reports.compare import SCORES, STATISTICS, interval, print_table, write_comparison
+from spikedream.experiments.record import from_cells, save
+from spikedream.reports.compare import SCORES, STATISTICS, header_and_rows, interval, print_table, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.runs.checkpoint import write_file
@@ -32,10 +33,12 @@ class Study:
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
+    record: str | None = None  # also write results/<record>-<environment>-<method>.json of what was asked for: rows for tables
 
 
-def run_study(command: Study, console: Console) -> int:
-    """Run the cells that are asked for, compare all that there are, write; 0 when none failed."""
+def run_study(command: Study, console: Console, line: str = "") -> int:
+    """Run the cells that are asked for, compare all that there are, write; 0 when none failed. `line` is the command as it was
+    typed, for the record."""
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
     cells = grid.expand(study, out)
@@ -50,7 +53,20 @@ def run_study(command: Study, console: Console) -> int:
     _write(study.name, outcomes, comparisons, out)
     _print(outcomes, comparisons, console)
     console.print(out / "index.html", **PLAIN)
+    if command.record is not None:
+        _record(command.record, part, outcomes, line, console)
     return 1 if any(outcome.status == FAILED for outcome in outcomes) else 0
+
+
+def _record(name: str, part: Sequence[Cell], outcomes: Sequence[Outcome], line: str, console: Console) -> None:
+    """A row for each method on each environment whose cells are all finished."""
+    finished = {outcome.cell.directory for outcome in outcomes if outcome.status == FINISHED}
+    for environment, method in dict.fromkeys((cell.environment, cell.method) for cell in part):
+        own = [cell for cell in part if (cell.environment, cell.method) == (environment, method)]
+        if all(cell.directory in finished for cell in own):
+            console.print(save(from_cells(own, line), f"{name}-{grid.folder(environment)}-{method}"), **PLAIN)
+        else:
+            console.print(f"{environment} · {method}: not recorded, since not all its seeds are finished", **PLAIN)
 
 
 # ---- what is made of them
@@ -68,13 +84,18 @@ def _compare(cells: Sequence[Cell], out: Path) -> dict[str, tuple[Comparison, Pa
     return comparisons
 
 
-def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[str, list[list[str]]]]:
-    """For each score a title and rows: a method, and its interval on each environment."""
+def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows: of one environment all scores in one table; of several a table for each score, a column for each
+    environment."""
+    if len(comparisons) == 1:
+        ((environment, (comparison, _)),) = comparisons.items()
+        yield environment, *header_and_rows(comparison)
+        return
     methods = dict.fromkeys(label for comparison, _ in comparisons.values() for label in comparison.methods)
     for score, title in SCORES.items():
         rows = [[label, *(_entry(comparison, label, score) for comparison, _ in comparisons.values())] for label in methods]
         if any(cell != "–" for row in rows for cell in row[1:]):
-            yield title, rows
+            yield title, ["method", *comparisons], rows
 
 
 def _entry(comparison: Comparison, label: str, score: str) -> str:
@@ -88,9 +109,9 @@ def _entry(comparison: Comparison, label: str, score: str) -> str:
 
 
 def _print(outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], console: Console) -> None:
-    for title, rows in _tables(comparisons):
+    for title, header, rows in _tables(comparisons):
         console.print(f"{title}: IQM [95 % interval] over seeds", **PLAIN)
-        print_table(["method", *comparisons], rows, console)
+        print_table(header, rows, console)
     for outcome in outcomes:
         if outcome.status in (FAILED, SKIPPED):
             console.print(f"{outcome.cell}: {outcome.text}", **PLAIN)
@@ -116,8 +137,8 @@ def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[
     write_file(out / "study.json", json.dumps(data, indent=1).encode())
     links = " · ".join(f'<a href="{html.escape(page)}">{html.escape(environment)}</a>' for environment, page in pages.items())
     tables = "".join(
-        note(title) + html_table(["method", *comparisons], [[html.escape(cell) for cell in row] for row in rows])
-        for title, rows in _tables(comparisons)
+        note(title) + html_table(header, [[html.escape(cell) for cell in row] for row in rows])
+        for title, header, rows in _tables(comparisons)
     )
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in (FINISHED, FAILED, SKIPPED, WAITING)]
     lines = [[html.escape(str(get(outcome))) for get in fields.values()] for outcome in outcomes]

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,14 @@ from spikedream.runs.checkpoint import write_file
 
 COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
 AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}
-SCORES = {"real_steps_to_solve": "real steps to solve", "final_return": "final return", "wall_seconds": "wall seconds"}
-BETTER = {"final_return": "a higher final return", "real_steps_to_solve": "fewer real steps to solve"}
+SCORES = {
+    "real_steps_to_solve": "real steps to solve", "fresh_return": "fresh evaluation", "final_return": "final return",
+    "wall_seconds": "wall seconds",
+}  # fmt: skip
+BETTER = {
+    "fresh_return": "a higher return on fresh episodes", "final_return": "a higher final return",
+    "real_steps_to_solve": "fewer real steps to solve",
+}  # fmt: skip
 FAR_APART = 10.0  # ratio of the methods' longest to shortest curve from which an axis is logarithmic
 SHOWN_PAIRS = 6  # on the terminal
 
@@ -98,9 +105,10 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         Section("methods", "Methods", note(STATISTICS) + html_table(header, [[html.escape(c) for c in row] for row in rows])),
         Section("curves", "Learning curves", _curves(comparison, colours, axes) + note(HELD)),
         Section("improvement", "Probability of improvement", _improvement(comparison)),
-        Section("notes", "Notes", "".join(note(text) for text in comparison.notes) or note("Nothing to note.")),
+        Section("notes", "Notes", "".join(note(text) for text in comparison.notes)),
         Section("runs", "Runs", _runs(comparison)),
     ]
+    sections = [section for section in sections if section.content]
     title = " · ".join(comparison.methods) if len(comparison.methods) <= 4 else f"{len(comparison.methods)} methods"
     return write_page(out / "compare.html", title, comparison.env, sections)
 
@@ -161,15 +169,22 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             mode = "lines" if len(curve.x) > 1 else "markers"  # one point makes no line
             legend |= {"showlegend": i == 0, "name": html.escape(label)}
             figure.add_trace(go.Scatter(x=curve.x, y=curve.iqm, mode=mode, line=line, **legend), **place)
+        curves = [method.curves[axis].x for method in comparison.methods.values()]
         if comparison.threshold is not None:
-            curves = [method.curves[axis].x for method in comparison.methods.values()]
             ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
             line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
             figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
         figure.update_xaxes(title_text=title, **place)
-        figure.update_xaxes({"type": "log"} if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
+        figure.update_xaxes(_logarithmic(curves) if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
         figure.update_yaxes(title_text="return of greedy episodes" if i == 0 else "", **place)
     return figure_html(figure)
+
+
+def _logarithmic(xs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """An axis with a mark at each 1 and 3 of a decade, as the picture has; plotly's own are single digits between the decades."""
+    low, high = (math.log10(max(end, 1e-9)) for end in (min(x[0] for x in xs), max(x[-1] for x in xs)))
+    ticks = [digit * 10.0**decade for decade in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 3)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
 def steps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +193,11 @@ def steps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _improvement(comparison: Comparison) -> str:
-    """For each score a matrix: how often a random seed of the row's method beats one of the column's."""
+    """For each score a matrix: how often a random seed of the row's method beats one of the column's. Nothing where there is one
+    method."""
     labels = list(comparison.methods)
     if len(labels) < 2:
-        return note("There is one method only.")
+        return ""
     parts = [note("How often a random seed of the row's method beats one of the column's; a tie counts half. 95 % interval below.")]
     for score, pairs in comparison.improvement.items():
         rows = [[f"<td>{html.escape(x)}</td>", *(_cell(pairs, x, y) for y in labels)] for x in labels]

@@ -64,6 +64,11 @@ class Record:
         """Where the run stands in the end: `real_steps`, `eval_return_mean` or `wall_seconds`."""
         return float((self.result or self.rows[-1])[name])
 
+    @property
+    def fresh(self) -> float | None:
+        """Mean return on fresh episodes; None where it is unfinished or of an earlier version."""
+        return (self.result or {}).get("fresh_return_mean")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -267,7 +272,9 @@ def _threshold(records: Sequence[Record]) -> float | None:
 
 
 def _measure(runs: list[Record], has_threshold: bool) -> Method:
+    fresh = [run.fresh for run in runs if run.fresh is not None]
     scores = {
+        **({"fresh_return": summary(np.array(fresh))} if len(fresh) == len(runs) else {}),
         "final_return": summary(np.array([run.last("eval_return_mean") for run in runs])),
         "wall_seconds": summary(np.array([run.last("wall_seconds") for run in runs])),
     }
@@ -293,8 +300,12 @@ def _curve(runs: list[Record], axis: str) -> Curve:
 
 
 def _improvements(groups: Mapping[str, list[Record]], has_threshold: bool) -> dict[str, dict[tuple[str, str], Improvement]]:
+    """By the return, on fresh episodes where it is known of all runs, and by the steps to solve where any run did."""
+    records = [run for runs in groups.values() for run in runs]
     better = {"final_return": {label: np.array([run.last("eval_return_mean") for run in runs]) for label, runs in groups.items()}}
-    if has_threshold:
+    if all(run.fresh is not None for run in records):
+        better = {"fresh_return": {label: np.array([run.fresh for run in runs], float) for label, runs in groups.items()}}
+    if has_threshold and any(run.solved_at is not None for run in records):
         # Fewer steps are better, and whoever did not solve is worse than everyone who did, whatever budget it had.
         steps = {k: [np.inf if run.solved_at is None else run.solved_at for run in runs] for k, runs in groups.items()}
         better["real_steps_to_solve"] = {label: -np.array(values, float) for label, values in steps.items()}

@@ -23,9 +23,11 @@ h2 {{ font-size: 18px; margin: 0 0 8px; }}
 section {{ background: #fff; border: 1px solid #e3e7ec; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; }}
 dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px 20px; margin: 0; }}
 dt {{ color: {MUTED}; font-size: 13px; }} dd {{ margin: 0; font-size: 17px; overflow-wrap: anywhere; }}
+section > :last-child, section > :last-child > table {{ margin-bottom: 0; }}
 .note {{ color: #5d6875; font-size: 14px; margin: 4px 0 10px; }}
 pre {{ overflow-x: auto; font-size: 13px; line-height: 1.4; }} summary {{ cursor: pointer; }}
 .scroll {{ overflow-x: auto; margin: 6px 0 12px; }}
+.figure {{ min-width: 720px; }}
 table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid #eef0f3; white-space: nowrap; }}
 td small {{ color: {MUTED}; font-size: 12px; }}
@@ -104,7 +106,8 @@ def panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int
 
 
 def figure_html(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
+    return f'<div class="scroll"><div class="figure">{drawn}</div></div>'
 
 
 def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, colour: str = MODEL, **options: Any) -> go.Scatter:

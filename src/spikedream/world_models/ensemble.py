@@ -287,7 +287,7 @@ class Ensemble:
         if self.holdout == 0:
             return experience.draw(key, shape)
         wrong = 1 - self.holdout if held else self.holdout
-        tries = math.ceil(math.log(1e-4) / math.log(wrong))
+        tries = math.ceil(math.log(1e-7) / math.log(wrong))
         if held:
             index = jax.random.randint(key, (tries, *shape), 0, jnp.maximum(experience.size, 1))
         else:
