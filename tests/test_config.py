@@ -22,6 +22,7 @@ SHELL = {
     "budget",
     "threshold",
     "max_episode_steps",
+    "action_repeat",
     "replay",
     "collect",
     "improve",

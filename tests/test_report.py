@@ -374,9 +374,7 @@ def test_a_window_that_cannot_be_opened_is_a_clear_error(run, monkeypatch):
         drawing.show(run, 1)
     monkeypatch.setenv("DISPLAY", ":4321")
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
-    with pytest.raises(
-        BrokenEnvironment, match=r"CartPole-v1 (cannot open a window: the display ':4321'|failed while it was shown)"
-    ):
+    with pytest.raises(BrokenEnvironment, match=r"CartPole-v1 (cannot open a window: the display|failed while it)"):
         drawing.show(run, 1)
     monkeypatch.setitem(gymnasium.registry, "Unaware-v0", gymnasium.envs.registration.EnvSpec("Unaware-v0", Unaware))
     monkeypatch.setattr(run, "config", replace(run.config, env="Unaware-v0"))
