@@ -93,7 +93,7 @@ def show(run: Run, episodes: int, repetition: int = 0) -> np.ndarray:
 
 
 def _check_window(env_id: str) -> None:
-    """Where the display cannot be reached, SDL, pygame's way to it, goes on without a window, and GLFW, MuJoCo's, ends the process."""
+    """Where the display cannot be reached, SDL (pygame's way) goes on without a window, and GLFW (MuJoCo's) ends the process."""
     pygame, glfw = sys.modules.get("pygame"), sys.modules.get("glfw")
     hidden = pygame is not None and pygame.display.get_init() and pygame.display.get_driver() in ("dummy", "offscreen")
     with warnings.catch_warnings(action="ignore"):
