@@ -4,6 +4,7 @@ import html
 import io
 import json
 import re
+import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from spikedream.config import Config
 from spikedream.envs.host import EVALUATE, REPORT, BrokenEnvironment, episode_seed
 from spikedream.ops.imagination import Imagination
 from spikedream.planners.cem import CEM
-from spikedream.reports import episode, report
+from spikedream.reports import drawing, episode, report
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.display import LivePanel, PlainLines
 from spikedream.runners.sync import Progress
@@ -330,3 +331,54 @@ def test_environment_without_a_picture_is_a_clear_error(run, kind, monkeypatch):
     with pytest.raises(BrokenEnvironment, match=f"{name} cannot be filmed"):
         report.record_video(run)
     gymnasium.registry.pop(name)
+
+
+class Shown(gymnasium.Env):
+    """Notes what is drawn; five steps long, each worth its number."""
+
+    metadata = {"render_modes": ["human"], "render_fps": 50}  # noqa: RUF012
+    events: list[Any] = []  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self.steps = render_mode, 0
+        self.observation_space, self.action_space = gymnasium.spaces.Box(-1, 1, (4,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        self.events.append((self.render_mode, seed))
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.events.append(int(action))
+        return np.zeros(4, np.float32), float(self.steps), self.steps == 5, False, {}
+
+
+def test_episodes_are_shown_in_the_environments_own_window(run, monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Shown-v0", gymnasium.envs.registration.EnvSpec("Shown-v0", Shown, max_episode_steps=9))
+    monkeypatch.setattr(run, "config", replace(run.config, env="Shown-v0", action_repeat=2))
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delitem(sys.modules, "glfw", raising=False)
+    Shown.events.clear()
+    assert drawing.show(run, 2, repetition=3).tolist() == [15.0, 15.0]
+    seed = episode_seed(run.config.seed, REPORT, 3, 0)
+    assert [event for event in Shown.events if isinstance(event, tuple)] == [("human", s) for s in (seed, seed, seed + 1)]
+    actions = Shown.events[2:7]
+    assert len(Shown.events) == 13 and actions[0] == actions[1] and actions[2] == actions[3]  # each is held for two steps
+    with pytest.raises(ValueError, match="at least one episode"):
+        drawing.show(run, 0)
+
+
+def test_a_window_that_cannot_be_opened_is_a_clear_error(run, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(BrokenEnvironment, match=r"CartPole-v1 cannot open a window: there is no display .*; --video films instead"):
+        drawing.show(run, 1)
+    monkeypatch.setenv("DISPLAY", ":4321")
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    with pytest.raises(BrokenEnvironment, match=r"CartPole-v1 (cannot open a window: the display|failed while it)"):
+        drawing.show(run, 1)
+    monkeypatch.setitem(gymnasium.registry, "Unaware-v0", gymnasium.envs.registration.EnvSpec("Unaware-v0", Unaware))
+    monkeypatch.setattr(run, "config", replace(run.config, env="Unaware-v0"))
+    with pytest.raises(BrokenEnvironment, match="Unaware-v0 cannot open a window"):
+        drawing.show(run, 1)

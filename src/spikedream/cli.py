@@ -19,6 +19,7 @@ from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
+from spikedream.reports.drawing import show
 from spikedream.reports.report import record_video
 from spikedream.runs.run import Run
 
@@ -42,9 +43,10 @@ class Evaluate:
     """Greedy episodes of a run on fresh seeds."""
 
     run: tyro.conf.Positional[Path]
-    episodes: int = 100
+    episodes: int | None = None  # 100 when absent; 3 with --render
     repetition: int = 0  # another number, other seeds
     video: bool = False  # also record one episode
+    render: bool = False  # in the environment's own window, at its own pace
 
 
 @dataclass
@@ -148,7 +150,10 @@ def resume(arguments: list[str], console: Console) -> int:
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run)
-    returns = run.evaluate(command.episodes, command.repetition)
+    if command.render:
+        returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
+    else:
+        returns = run.evaluate(100 if command.episodes is None else command.episodes, command.repetition)
     console.print(
         f"{run.config.env}: return {returns.mean():.1f} ± {returns.std():.1f} over {len(returns)} greedy episodes on fresh seeds"
         f" (lowest {returns.min():.1f}, highest {returns.max():.1f})",

@@ -42,8 +42,8 @@ class HostEnvironments:
         max_episode_steps: time limit in place of the registered one.
         seed: of the run; each episode's own seed follows from it.
         count: how many; at least 1.
-        workers: play them in processes of their own, as many as there are processors. That pays where a step takes long, about a
-            tenth of a millisecond; the numbers are the same.
+        workers: play them in processes of their own, as many as there are processors. The numbers are the same; it pays where
+            processors are idle and a step of all environments takes more than a millisecond or two.
         action_repeat: own steps for which an action is held, or until the episode ends; its rewards are added up.
 
     Attributes:

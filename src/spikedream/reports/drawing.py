@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Literal
@@ -72,9 +73,14 @@ def show(run: Run, episodes: int, repetition: int = 0) -> np.ndarray:
     Raises:
         BrokenEnvironment: there is no display, or the environment cannot draw itself, or failed.
     """
+    if episodes < 1:
+        raise ValueError(f"at least one episode can be shown, not {episodes}")
     env = drawing_environment(run, "human")
     seed = episode_seed(run.config.seed, REPORT, repetition, 0)
     try:
+        _check_window(run.config.env)
+        env.reset(seed=seed)
+        _check_window(run.config.env)  # pygame opens its window only now
         return np.array([sum(greedy_episode(run, env, seed + i)) for i in range(episodes)])
     except BrokenEnvironment:
         raise
@@ -84,3 +90,13 @@ def show(run: Run, episodes: int, repetition: int = 0) -> np.ndarray:
     finally:
         with contextlib.suppress(Exception):  # some cannot close a window that never opened; that would hide why
             env.close()
+
+
+def _check_window(env_id: str) -> None:
+    """Where the display cannot be reached, SDL (pygame's way) goes on without a window, and GLFW (MuJoCo's) ends the process."""
+    pygame, glfw = sys.modules.get("pygame"), sys.modules.get("glfw")
+    hidden = pygame is not None and pygame.display.get_init() and pygame.display.get_driver() in ("dummy", "offscreen")
+    with warnings.catch_warnings(action="ignore"):
+        if hidden or (glfw is not None and not glfw.init()):
+            where = f"the display {os.environ.get('DISPLAY')!r} cannot be reached"
+            raise BrokenEnvironment(f"{env_id} cannot open a window: {where}; --video films instead")
