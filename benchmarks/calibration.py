@@ -26,7 +26,7 @@ def measure(model: Ensemble, spec: Spec, seed: int, steps: int, env_id: str) -> 
 
     @jax.jit
     def fit_and_check(train, test):
-        state, metrics = model.update(model.init(spec, key), train, key)
+        state, metrics = model.update(model.init(spec, key), train, key, model.updates)
         everything = test.gather(jnp.arange(test.capacity))
         return metrics, model.calibration(state, everything, jnp.ones(test.capacity), key)
 

@@ -20,7 +20,8 @@ import numpy as np
 from spikedream import config as configuration
 from spikedream.config import Config
 from spikedream.ops.dream import dream
-from spikedream.types import Spec, Transition, World
+from spikedream.types import Spec, Transition
+from spikedream.world import World
 
 SPEC = Spec(4, 2, discrete=True)  # CartPole
 
@@ -29,20 +30,18 @@ def prepare(config: Config) -> Any:
     """A training state with a replay of random transitions."""
     algorithm = config.algorithm(SPEC)
     state = algorithm.init(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    for _ in range(64):
-        obs, following = rng.normal(size=(2, 4)).astype(np.float32)
-        action = np.eye(2, dtype=np.float32)[rng.integers(2)]
-        state = algorithm.remember(
-            state, Transition(obs, action, np.float32(1), following, np.float32(0), np.float32(0), np.float32(0))
-        )
-    return state
+    rng, nothing = np.random.default_rng(0), np.zeros((64, 1), np.float32)
+    obs, following = rng.normal(size=(2, 64, 1, 4)).astype(np.float32)
+    action = np.eye(2, dtype=np.float32)[rng.integers(2, size=(64, 1))]
+    fields: tuple[Any, ...] = (obs, action, nothing + 1, following, nothing, nothing, nothing)
+    replay = algorithm.remember(state.replay, Transition(*fields), np.int32(64))
+    return replace(state, replay=replay.normalise())
 
 
 def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
     """The whole update, and its parts, as compiled calls."""
     state = prepare(config)
-    agent, world = config.agent, World(config.world_model, state.world)
+    agent, world = config.agent, World(config.world_model, state.world, state.replay.normalizer)
     key = jax.random.key(1)
     obs = jax.random.normal(key, (agent.trajectories, SPEC.obs_size))
     memory = jax.vmap(world.start)(obs, jax.random.split(key, agent.trajectories))
@@ -55,7 +54,7 @@ def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
         return dream(world, lambda c, o, k: policy(c, o, k), (), memory, agent.horizon, key)
 
     def fit(world_state: Any) -> Any:
-        return config.world_model.update(world_state, state.replay, key)
+        return config.world_model.update(world_state, state.replay, key, config.world_model.updates)
 
     return {
         "one update: dream, actor, critic": (jax.jit(whole), (state.agent,)),

@@ -58,10 +58,10 @@ def here(sizes: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     for name, dynamics in {"spikedream, spiking": spiking, "spikedream, MLP": spiking.twin()}.items():
         algorithm = Algorithm(spec, Ensemble(members=sizes.members, dynamics=dynamics), agent, None, ReplayBuffer(16), 1)
         state = algorithm.init(jax.random.key(0))
-        carry, obs = algorithm.start(state, 1), np.zeros((1, 3), np.float32)
+        policy, obs = algorithm.policy(state), np.zeros((1, 3), np.float32)
 
-        def call(algorithm: Any = algorithm, state: Any = state, carry: Any = carry, obs: Any = obs) -> None:
-            jax.block_until_ready(algorithm.act(state, carry, obs, np.uint32(0), True).action)
+        def call(algorithm: Any = algorithm, state: Any = state, policy: Any = policy, obs: Any = obs) -> None:
+            jax.block_until_ready(algorithm.act(policy, state.carry, obs, state.keys.evaluate, True).action)
 
         calls[name] = call
     return calls

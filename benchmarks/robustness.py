@@ -17,7 +17,8 @@ from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.spaces import random_action, random_log_prob
 from spikedream.replay.ring import Replay, ReplayBuffer
-from spikedream.types import World, WorldModel
+from spikedream.types import WorldModel
+from spikedream.world import World
 
 HORIZON, NOISES = 10, (0.0, 0.05, 0.1, 0.2)
 PRESETS = {"CartPole-v1": "cartpole", "Pendulum-v1": "pendulum"}
@@ -25,11 +26,11 @@ PRESETS = {"CartPole-v1": "cartpole", "Pendulum-v1": "pendulum"}
 
 def experience(env_id: str, steps: int, seed: int) -> Replay:
     env, rng = HostEnvironments(env_id, {}, None, seed), np.random.default_rng(seed)
-    replay, add = ReplayBuffer(steps).init(env.spec), jax.jit(lambda r, s: r.add(s))
+    replay, add = ReplayBuffer(steps).init(env.spec), jax.jit(lambda r, s: r.add(s, 1))
     for _ in range(steps):
         env.begin()
         step, _ = env.step(random_action(env.spec, rng)[None], np.full(1, random_log_prob(env.spec)))
-        replay = add(replay, jax.tree.map(lambda x: x[0], step))
+        replay = add(replay, jax.tree.map(lambda x: x[None], step))
     env.close()
     return replay
 
@@ -38,8 +39,8 @@ def errors(model: WorldModel, train: Replay, test: Replay, seed: int) -> jax.Arr
     """(noises,) after `HORIZON` steps."""
     key = jax.random.key(seed)
     state = model.init(_spec(train), key)
-    state, _ = model.update(state, train, key)
-    world = World(model, state)
+    state, _ = model.update(state, train, key, model.updates)
+    world = World(model, state, train.normalizer)
 
     def dream(end: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         real = test.sequence(end, HORIZON)
@@ -60,7 +61,7 @@ def errors(model: WorldModel, train: Replay, test: Replay, seed: int) -> jax.Arr
 
 
 def _spec(replay: Replay):
-    obs_size, action_size = replay.data.obs.shape[1], replay.data.action.shape[1]
+    obs_size, action_size = replay.data.obs.shape[-1], replay.data.action.shape[-1]
     return configuration.Spec(obs_size, action_size, discrete=action_size > 1)
 
 

@@ -114,7 +114,7 @@ class Replay(eqx.Module):
 
     # ---- changing
 
-    def add(self, steps: Transition, number: Array) -> "Replay":
+    def add(self, steps: Transition, number: Array | int) -> "Replay":
         """The first `number` () rows of `steps`, fields (rows, environments, ...), oldest first; no more than the ring has."""
         rows = steps.reward.shape[0]
         order = jnp.arange(rows)
@@ -130,7 +130,7 @@ class Replay(eqx.Module):
         return replace(
             self,
             data=data,
-            added=self.added + number.astype(jnp.int32),
+            added=self.added + jnp.asarray(number, jnp.int32),
             moments=self.moments.add(steps, valid),
             episodes=self.episodes.add(steps, valid),
             priority=priority,
