@@ -99,7 +99,7 @@ def test_update_keeps_the_states_shape_repeats_itself_and_is_traced_once(kind, s
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
     first, metrics = fit(state, KEY)
     assert same((first, metrics), fit(state, KEY))
-    assert not same(first, fit(state, OTHER)[0])
+    assert same(first, fit(state, OTHER)[0]) is (kind is Disagreement)  # which learns nothing of its own
     assert shapes(first) == shapes(state) and finite(first) and finite(metrics) and not same(first, state)
     assert metrics.keys() == METRICS | ({"bonus_loss"} if kind in LEARNED else set())
     assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())

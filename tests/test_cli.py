@@ -90,22 +90,33 @@ def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_settings_that_only_fit_together_are_set_together(order: int) -> None:
-    from spikedream.cli import _parse_train
+    from spikedream.cli import parse_train
 
     flags = [["--agent.policy", "None"], ["--agent.proposals=0"], ["--seed", "3"]][::order]
-    config = _parse_train(["cem-cartpole", *(x for flag in flags for x in flag)]).config
+    config = parse_train(["cem-cartpole", *(x for flag in flags for x in flag)]).config
     assert config.agent.policy is None and config.agent.proposals == 0 and config.seed == 3
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_part_and_its_own_settings_come_in_any_order(order: int) -> None:
+    from spikedream.cli import parse_train
+
+    flags = [["--world-model.dynamics.readout", "RateReadout"], ["--world-model.dynamics.hidden", "256"]]
+    flags += [["--world-model.dynamics.readout.gain", "0.5"], ["--env-kwargs.g", "9.8"]]
+    config = parse_train(["cartpole", *(x for flag in flags[::order] for x in flag)]).config
+    assert config.world_model.dynamics.hidden == (256,) and config.world_model.dynamics.readout.gain == 0.5
+    assert type(config.world_model.dynamics.readout).__name__ == "RateReadout" and config.env_kwargs == {"g": 9.8}
+
+
 def test_the_commands_in_the_documentation_are_understood() -> None:
-    from spikedream.cli import _parse_train
+    from spikedream.cli import parse_train
 
     root = Path(__file__).parent.parent
     text = "".join((root / name).read_text() for name in ("README.md", "docs/parts.md"))
     found = re.findall(r"^ {4}spikedream train (.+?)(?: +#.*)?$", text, re.MULTILINE)
     assert len(found) >= 7
     for arguments in found:
-        _parse_train(arguments.split())
+        parse_train(arguments.split())
 
 
 SMALL = [
@@ -193,8 +204,13 @@ def test_bad_input_gets_one_clear_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "debug", "--agent.horizn", "3"], "--agent.horizn"),
-        (["train", "debug", "--agent.horizon", "long"], "--agent.horizon"),
+        (["train", "debug", "--agent.horizn", "3"], "unknown setting 'agent.horizn'; did you mean 'horizon'?"),
+        (["train", "debug", "--agent.horizon", "long"], "agent.horizon takes a whole number, not 'long'"),
+        (["train", "debug", "--agent.horizon"], "--agent.horizon takes a value"),
+        (["train", "debug", "--out", "a", "b"], "--out takes one value"),
+        (["train", "debug", "fast"], "'fast' is no setting"),
+        (["train", "debug", "--evaluation.every", "0"], "evaluation.every is 0; it must be at least 1"),
+        (["train", "debug", "--improve.ratio", "-0.5"], "improve.ratio is -0.5; it must be at least 0"),
         (["train", "debug", "--agent.gamma", "1.5"], "gamma is 1.5; it must be"),
         (["train", "debug", "--agent.gradient", "model", "--agent.imagined-share.end", "0.5"], "imagined_share is below 1"),
         (

@@ -577,7 +577,7 @@ def test_processes_are_stopped_together_and_none_is_begun_afterwards(tmp_path: P
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 def test_a_baseline_s_actions_reach_the_environment_as_they_are(spec: Any) -> None:
     actions = np.array([1, 0, 1]) if spec.discrete else np.array([[-2.0], [0.5], [2.0]], np.float32)
-    act = baselines.GreedyPolicy(lambda obs: actions, spec).act(None, None, np.zeros((3, spec.obs_size), np.float32))
+    act = baselines.GreedyPolicy(lambda obs: actions, spec).act(None, None, np.zeros((3, spec.obs_size), np.float32), None, True)
     np.testing.assert_allclose(decode_actions(spec, act.action), actions, atol=1e-6)
 
 

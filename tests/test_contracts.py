@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, known, same, shapes, small
 
 from spikedream.agents.dreamer import Dreamer
@@ -602,6 +603,37 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
     assert same(restored, first)
     assert same(second, one_turn(algorithm, restored, spec)[0]), "a restored run went another way"
     assert sized(algorithm) == compiled, "a verb was compiled again on a restored state"
+
+
+def keys_used_in_two_ways(jaxpr):
+    """Of a program and those inside it: keys that are split and also folded in. `fold_in(key, i)` is `split(key, n)[i]`, so that what
+    comes of the one and of the other would be the same randomness."""
+    uses = {}
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)):
+            if isinstance(inner, ClosedJaxpr | Jaxpr):
+                yield from keys_used_in_two_ways(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+        if equation.primitive.name in ("random_split", "random_fold_in"):
+            uses.setdefault(equation.invars[0], set()).add(equation.primitive.name)
+    yield from (key for key, ways in uses.items() if len(ways) == 2)
+
+
+def test_a_key_that_is_used_in_two_ways_is_seen():
+    both = jax.make_jaxpr(lambda k: (jax.random.split(k), jax.random.fold_in(k, 1)))(KEY)
+    inside = jax.make_jaxpr(lambda k: jax.lax.scan(lambda c, x: (c, (jax.random.split(x), jax.random.fold_in(x, 1))), 0, k))
+    assert list(keys_used_in_two_ways(both.jaxpr)) and list(keys_used_in_two_ways(inside(jax.random.split(KEY)).jaxpr))
+    one = jax.make_jaxpr(lambda k: [jax.random.split(x) for x in jax.random.split(k)])(KEY)
+    assert not list(keys_used_in_two_ways(one.jaxpr))
+
+
+@pytest.mark.parametrize(("world_kind", "name", "bonus", "priority", "specs"), JOINED)
+def test_no_verb_uses_a_key_in_two_ways(world_kind, name, bonus, priority, specs):
+    spec = SPECS[next(iter(specs))]
+    algorithm = Algorithm(spec, world_model(world_kind, spec), AGENTS[name], bonus, ReplayBuffer(CAPACITY, priority), block=2)
+    state, obs = jax.eval_shape(algorithm.init, KEY), jnp.zeros((1, spec.obs_size))
+    act = lambda s: algorithm.act(algorithm.policy(s), s.carry, obs, s.keys.collect, False)  # noqa: E731
+    for verb, arguments in ((algorithm.init, (KEY,)), (algorithm.fit, (state, 4)), (algorithm.dream, (state,)), (act, (state,))):
+        assert not list(keys_used_in_two_ways(jax.make_jaxpr(verb)(*arguments).jaxpr))
 
 
 # ---- checkpoints

@@ -171,7 +171,7 @@ def windy_experience(rows, key=KEY, std=(0.15, 0.05)):
     return holding(PLANE, Transition(obs, action, jnp.full(rows, 0.5), following, zero, zero, zero), 1000)
 
 
-GAUSSIAN = replace(twin(ENSEMBLE), gaussian=True, holdout=0.2, members=3, updates=600, support_weight=0.0)
+GAUSSIAN = replace(twin(ENSEMBLE), gaussian=True, holdout=0.2, members=6, updates=600, support_weight=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,18 @@
 """The runner's clocks, and seeds that run together."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_resume import DREAMER, ENSEMBLE, Notes, final_arrays, outcome
 
 from spikedream import config as configuration
 from spikedream.config import Config, Evaluation
+from spikedream.experiments.bench import Bench, run_bench
 from spikedream.runners.clock import due
 from spikedream.runners.sync import Trainer
 from spikedream.runners.together import Together
@@ -115,3 +118,13 @@ def test_seeds_that_run_together_come_to_the_numbers_of_each_alone(tmp_path: Pat
 def test_seeds_with_other_settings_do_not_run_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have the same settings"):
         Together([config(), config(agent={"gamma": 0.5})], [tmp_path / "a", tmp_path / "b"], [Notes(), Notes()])
+
+
+def test_a_bench_runs_its_seeds_together_and_keeps_them(tmp_path: Path) -> None:
+    command, how = Bench("debug", seeds=2, twin=True, together=True, out=tmp_path), config(budget=40)
+    said = io.StringIO()
+    assert run_bench(command, how, Console(file=said, width=200), "bench debug") == 0
+    table = json.loads((tmp_path / "bench.json").read_text())
+    assert [len(scores["seeds"]) for scores in table.values()] == [2, 2]
+    assert all((tmp_path / kind / f"s{seed}" / "report.html").exists() for kind in ("spiking", "conventional") for seed in (0, 1))
+    assert said.getvalue().count("(kept)") == 4

@@ -29,6 +29,10 @@ EXPECTED = (
 )  # fmt: skip
 
 
+class UsageError(ConfigError):
+    """What was typed is no command that makes sense."""
+
+
 @dataclass
 class Train:
     """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part."""
@@ -62,16 +66,23 @@ class Presets:
 
 
 def train(arguments: list[str], console: Console) -> int:
-    command = _parse_train(arguments)
+    command = parse_train(arguments)
     title = f"{command.config.preset} · {command.config.env} · seed {command.config.seed}"
     with display(console, title) as listener:
         run = spikedream.train(command.config, out=command.out, listener=listener)
     return _conclude(run, console)
 
 
-def _parse_train(arguments: list[str]) -> Train:
+def parse_train(arguments: list[str]) -> Train:
     """Every flag but `--out` is a setting, `--agent.horizon 20`, or a part, `--agent MPC`; all are put in at once, since some are
-    only valid together."""
+    only valid together. Raises UsageError."""
+    try:
+        return _parse_train(arguments)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+
+
+def _parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
     base = configuration.named(names[0]) if names else Config()
     changes: dict[str, Any] = {}
@@ -180,7 +191,7 @@ def bench(arguments: list[str], console: Console) -> int:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
     line = shlex.join(["spikedream", "bench", *arguments])
-    return run_bench(command, _parse_train([command.name, *settings]).config, console, line)
+    return run_bench(command, parse_train([command.name, *settings]).config, console, line)
 
 
 def compare(arguments: list[str], console: Console) -> int:
@@ -241,6 +252,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         status = command(arguments[1:], console)
+    except UsageError as error:
+        print(f"spikedream: {error}", file=sys.stderr)
+        status = 2
     except EXPECTED as error:
         print(f"spikedream: {error}", file=sys.stderr)
         status = 1

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
+from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells, run_together
 from spikedream.experiments.grid import Cell, folder
 from spikedream.experiments.record import from_cells, of_preset, save
 from spikedream.reports.compare import print_table
@@ -40,6 +40,7 @@ class Bench:
     first_seed: int = 0
     twin: bool = False  # run the conventional twin beside it
     jobs: int = 1  # seeds at a time; with several, the times are of processes that share the machine
+    together: bool = False  # all seeds in one program and one process, which fills a machine that one seed leaves idle
     out: Path | None = None  # runs/bench/<name> when absent
     record: str | None = None  # also write results/<record>.json, and results/<record>-twin.json: rows for tables
 
@@ -62,6 +63,9 @@ def run_bench(command: Bench, config: Config, console: Console, line: str) -> in
     out = command.out or Path("runs/bench") / folder(command.name)
     cells = expand(command, config, out)
     check_unchanged(cells)
+    if command.together:
+        for label in dict.fromkeys(cell.method for cell in cells):
+            run_together([cell for cell in cells if cell.method == label], console)
     outcomes = run_cells(cells, command.jobs, console)
     if outcomes is None:
         return 130

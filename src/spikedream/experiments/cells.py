@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +19,15 @@ from typing import Any, cast
 from rich.console import Console
 
 from spikedream import config as configuration
-from spikedream.config import ConfigError
+from spikedream.config import Config, ConfigError
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
 from spikedream.experiments.grid import Cell
 from spikedream.reports import methods
+from spikedream.reports.report import write_report
+from spikedream.runners.together import Together
 from spikedream.runs.checkpoint import write_file
+from spikedream.runs.run import Run
 
 FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
 PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -65,6 +68,40 @@ def run_cells(cells: Sequence[Cell], jobs: int, console: Console) -> list[Outcom
         console.print("stopped; the same command goes on with it", **PLAIN)
         return None
     return outcomes
+
+
+class Lines:
+    """Tells how one of several runs goes, a line for each evaluation."""
+
+    def __init__(self, cell: Cell, console: Console):
+        self._cell, self._console = cell, console
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def record(self, row: Mapping[str, Any]) -> None:
+        text = f"{row['real_steps']} real steps · return {row['eval_return_mean']:.1f} · {row['wall_seconds']:.1f} s"
+        self._console.print(f"{self._cell}: {text}", **PLAIN)
+
+    def note(self, text: str) -> None:
+        self._console.print(f"{self._cell}: {text}", **PLAIN)
+
+
+def run_together(cells: Sequence[Cell], console: Console) -> None:
+    """Those that are not finished, which differ in their seeds alone, in one program in this process; raises what
+    `runners.together` raises."""
+    left = [cell for cell in cells if kept(cell) is None]
+    if not left:
+        return
+    together = Together(
+        [cast(Config, cell.config) for cell in left],
+        [cell.directory for cell in left],
+        [Lines(cell, console) for cell in left],
+    )
+    try:
+        together.train()
+    finally:
+        together.close()
+    for cell in left:
+        write_report(Run(cell.directory))
 
 
 @dataclass

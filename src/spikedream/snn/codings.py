@@ -85,7 +85,7 @@ class GaussianPopulation:
 AnyEncoder = DirectCurrent | GaussianPopulation
 
 
-class Linear(eqx.Module):
+class Affine(eqx.Module):
     weight: Array  # (in_size, out_size)
     bias: Array  # (out_size,)
 
@@ -94,10 +94,10 @@ class Linear(eqx.Module):
         return x @ self.weight + self.bias[None]
 
 
-def linear(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Linear:
+def affine(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Affine:
     """Normal weights of standard deviation gain / sqrt(in_size); zero bias unless one is given."""
     weight = jax.random.normal(key, (in_size, out_size)) * (gain / in_size**0.5)
-    return Linear(weight, jnp.zeros(out_size) if bias is None else bias)
+    return Affine(weight, jnp.zeros(out_size) if bias is None else bias)
 
 
 class Readout(Protocol):
@@ -122,13 +122,13 @@ class RateReadout:
 
     gain: float = 1.0
 
-    def init(self, in_size: int, out_size: int, key: Array) -> Linear:
-        return linear(in_size, out_size, key, self.gain)
+    def init(self, in_size: int, out_size: int, key: Array) -> Affine:
+        return affine(in_size, out_size, key, self.gain)
 
     def start(self, params: PyTree) -> None:
         return None
 
-    def decode(self, params: Linear, state: None, spikes: Array, v: Array):
+    def decode(self, params: Affine, state: None, spikes: Array, v: Array):
         return params(spikes.mean(0, keepdims=True))[0], None, ()
 
     def curvature(self, params: PyTree) -> Array:
@@ -136,7 +136,7 @@ class RateReadout:
 
 
 class MembraneWeights(eqx.Module):
-    charge: Linear
+    charge: Affine
     spikes: Array  # (in_size, out_size)
 
 
@@ -154,7 +154,7 @@ class MembraneReadout:
     gain: float = 1.0
 
     def init(self, in_size: int, out_size: int, key: Array) -> MembraneWeights:
-        return MembraneWeights(linear(in_size, out_size, key, self.gain), jnp.zeros((in_size, out_size)))
+        return MembraneWeights(affine(in_size, out_size, key, self.gain), jnp.zeros((in_size, out_size)))
 
     def start(self, params: PyTree) -> None:
         return None
@@ -169,7 +169,7 @@ class MembraneReadout:
 
 
 class LeakyWeights(eqx.Module):
-    synapse: Linear
+    synapse: Affine
     neuron: NeuronParams
 
 
@@ -182,7 +182,7 @@ class LeakyReadout:
     gain: float = 1.0
 
     def init(self, in_size: int, out_size: int, key: Array) -> LeakyWeights:
-        return LeakyWeights(linear(in_size, out_size, key, self.gain), self.neuron.init(out_size, key))
+        return LeakyWeights(affine(in_size, out_size, key, self.gain), self.neuron.init(out_size, key))
 
     def start(self, params: LeakyWeights) -> NeuronState:
         return self.neuron.start(params.neuron.decay.size)
@@ -197,7 +197,7 @@ class LeakyReadout:
 
 
 class PopulationWeights(eqx.Module):
-    synapse: Linear  # last hidden layer to the output populations
+    synapse: Affine  # last hidden layer to the output populations
     neuron: NeuronParams
     decoder: Array  # (out_size, neurons)
     bias: Array  # (out_size,)
@@ -223,7 +223,7 @@ class PopulationReadout:
         decoder = jnp.tile(sign * self.gain / self.neurons**0.5, (out_size, 1))
         # The bias current starts the population near half its range of rates, where the gradient flows.
         bias = jnp.full(size, 0.2, jnp.float32)
-        weights = linear(in_size, size, synapse, bias=bias)
+        weights = affine(in_size, size, synapse, bias=bias)
         return PopulationWeights(weights, self.neuron.init(size, neuron), decoder, jnp.zeros(out_size))
 
     def start(self, params: PopulationWeights) -> NeuronState:

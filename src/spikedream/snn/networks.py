@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.snn.codings import AnyEncoder, AnyReadout, DirectCurrent, Linear, MembraneReadout, linear
+from spikedream.snn.codings import Affine, AnyEncoder, AnyReadout, DirectCurrent, MembraneReadout, affine
 from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.types import PyTree, check_bounds
 
@@ -38,13 +38,13 @@ class Network(Protocol):
         """Sum of the magnitudes of the readout's weights; a penalty on it leaves few hidden neurons in use."""
         ...
 
-    def twin(self) -> "MLP | GRU":
+    def twin(self) -> "MLP | Linear | GRU":
         """The conventional network of the same widths, with a memory where this one has one."""
         ...
 
 
 class SpikingLayer(eqx.Module):
-    synapse: Linear
+    synapse: Affine
     neuron: NeuronParams
 
 
@@ -83,7 +83,7 @@ class SpikingNetwork:
         for size, layer_key in zip(self.hidden, keys, strict=True):
             weight_key, neuron_key, bias_key = jax.random.split(layer_key, 3)
             bias = jax.random.permutation(bias_key, jnp.linspace(*self.bias, size, dtype=jnp.float32))
-            synapse = linear(width, size, weight_key, self.gain, bias)
+            synapse = affine(width, size, weight_key, self.gain, bias)
             layers.append(SpikingLayer(synapse, self.neuron.init(size, neuron_key)))
             width = size
         return SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
@@ -131,13 +131,13 @@ class SpikingNetwork:
         return MLP(self.hidden, gain=self.readout.gain, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
 
 
-def _thin(synapse: Linear, fan_in: int | None) -> Linear:
+def _thin(synapse: Affine, fan_in: int | None) -> Affine:
     """Keeps `fan_in` inputs for each neuron, in turn over the inputs, and the variance of their sum."""
     inputs, neurons = synapse.weight.shape
     if fan_in is None or fan_in >= inputs:
         return synapse
     kept = (jnp.arange(inputs)[:, None] - jnp.arange(neurons)[None]) % inputs < fan_in
-    return Linear(synapse.weight * kept * (inputs / fan_in) ** 0.5, synapse.bias)
+    return Affine(synapse.weight * kept * (inputs / fan_in) ** 0.5, synapse.bias)
 
 
 def _l1(readout: PyTree) -> Array:
@@ -145,7 +145,7 @@ def _l1(readout: PyTree) -> Array:
 
 
 class MLPParams(eqx.Module):
-    layers: tuple[Linear, ...]
+    layers: tuple[Affine, ...]
     skip: Array | None  # (in_size, out_size) straight from input to output
 
 
@@ -174,9 +174,9 @@ class MLP:
         sizes = (in_size, *self.hidden)
         *keys, last, skip = jax.random.split(key, len(sizes) + 1)
         gain = 2**0.5 if self.activation != "tanh" else 1.0
-        layers = [linear(a, b, k, gain) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
-        output = linear(sizes[-1], out_size, last, 0.0 if self.skip else self.gain)
-        straight = linear(in_size, out_size, skip, self.gain).weight if self.skip else None
+        layers = [affine(a, b, k, gain) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+        output = affine(sizes[-1], out_size, last, 0.0 if self.skip else self.gain)
+        straight = affine(in_size, out_size, skip, self.gain).weight if self.skip else None
         return MLPParams((*layers, output), straight)
 
     def start(self, params: MLPParams) -> PyTree:
@@ -201,9 +201,38 @@ class MLP:
         return self
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A linear map and a constant: what a task owes to its network is what this one does not do. It is its own twin."""
+
+    gain: float = 1.0  # scale of the initial weights
+
+    @property
+    def persistent(self) -> bool:
+        return False
+
+    def init(self, in_size: int, out_size: int, key: Array) -> Affine:
+        return affine(in_size, out_size, key, self.gain)
+
+    def start(self, params: Affine) -> PyTree:
+        return ()
+
+    def __call__(self, params: Affine, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+        return Output(params(x[None])[0], (), ())
+
+    def curvature(self, params: Affine) -> Array:
+        return jnp.zeros(())
+
+    def readout_l1(self, params: Affine) -> Array:
+        return _l1(params)
+
+    def twin(self) -> "Linear":
+        return self
+
+
 class GRUParams(eqx.Module):
     cell: eqx.nn.GRUCell
-    output: Linear
+    output: Affine
 
 
 @dataclass(frozen=True)
@@ -222,7 +251,7 @@ class GRU:
 
     def init(self, in_size: int, out_size: int, key: Array) -> GRUParams:
         cell_key, output_key = jax.random.split(key)
-        return GRUParams(eqx.nn.GRUCell(in_size, self.hidden, key=cell_key), linear(self.hidden, out_size, output_key, self.gain))
+        return GRUParams(eqx.nn.GRUCell(in_size, self.hidden, key=cell_key), affine(self.hidden, out_size, output_key, self.gain))
 
     def start(self, params: GRUParams) -> PyTree:
         return jnp.zeros(self.hidden)
@@ -241,4 +270,4 @@ class GRU:
         return self
 
 
-AnyNetwork = SpikingNetwork | MLP | GRU
+AnyNetwork = SpikingNetwork | MLP | Linear | GRU
