@@ -224,7 +224,7 @@ def test_bad_input_gets_one_clear_line(
 )
 def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capsys, *arguments)
-    assert status == 2 and says in out + err
+    assert status == (2 if says in ("Required options", "there are train, evaluate") else 1) and says in out + err
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.C
         ("agent: {horizon: 2.5}", "agent.horizon takes a whole number, not 2.5"),
         ("collect: 3", "collect takes a mapping"),
         ("world_model: {kind: Ensembel}", "did you mean 'Ensemble'?"),
-        ("agent: {actor: {hidden: 64}}", "agent.actor.hidden takes a list of whole numbers"),
+        ("agent: {actor: {hidden: many}}", "agent.actor.hidden takes a list of whole numbers"),
         ("agent: {trajectories: 0}", "agent.trajectories is 0; it must be at least 1"),
         ("bonus: Boredom", "bonus has no kind 'Boredom'"),
         ("bonus: {kind: Disagreement, weigth: 1}", "unknown setting 'bonus.weigth'; did you mean 'weight'?"),
@@ -336,4 +336,4 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
     status, _, err = call(capsys, *again, *settings, "--budget", "55")
     assert status == 1 and "s4 holds a run with other settings (budget is 45 there, 55 is wanted); delete it" in err
     status, _, err = call(capsys, *again, "--no-such-setting", "1")
-    assert status == 2 and "no-such-setting" in err
+    assert status == 1 and "unknown setting 'no_such_setting'" in err

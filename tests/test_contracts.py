@@ -606,7 +606,7 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
 
 
 def keys_used_in_two_ways(jaxpr):
-    """Of a program and those inside it: keys that are split and also folded in. `fold_in(key, i)` is `split(key, n)[i]`, so that what
+    """Of a program and those inside it: keys that are split and also folded in. As `fold_in(key, i)` is `split(key, n)[i]`, what
     comes of the one and of the other would be the same randomness."""
     uses = {}
     for equation in jaxpr.eqns:

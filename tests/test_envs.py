@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
@@ -224,7 +225,7 @@ def test_an_episode_without_an_end_is_stopped_and_says_how_to_limit_it(monkeypat
     host.close()
     evaluator = Evaluator(Config(env="environments:SelfTruncating-v0", env_kwargs=endless), 2)
     with pytest.raises(BrokenEnvironment, match=says):
-        evaluator(Always(1), None, 0)
+        evaluator(Always(1), None, jax.random.key(0), 0)
     evaluator.close()
     for kwargs, limit in ((endless, 40), ({"length": 30}, None)):
         host = HostEnvironments("environments:SelfTruncating-v0", kwargs, limit, 0)
@@ -240,11 +241,11 @@ class Always:
 
     def start(self, *_: Any) -> None: ...
 
-    def act(self, state: Any, carry: Any, obs: np.ndarray, *_: Any) -> Any:
+    def act(self, policy: Any, carry: Any, obs: np.ndarray, key: Any, greedy: bool) -> Any:
         from types import SimpleNamespace
 
         action = np.eye(2, dtype=np.float32)[np.full(len(obs), self.choice)]
-        return SimpleNamespace(action=action, carry=None, rate=np.zeros(len(obs)))
+        return SimpleNamespace(action=action, carry=None, rate=np.zeros(len(obs)), key=key)
 
 
 @pytest.mark.parametrize("terminates", [False, True])
@@ -262,7 +263,7 @@ def test_a_repeated_action_adds_rewards_and_stops_where_the_episode_does(termina
     host.close()
     config = merge(Config(), {"env": "environments:SelfTruncating-v0", "env_kwargs": kwargs, "action_repeat": 3})
     evaluator = Evaluator(config, 4)
-    result = evaluator(Always(1), None, 0)
+    result = evaluator(Always(1), None, jax.random.key(0), 0)
     evaluator.close()
     assert result.returns.tolist() == [28.0] * 4 and result.lengths.tolist() == [7] * 4
     with pytest.raises(ConfigError, match="action_repeat is 0; it must be at least 1"):

@@ -145,7 +145,7 @@ def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_en
 
 def test_the_newest_steps_of_environments_side_by_side_are_trajectories_of_their_own():
     agent = replace(AGENT, critic=Proportional(), rollout=6, gamma=0.5, return_lambda=1.0)
-    obs = jnp.arange(8.0).reshape(4, 2)[..., None] * jnp.ones(2) / 10  # step t of environment n observes (2 t + n) / 10
+    obs = jnp.arange(8.0).reshape(4, 2)[..., None] * jnp.ones((1, 1, 2)) / 10  # step t of environment n observes (2 t + n) / 10
     none = jnp.zeros((4, 2))
     steps = Transition(obs, jnp.tile(jnp.eye(3)[0], (4, 2, 1)), none + 1, obs + 0.2, none, none, none)
     experience = ReplayBuffer(8).init(ARMS, 2).add(steps, jnp.asarray(4))
@@ -206,6 +206,15 @@ def test_value_loss_is_the_larger_of_the_plain_and_the_clipped_one():
         return jnp.maximum(0.5 * (value - target[i]) ** 2, 0.5 * (held - target[i]) ** 2)
 
     np.testing.assert_allclose(found, [jax.grad(larger)(1.0, i) for i in range(4)], rtol=1e-5, atol=1e-7)
+
+
+def test_a_value_that_has_moved_within_its_bounds_is_never_held_by_a_rounding_error():
+    agent = replace(AGENT, critic=Proportional(), value=Regression(), value_clip=0.2)
+    before = jax.random.uniform(KEY, (500,))
+    now = before + 0.1 * jax.random.uniform(OTHER, (500,), minval=-1)
+    gradient = jax.grad(lambda w, i: agent._critic_loss(w, sample(before[i], jnp.array([2.0]), now[i]), jnp.ones(1)))
+    found = jax.jit(jax.vmap(lambda i: gradient(jnp.ones(()), i[None])))(jnp.arange(500))
+    np.testing.assert_allclose(found, (now - 2.0) * now, rtol=1e-4)
 
 
 def test_learning_stops_once_the_policy_has_moved_too_far():

@@ -12,18 +12,18 @@ from small import encoders, finite, kinds, same, shapes, small
 
 from spikedream.snn import surrogates
 from spikedream.snn.codings import (
+    Affine,
     AnyReadout,
     DirectCurrent,
     GaussianPopulation,
     LeakyReadout,
-    Linear,
     MembraneReadout,
     MembraneWeights,
     PopulationReadout,
     PopulationWeights,
     RateReadout,
 )
-from spikedream.snn.networks import GRU, MLP, AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import GRU, MLP, AnyNetwork, Linear, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, spike
 
@@ -32,6 +32,7 @@ NEURONS = kinds(AnyNeuron)
 SURROGATES = kinds(surrogates.AnySurrogate)
 NETWORKS = kinds(AnyNetwork)
 FEED_FORWARD = [kind for kind in NETWORKS if not kind().persistent]
+LAYERED = [kind for kind in FEED_FORWARD if kind is not Linear]
 NO_LEAK = 20.0  # its logistic function is 1 in float32
 
 
@@ -275,14 +276,14 @@ SPIKES = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # (ticks, neurons)
 
 
 def test_rate_readout_by_hand():
-    params = Linear(jnp.array([[3.0], [-6.0]]), jnp.array([0.5]))
+    params = Affine(jnp.array([[3.0], [-6.0]]), jnp.array([0.5]))
     value, state, trains = RateReadout().decode(params, None, SPIKES, jnp.array([9.0, 9.0]))
     assert float(value[0]) == pytest.approx(3 * 2 / 3 - 6 / 3 + 0.5)
     assert state is None and trains == ()
 
 
 def test_membrane_readout_by_hand():
-    params = MembraneWeights(Linear(jnp.array([[3.0], [-6.0]]), jnp.array([0.5])), jnp.array([[10.0], [20.0]]))
+    params = MembraneWeights(Affine(jnp.array([[3.0], [-6.0]]), jnp.array([0.5])), jnp.array([[10.0], [20.0]]))
     value, _, trains = MembraneReadout().decode(params, None, SPIKES, jnp.array([0.3, -0.6]))
     charge = 3 * (2 / 3 + 0.1) - 6 * (1 / 3 - 0.2) + 0.5
     assert float(value[0]) == pytest.approx(charge + 10 * 2 / 3 + 20 / 3, rel=1e-6)
@@ -292,7 +293,7 @@ def test_membrane_readout_by_hand():
 
 def test_leaky_readout_by_hand():
     readout = LeakyReadout(neuron=LeakyIntegrator(decay=(0.5, 0.5)))
-    params = eqx.tree_at(lambda p: p.synapse, readout.init(2, 1, KEY), Linear(jnp.array([[1.0], [4.0]]), jnp.zeros(1)))
+    params = eqx.tree_at(lambda p: p.synapse, readout.init(2, 1, KEY), Affine(jnp.array([[1.0], [4.0]]), jnp.zeros(1)))
     value, state, _ = readout.decode(params, readout.start(params), SPIKES, jnp.zeros(2))
     assert float(state.v[0]) == pytest.approx(1 / 4 + 4 / 2 + 1)
     assert float(value[0]) == pytest.approx((1 / 4 + 4 / 2 + 1) / 3)
@@ -304,7 +305,7 @@ def test_population_readout_by_hand():
     neuron = CubaLIF(synapse_decay=(0.5, 0.5), decay=(0.75, 0.75), threshold=0.5, reset="hard")
     readout = PopulationReadout(neurons=2, neuron=neuron)
     params = PopulationWeights(
-        Linear(jnp.array([[1.2, -1.2, 0.0, 0.0]]), jnp.array([0.0, 0.0, 0.4, 0.0])),
+        Affine(jnp.array([[1.2, -1.2, 0.0, 0.0]]), jnp.array([0.0, 0.0, 0.4, 0.0])),
         readout.neuron.init(4, KEY),
         jnp.array([[2.0, -3.0], [6.0, 1.0]]),
         jnp.array([0.1, -0.2]),
@@ -392,7 +393,7 @@ def test_without_persistence_nothing_is_carried(kind):
     assert network(params, jnp.ones(3)).carry == ()
 
 
-@pytest.mark.parametrize("kind", FEED_FORWARD)
+@pytest.mark.parametrize("kind", LAYERED)
 def test_fan_in_limits_what_a_first_layer_unit_listens_to(kind):
     network = small(kind(), hidden=(6,), fan_in=1)
     params = network.init(3, 2, KEY)
@@ -419,7 +420,7 @@ def test_a_fan_in_of_one_keeps_the_variance_of_the_input_current():
     assert spread[1] == pytest.approx(spread[None], rel=0.1)
 
 
-@pytest.mark.parametrize("kind", FEED_FORWARD)
+@pytest.mark.parametrize("kind", LAYERED)
 def test_twin_is_conventional_and_keeps_widths(kind):
     network = small(kind(), hidden=(9, 4), fan_in=2)
     conventional = network.twin()
@@ -429,6 +430,16 @@ def test_twin_is_conventional_and_keeps_widths(kind):
     assert [layer.weight.shape for layer in params.layers] == [(3, 9), (9, 4), (4, 2)]
     assert conventional(params, jnp.ones(3)).spikes == ()
     assert conventional.twin() == conventional
+
+
+def test_a_linear_network_is_affine_and_its_own_twin():
+    network = Linear(gain=2.0)
+    params = network.init(3, 2, KEY)
+    x, y = jnp.array([0.4, -0.8, 1.1]), jnp.array([3.0, 0.0, -2.0])
+    at = lambda x: network(params, x).value  # noqa: E731
+    np.testing.assert_allclose(at(2 * x - y), 2 * at(x) - at(y), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(at(x), x @ params.weight + params.bias, rtol=1e-6)
+    assert network.twin() is network and network(params, x).spikes == () and float(network.curvature(params)) == 0.0
 
 
 def test_twin_of_a_network_that_starts_linear_starts_linear():
@@ -467,8 +478,8 @@ def test_gru_by_hand():
 def test_mlp_by_hand():
     network = MLP(hidden=(2,), activation="relu")
     params = network.init(2, 1, KEY)
-    hidden = Linear(jnp.array([[1.0, -1.0], [2.0, 1.0]]), jnp.array([0.5, 0.0]))
-    params = eqx.tree_at(lambda p: p.layers, params, (hidden, Linear(jnp.array([[2.0], [3.0]]), jnp.array([-1.0]))))
+    hidden = Affine(jnp.array([[1.0, -1.0], [2.0, 1.0]]), jnp.array([0.5, 0.0]))
+    params = eqx.tree_at(lambda p: p.layers, params, (hidden, Affine(jnp.array([[2.0], [3.0]]), jnp.array([-1.0]))))
     assert float(network(params, jnp.array([1.0, 2.0])).value[0]) == pytest.approx(2 * 5.5 + 3 * 1 - 1)
     assert float(network.readout_l1(params)) == 5.0
 
@@ -505,7 +516,7 @@ def test_network_gradients_are_finite_and_reach_the_first_layer(kind):
     x = jnp.array([0.4, -0.8, 1.1])
     gradient = jax.jit(jax.grad(lambda p, x: jnp.square(network(p, x).value).sum(), (0, 1)))(params, x)
     assert finite(gradient)
-    first = gradient[0].cell if kind is GRU else gradient[0].layers[0]
+    first = gradient[0].cell if kind is GRU else gradient[0] if kind is Linear else gradient[0].layers[0]
     assert bool((jax.tree.leaves(first)[0] != 0).any())
 
 

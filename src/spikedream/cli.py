@@ -29,10 +29,6 @@ EXPECTED = (
 )  # fmt: skip
 
 
-class UsageError(ConfigError):
-    """What was typed is no command that makes sense."""
-
-
 @dataclass
 class Train:
     """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part."""
@@ -74,15 +70,6 @@ def train(arguments: list[str], console: Console) -> int:
 
 
 def parse_train(arguments: list[str]) -> Train:
-    """Every flag but `--out` is a setting, `--agent.horizon 20`, or a part, `--agent MPC`; all are put in at once, since some are
-    only valid together. Raises UsageError."""
-    try:
-        return _parse_train(arguments)
-    except ConfigError as error:
-        raise UsageError(str(error)) from error
-
-
-def _parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
     base = configuration.named(names[0]) if names else Config()
     changes: dict[str, Any] = {}
@@ -252,9 +239,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         status = command(arguments[1:], console)
-    except UsageError as error:
-        print(f"spikedream: {error}", file=sys.stderr)
-        status = 2
     except EXPECTED as error:
         print(f"spikedream: {error}", file=sys.stderr)
         status = 1

@@ -381,5 +381,7 @@ class PPO:
         logits = jax.vmap(lambda obs, key: self._networks.criticise(critic, obs, key).value)(batch.obs, batch.key)
         value, loss = jax.vmap(self.value.mean)(logits), jax.vmap(self.value.loss)(logits, batch.target)
         held = batch.value + jnp.clip(value - batch.value, -self.value_clip, self.value_clip)
-        moved = jnp.abs(held - batch.target) > jnp.abs(value - batch.target)
+        # Within its bounds a value is its held one up to rounding, which must not decide.
+        beyond = jnp.abs(value - batch.value) > self.value_clip
+        moved = beyond & (jnp.abs(held - batch.target) > jnp.abs(value - batch.target))
         return (jnp.where(moved, jax.lax.stop_gradient(loss), loss) * weight).sum()
