@@ -25,6 +25,8 @@ SHELL = {
     "fit",
     "checkpoint",
     "logging",
+    "knowledge",
+    "start_from",
     "improve",
     "evaluation",
     "env",

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.knowledge import Knowledge
+from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
 from spikedream.world import Agent, Bonus, World
@@ -76,6 +78,7 @@ class Algorithm:
         buffer: how experience is kept.
         block: agent updates in one compiled call.
         environments: that are played side by side.
+        knowledge: what need not be learned.
     """
 
     spec: Spec
@@ -85,9 +88,13 @@ class Algorithm:
     buffer: ReplayBuffer
     block: int
     environments: int = 1
+    knowledge: Knowledge = Knowledge()
 
     def world(self, state: TrainState) -> World:
-        return World(self.world_model, state.world, state.replay.normalizer, self.bonus, state.bonus)
+        return self._world(state.world, state.replay.normalizer, state.bonus)
+
+    def _world(self, fitted: PyTree, normalizer: Normalizer, bonus: PyTree) -> World:
+        return World(self.world_model, fitted, normalizer, self.bonus, bonus, self.knowledge, self.spec)
 
     def policy(self, state: TrainState) -> PolicyState:
         """Shares the state's buffers: it ends with the next verb."""
@@ -140,7 +147,7 @@ class Algorithm:
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def remember(self, replay: Replay, steps: Transition, number: Array) -> Replay:
         """Add the first `number` () real steps of all environments, fields (rows, environments, ...), in their own units."""
-        return replay.add(steps, number)
+        return replay.add(self.knowledge.retold(self.spec, steps), number)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def fit(self, state: TrainState, updates: Array) -> tuple[TrainState, Metrics]:
@@ -151,7 +158,7 @@ class Algorithm:
         fitted, metrics = state.world, {}
         if self.agent.uses_world or self.bonus is not None:
             fitted, metrics = self.world_model.update(fitted, replay, fit_key, updates)
-        world = World(self.world_model, fitted, replay.normalizer, self.bonus, state.bonus)
+        world = self._world(fitted, replay.normalizer, state.bonus)
         if self.bonus is not None:
             bonus, more = self.bonus.update(state.bonus, world, replay, bonus_key)
             world, metrics = replace(world, bonus_state=bonus), metrics | more

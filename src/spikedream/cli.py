@@ -1,5 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -229,6 +230,7 @@ USAGE = """usage: spikedream COMMAND ...
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
+    sys.path.append(os.getcwd())  # for environments and functions in modules of the user's own
     console = Console()
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         print(spikedream.__version__ if "--version" in arguments else USAGE)

@@ -27,6 +27,7 @@ from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.knowledge import Knowledge
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.types import Spec, check_bounds
@@ -134,6 +135,7 @@ class Config:
     action_repeat: int = 1  # the environment's own steps for which an action is held
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
+    start_from: str | None = None  # an earlier run, whose world model and experience are taken over
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
     collect: Collect = Collect()
@@ -142,6 +144,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     logging: Logging = Logging()
+    knowledge: Knowledge = Knowledge()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
     bonus: AnyBonus | None = None
@@ -152,18 +155,23 @@ class Config:
             check_bounds(self, max_episode_steps=(1, None))
 
     def algorithm(self, spec: Spec) -> Algorithm:
-        environments = self.collect.environments
-        return Algorithm(spec, self.world_model, self.agent, self.bonus, self.replay, self.improve.block, environments)
+        parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
+        return Algorithm(spec, *parts, self.collect.environments, self.knowledge)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
+        self.knowledge.check()
         if self.replay.capacity < self.collect.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
             )
         if steps is None:
             return
+        if self.start_from is not None:
+            raise ValueError(
+                f"start_from needs an agent that learns from any experience, which {name} does not; Dreamer and MPC do"
+            )
         collect, improve, environments = self.collect, self.improve, self.collect.environments
         whole_turns = collect.seed_episodes == 0 and collect.steps == steps and self.fit.every is None
         if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
@@ -202,7 +210,7 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, ReplayBuffer, AdaptiveWeight, Fitting)
 
 
 def to_data(value: Any) -> Any:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.knowledge import Knowledge
 from spikedream.types import Decision, Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, WorldModel
 
 
@@ -58,16 +59,27 @@ class World(eqx.Module):
     normalizer: Any
     bonus: Bonus | None = eqx.field(static=True, default=None)
     bonus_state: PyTree = ()
+    knowledge: Knowledge = eqx.field(static=True, default=Knowledge())
+    spec: Spec | None = eqx.field(static=True, default=None)  # needed where something is known
 
     def start(self, obs: Array, key: Array) -> Any:
         return self.model.start(self.state, obs, key)
 
     def step(self, memory: Any, action: Array, key: Array) -> tuple[Any, Prediction]:
         following, prediction = self.model.step(self.state, memory, action, key)
+        if self.knowledge:
+            prediction = self._as_known(memory, action, prediction)
         if self.bonus is not None:
             bonus = self.bonus.reward(self.bonus_state, memory.obs, action, prediction)
             prediction = prediction._replace(bonus=bonus)
         return following, prediction
+
+    def _as_known(self, memory: Any, action: Array, prediction: Prediction) -> Prediction:
+        assert self.spec is not None
+        scale, raw = self.normalizer.reward_scale, self.normalizer.raw_obs
+        outcome = (raw(memory.obs), action, raw(prediction.obs), prediction.reward * scale, prediction.terminated)
+        reward, terminated = self.knowledge.outcome(self.spec, *outcome)
+        return prediction._replace(reward=reward / scale, terminated=terminated)
 
     def feature(self, memory: Any) -> Array:
         return self.model.feature(self.state, memory)
@@ -78,7 +90,7 @@ class World(eqx.Module):
         if not alone:
             return self, memory._replace(member=index)
         model, state, memory = self.model.member(self.state, memory, index)
-        return World(model, state, self.normalizer, self.bonus, self.bonus_state), memory
+        return World(model, state, self.normalizer, self.bonus, self.bonus_state, self.knowledge, self.spec), memory
 
     def without_bonus(self) -> "World":
         return replace(self, bonus=None, bonus_state=())

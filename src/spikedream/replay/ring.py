@@ -205,6 +205,13 @@ class Replay(eqx.Module):
         index = jax.random.randint(key, (most,), 0, jnp.maximum(self.size, 1))
         return index, jnp.broadcast_to((self.size > 0).astype(jnp.float32), (most,))
 
+    def in_order(self) -> Transition:
+        """All that is held, oldest first, in the environment's units; fields (rows, environments, ...). Not for compiled calls: its
+        size depends on how much there is."""
+        held = min(int(self.added), self.rows)
+        index = (int(self.added) - held + jnp.arange(held)) % self.rows
+        return jax.tree.map(lambda x: x[index], self.data)
+
     def sequence(self, end: Array, length: int) -> Sequence:
         """The `length` steps of one environment up to and including the one at position `end`, () int32."""
         row, environment = end // self.environments, end % self.environments

@@ -16,16 +16,16 @@ from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config, to_data
 from spikedream.envs.host import CONFIRM, reward_threshold
 from spikedream.runners.clock import CompileClock, due
+from spikedream.runners.inherit import inherit
 from spikedream.runners.stop import Diverged, Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
-from spikedream.runs.collect import Acting, Collector, environments_of
+from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Listener, Recorder, check_wandb
 from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.runs.run import Run
 from spikedream.types import Metrics
-
-LARGEST_BLOCK = 1024  # rows of real steps that enter the replay in one call
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Progress:
     collected: int = 0  # steps of this turn
     fitted: bool = False  # in this turn, or not due
     blocks: int = 0  # of agent updates in this turn
+    inherited_steps: int = 0  # real steps of the run that this one started from
     first_turn: int = 0  # real steps of the first turn
     later_blocks: int = 0  # of agent updates in all turns after it
     done: dict[str, int] = field(default_factory=dict)  # clock to the real steps at which it last struck
@@ -113,6 +114,8 @@ class Trainer:
         self._metrics: Metrics = {}  # still on the device
         if resume:
             self._restore()
+        elif config.start_from is not None:
+            self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
         self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
 
     def train(self) -> None:
@@ -138,6 +141,8 @@ class Trainer:
     def collect(self) -> None:
         """Whole random episodes in the first turn, then some steps with the agent's own noisy policy."""
         progress, collect = self.progress, self.config.collect
+        if progress.turn == 0 and progress.inherited_steps:
+            return  # there is something to learn from already
         acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
         explores = progress.turn == 0 and collect.seed_episodes > 0
         while progress.real_steps < self.config.budget:
@@ -357,7 +362,7 @@ class Trainer:
         progress = self.progress
         outcome.write_result(
             self.directory, self.config, progress.row, self._play, threshold=self.threshold, solved_at=progress.solved_at,
-            wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
+            wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds, inherited_steps=progress.inherited_steps,
         )  # fmt: skip
 
     def close(self) -> None:

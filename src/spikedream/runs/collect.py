@@ -10,6 +10,8 @@ from spikedream.config import Config
 from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed, random_action, random_log_prob
 from spikedream.types import PyTree, Transition
 
+LARGEST_BLOCK = 1024  # rows of real steps that enter the replay in one call
+
 
 class Acting(NamedTuple):
     """What a policy carries from one step to the next."""

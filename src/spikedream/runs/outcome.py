@@ -78,6 +78,7 @@ def write_result(
     solved_at: int | None,
     wall_seconds: float,
     compile_seconds: float = 0.0,
+    inherited_steps: int = 0,
     packages: Iterable[str] = (),
 ) -> None:
     """`result.json`: the outcome for people and programs. Plays the fresh episodes that it tells of: as many as an evaluation has,
@@ -93,6 +94,7 @@ def write_result(
         solved_at: real steps to the first evaluation that `judge` found solved, if there was one.
         wall_seconds: of the run so far, compilation included, the fresh episodes not.
         compile_seconds: of these.
+        inherited_steps: real steps of an earlier run that it began with.
         packages: further ones whose versions are told.
 
     Raises:
@@ -109,6 +111,7 @@ def write_result(
         "budget": config.budget,
         "real_steps_to_solve": solved_at,
         **{name: row[name] for name in ("real_steps", "imagined_steps", "updates", "eval_return_mean", "eval_return_std")},
+        "inherited_steps": inherited_steps,
         "eval_episodes": config.evaluation.episodes,
         "fresh_return_mean": fresh.mean(),
         "fresh_return_std": fresh.std(),
