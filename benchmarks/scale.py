@@ -155,6 +155,26 @@ def saving(rows: int) -> float:
     return statistics.median(times[1:])
 
 
+def memory(rows: int) -> tuple[float, float]:
+    """Bytes of the raw transitions, and how much higher the process's peak is once they are stored, learned from and saved. To be
+    asked first: a peak does not fall."""
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    small = settings(BLOCK)
+    algorithm = small.algorithm(environments_of(small).spec)
+    jax.block_until_ready(algorithm.fit(filled(algorithm, BLOCK), np.int32(1)))  # what any run needs
+    before, config = peak(), settings(rows)
+    algorithm = config.algorithm(environments_of(config).spec)
+    state, _ = algorithm.fit(filled(algorithm, rows), np.int32(1))
+    state, metrics = algorithm.dream(state)
+    jax.block_until_ready(metrics)
+    with tempfile.TemporaryDirectory() as directory:
+        ReplayLog(Path(directory)).save(state.replay)
+    return sum(x.nbytes for x in jax.tree.leaves(state.replay.data)), peak() - before
+
+
 def report(what: str, value: float, unit: str, **about: Any) -> None:
     print(json.dumps({"what": what, **about, unit: round(value, 4)}), flush=True)
 
@@ -163,6 +183,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="transitions stored")
     given = parser.parse_args()
+    raw, more = memory(max(given.rows))
+    report("peak memory over raw data", more / raw, "ratio", stored=max(given.rows), raw_mb=raw // 2**20)
     for environments in (1, 16):
         report("step of collecting, for each environment", collecting(environments), "ms", environments=environments)
     for priority in ("uniform", "model_error"):
@@ -173,9 +195,6 @@ def main() -> None:
                 report(f"turn: {part}", value, "ms", **about)
     for rows in given.rows:
         report("checkpoint after 10,000 new rows", saving(rows), "s", stored=rows)
-    raw = max(given.rows) * 4 * (2 * OBS + ACTIONS + 4)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    report("peak memory over raw data", peak / raw, "ratio", stored=max(given.rows), raw_mb=raw // 2**20)
 
 
 if __name__ == "__main__":

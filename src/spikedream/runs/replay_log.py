@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from spikedream.runs.checkpoint import CheckpointError, make_directory, write_fi
 from spikedream.types import Transition
 
 LARGEST_PART = 1 << 24  # bytes that are hashed at one time
+BLOCK = 1 << 14  # rows that are written at one time
 
 
 class Extent(NamedTuple):
@@ -55,29 +57,23 @@ class ReplayLog:
             first = max(0, added - replay.rows)
             self._hash = hashlib.sha256()
             held = Extent(f"replay-{first}-{added}.f32", first, 0, _width(replay), self._hash.hexdigest())
-        new = rows_of(replay, held.first + held.rows, added)
-        if not np.isfinite(new).all():
-            raise CheckpointError("the replay holds numbers that are not finite")
-        content, digest = new.tobytes(), self._hash.copy()
-        digest.update(content)
-        if held.rows:
-            self._append(self.directory / held.file, 4 * held.rows * held.width, content)
-        else:
-            write_file(self.directory / held.file, content)
-        self._hash, self._extent = digest, held._replace(rows=held.rows + len(new), sha256=digest.hexdigest())
-        return self._extent
-
-    def _append(self, path: Path, offset: int, content: bytes) -> None:
-        """`content` at `offset`, behind which nothing belongs to any checkpoint: it was written before a crash."""
+        path, digest = self.directory / held.file, self._hash.copy()
+        if held.rows == 0:
+            write_file(path, b"")
         try:
             with path.open("r+b") as file:
-                file.truncate(offset)
-                file.seek(offset)
-                file.write(content)
+                # What lies behind belongs to no checkpoint: it was written before a crash.
+                file.truncate(4 * held.rows * held.width)
+                file.seek(0, os.SEEK_END)
+                for content in _parts(replay, held.first + held.rows, added):
+                    digest.update(content)
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from error
+        self._hash, self._extent = digest, held._replace(rows=added - held.first, sha256=digest.hexdigest())
+        return self._extent
 
     def load(self, extent: Extent, replay: Replay) -> Replay:
         """`replay` with the transitions of the log in its ring, and the log ready to go on from there.
@@ -105,6 +101,16 @@ class ReplayLog:
     def begin_anew(self) -> None:
         """The next save writes all that the ring holds into a new file: something that was saved has changed."""
         self._extent = None
+
+
+def _parts(replay: Replay, start: int, end: int) -> Iterator[bytes]:
+    """Ring rows `start` to `end`, counted from the first ever added, a block at a time: a whole replay is not copied at once."""
+    while start < end:
+        rows = rows_of(replay, start, min(start + BLOCK, end))
+        if not np.isfinite(rows).all():
+            raise CheckpointError("the replay holds numbers that are not finite")
+        start += len(rows)
+        yield rows.tobytes()
 
 
 def _width(replay: Replay) -> int:
