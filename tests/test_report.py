@@ -189,7 +189,8 @@ def test_panels_stand_where_their_numbers_are():
     world, dreams, curiosity, agent = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
     assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent"]
     assert not world(TURN) and not dreams(TURN) and not curiosity(TURN) and "Time of a decision" in agent(TURN)
-    assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Held-out" not in world(TURN | {"confidence": 0.5})
+    assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Error of one step" not in world(TURN | {"confidence": 0.5})
+    assert "Error of one step" in world(TURN | {"model_error": 0.5})
     assert not dreams(TURN | {"imagined_share": 1.0}) and "Imagined data" in dreams(TURN, TURN | {"imagined_share": 0.5})
     uncertain = TURN | {"dream_uncertainty": 0.1, "dream_noise": 0.2}
     assert "aleatoric" in dreams(uncertain) and "aleatoric" not in dreams(uncertain | {"dream_noise": 0.0})

@@ -53,7 +53,7 @@ def reliability(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, An
 GROUPS = (
     Group("world-model", "World model", (
         Panel("Loss while fitting", "loss", (Line("model_loss", "trained on"), Line("model_holdout_loss", "held out"))),
-        Panel("Held-out error", "mean squared error", (Line("model_error"),)),
+        Panel("Error of one step", "mean squared error", (Line("model_error"),)),
         Panel("Confidence", "exp(−error)", (Line("model_confidence", instead="confidence"),)),
         Panel("Uncertainty", "typical changes", (Line("model_noise", "aleatoric"), Line("model_disagreement", "epistemic"))),
         Panel("Truth inside the interval", SHARE, (Line(COVERAGE + "50", "50 %"), Line(COVERAGE + "90", "90 %")), (0.5, 0.9)),
