@@ -19,7 +19,7 @@ from small import CONTINUOUS, DISCRETE
 from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
-from spikedream.envs.host import decode_actions
+from spikedream.envs.spaces import decode_actions
 from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study

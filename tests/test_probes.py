@@ -10,7 +10,7 @@ import pytest
 from small import CONTINUOUS, DISCRETE, changed_rows, holding
 
 from spikedream.config import twin
-from spikedream.envs.host import decode_actions
+from spikedream.envs.spaces import decode_actions
 from spikedream.replay.normalizer import Normalizer
 from spikedream.snn.codings import DirectCurrent, MembraneReadout, RateReadout
 from spikedream.snn.networks import SpikingNetwork

@@ -28,7 +28,8 @@ from spikedream.agents.mpc import MPC
 from spikedream.agents.ppo import PPO
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
-from spikedream.envs.host import EVALUATE, REPORT, BrokenEnvironment, episode_seed
+from spikedream.envs.host import EVALUATE, REPORT, episode_seed
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.ops.imagination import Imagination
 from spikedream.planners.cem import CEM
 from spikedream.reports import drawing, episode, report

@@ -18,7 +18,7 @@ import jax
 from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
-from spikedream.envs.host import BrokenEnvironment
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.reports.report import write_report
 from spikedream.runners.stop import Diverged, Interrupted
 from spikedream.runners.sync import Trainer

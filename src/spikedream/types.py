@@ -3,7 +3,7 @@
 Every part is a frozen dataclass of hyper-parameters with pure methods; its learned state is a pytree that the methods take and
 return. Shapes are given for ONE sample: whoever has a batch maps with `jax.vmap`. Inside spikedream observations and rewards are
 normalised and an action is always a float vector, one-hot for discrete spaces and in [-1, 1] for continuous ones; the conversion
-to and from the environment's own units happens in `spikedream.replay.normalizer` and `spikedream.envs.host` only.
+to and from the environment's own units happens in `spikedream.replay.normalizer` and `spikedream.envs.spaces` only.
 """
 
 from dataclasses import dataclass

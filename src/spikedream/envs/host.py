@@ -5,16 +5,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from spikedream.envs.make import reward_threshold
 from spikedream.envs.player import Group, Players
-from spikedream.envs.spaces import BrokenEnvironment, decode_actions, random_action, random_log_prob
+from spikedream.envs.spaces import decode_actions
 from spikedream.envs.workers import Workers
 from spikedream.types import Spec, Transition
-
-__all__ = [
-    "CONFIRM", "EVALUATE", "EXPLORE", "LEARN", "REPORT", "BrokenEnvironment", "HostEnvironments", "Position", "decode_actions",
-    "episode_seed", "random_action", "random_log_prob", "reward_threshold",
-]  # fmt: skip
 
 # What an episode's seed is for; the streams of one run never meet.
 LEARN, EVALUATE, CONFIRM, REPORT, EXPLORE = range(5)
@@ -136,31 +130,3 @@ class HostEnvironments:
 
     def close(self) -> None:
         self._group.close()
-
-
-class HostEnvironment:
-    """One environment of `HostEnvironments`, without the leading axis."""
-
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, seed: int):
-        self._envs = HostEnvironments(env_id, kwargs, max_episode_steps, seed)
-        self.spec = self._envs.spec
-
-    @property
-    def position(self) -> Position:
-        return self._envs.positions[0]
-
-    def reset(self) -> np.ndarray:
-        """Start the episode that `position` names."""
-        self._envs.begin()
-        return self._envs.obs[0]
-
-    def step(self, action: np.ndarray, log_prob: float = 0.0) -> Transition:
-        """As `HostEnvironments.step`, of one encoded action, (action_size,)."""
-        step, _ = self._envs.step(np.asarray(action)[None], np.full(1, log_prob, np.float32))
-        return Transition(*(x[0] for x in step))
-
-    def restore(self, position: Position) -> bool:
-        return bool(self._envs.restore([position])[0])
-
-    def close(self) -> None:
-        self._envs.close()

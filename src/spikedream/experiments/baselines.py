@@ -23,8 +23,8 @@ import yaml
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
-from spikedream.envs.host import BrokenEnvironment
 from spikedream.envs.make import make_environment, reward_threshold, spec_of
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments.zoo import RL_ZOO
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.envs.host import BrokenEnvironment
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import record, tables
 from spikedream.experiments.baselines import Baseline
 from spikedream.experiments.cells import FINISHED, PLAIN, run_cells

@@ -10,8 +10,9 @@ from typing import Literal
 import gymnasium
 import numpy as np
 
-from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed
+from spikedream.envs.host import REPORT, episode_seed
 from spikedream.envs.make import endless, has_display, longest_episode, make_own
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.runs.run import Run
 
 

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import plotly.graph_objects as go
 
-from spikedream.envs.host import REPORT, BrokenEnvironment, episode_seed
+from spikedream.envs.host import REPORT, episode_seed
 from spikedream.envs.make import reward_threshold
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.drawing import drawing_environment, greedy_episode
 from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, step_key, warm_up

@@ -14,7 +14,8 @@ import numpy as np
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config, to_data
-from spikedream.envs.host import CONFIRM, reward_threshold
+from spikedream.envs.host import CONFIRM
+from spikedream.envs.make import reward_threshold
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
 from spikedream.runners.stop import Diverged, Interrupted, stopping

@@ -7,7 +7,8 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
-from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed, random_action, random_log_prob
+from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed
+from spikedream.envs.spaces import random_action, random_log_prob
 from spikedream.types import PyTree, Transition
 
 LARGEST_BLOCK = 1024  # rows of real steps that enter the replay in one call

@@ -9,9 +9,9 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
-from spikedream.envs.host import BrokenEnvironment, episode_seed
+from spikedream.envs.host import episode_seed
 from spikedream.envs.make import endless, longest_episode, make_vector
-from spikedream.envs.spaces import decode_actions
+from spikedream.envs.spaces import BrokenEnvironment, decode_actions
 
 LARGEST_BATCH = 100
 
