@@ -11,7 +11,7 @@ import pytest
 
 from spikedream import config as configuration
 from spikedream.config import Config, Evaluation
-from spikedream.envs.host import CONFIRM, EVALUATE, REPORT
+from spikedream.envs.host import CONFIRM, EVALUATE
 from spikedream.runs import outcome, provenance
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated
@@ -57,11 +57,11 @@ ROW = {
 
 
 def test_a_result_tells_of_fresh_episodes_and_of_what_made_it(tmp_path: Path) -> None:
-    config, play = Config(preset="p", seed=5, budget=40, evaluation=Evaluation(2)), Player(8.5)
+    config = Config(preset="p", seed=5, budget=40, evaluation=Evaluation(2))
     outcome.begin(config, tmp_path / "run")
-    outcome.write_result(tmp_path / "run", config, ROW, play, threshold=9.0, solved_at=None, wall_seconds=1.0, packages=["scipy"])
+    outcome.write_result(tmp_path / "run", config, ROW, (8.5, 1.0), threshold=9.0, solved_at=None, wall_seconds=1.0, packages=["scipy"])
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert play.asked == [(REPORT, 0)] and (result["fresh_return_mean"], result["fresh_return_std"]) == (8.5, 1.0)
+    assert (result["fresh_return_mean"], result["fresh_return_std"]) == (8.5, 1.0)
     assert (result["solved"], result["real_steps_to_solve"], result["budget"]) == (False, None, 40)
     assert result["firing_rate"] == {"actor": 0.25} and result["decision_ms"] is None
     assert result["version"] == result["versions"]["spikedream"] == provenance.version() and result["versions"]["scipy"]

@@ -128,3 +128,17 @@ def test_a_bench_runs_its_seeds_together_and_keeps_them(tmp_path: Path) -> None:
     assert [len(scores["seeds"]) for scores in table.values()] == [2, 2]
     assert all((tmp_path / kind / f"s{seed}" / "report.html").exists() for kind in ("spiking", "conventional") for seed in (0, 1))
     assert said.getvalue().count("(kept)") == 4
+
+
+def test_a_run_that_does_not_stop_when_solved_goes_on_and_tells_both(tmp_path: Path) -> None:
+    settings = {"threshold": 0.0, "budget": 60, "collect": {"seed_episodes": 0, "steps": 20}}
+    outcomes = {}
+    for stop in (True, False):
+        run(config(**settings, evaluation={"stop": stop, "confirmations": 1}), tmp_path / str(stop))
+        outcomes[stop] = json.loads((tmp_path / str(stop) / "result.json").read_text())
+    until, whole = outcomes[True], outcomes[False]
+    assert (until["real_steps"], whole["real_steps"]) == (20, 60)
+    for name in ("solved", "real_steps_to_solve", "fresh_return_mean", "fresh_return_std"):  # of the policy that solved it
+        assert until[name] == whole[name]
+    rows = [json.loads(line) for line in (tmp_path / "False" / "metrics.jsonl").read_text().splitlines()]
+    assert whole["eval_return_mean"] == rows[-1]["eval_return_mean"] and len(rows) == 3

@@ -94,7 +94,8 @@ class Evaluation:
 
     every: int | None = None  # real steps; None: in each turn. Always in the first turn and in the last
     episodes: int = 100
-    confirmations: int = 0  # further evaluations that must also reach the threshold before the run stops as solved
+    confirmations: int = 0  # further evaluations that must also reach the threshold before the run counts as solved
+    stop: bool = True  # as soon as it is solved; otherwise it goes on to the end of its budget
 
     def __post_init__(self) -> None:
         check_period(self, "every")

@@ -23,6 +23,7 @@ import yaml
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.envs.host import REPORT
 from spikedream.envs.make import make_environment, reward_threshold, spec_of
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments.zoo import RL_ZOO
@@ -125,7 +126,7 @@ class Watch:
         names = ("env", "env_kwargs", "max_episode_steps", "seed")
         self.evaluator = Evaluator(Config(**{n: getattr(baseline, n) for n in names}), baseline.evaluation.episodes)
         self.recorder = Recorder(directory)
-        self.started, self.row, self.solved_at = time.perf_counter(), {}, None
+        self.started, self.row, self.solved_at, self.fresh = time.perf_counter(), {}, None, None
 
     def turn(self, real_steps: int, updates: int) -> bool:
         """Evaluate where it is time to; True when the run is over. To be called between updates."""
@@ -133,13 +134,15 @@ class Watch:
         spent = real_steps >= self.baseline.budget
         if real_steps > last and (spent or real_steps - last >= self.baseline.agent.evaluate_every):
             self._evaluate(real_steps, updates)
-        return spent or self.solved_at is not None
+        return spent or (self.solved_at is not None and self.baseline.evaluation.stop)
 
     def _evaluate(self, real_steps: int, updates: int) -> None:
         turn = self.row.get("turn", -1) + 1
-        result, solved = judge(self.threshold, self.baseline.evaluation.confirmations, self._play, turn)
-        if solved:
-            self.solved_at = real_steps
+        unsolved = self.solved_at is None
+        confirmations = self.baseline.evaluation.confirmations if unsolved else 0
+        result, solved = judge(self.threshold, confirmations, self._play, turn)
+        if solved and unsolved:
+            self.solved_at, self.fresh = real_steps, self._fresh()
         self.row = {
             "turn": turn,
             "real_steps": real_steps,
@@ -155,10 +158,14 @@ class Watch:
     def _play(self, stream: int, *index: int) -> Evaluated:
         return self.evaluator(cast(Any, self.policy), cast(Any, None), jax.random.key(0), stream, *index)
 
+    def _fresh(self) -> tuple[float, float]:
+        fresh = self._play(REPORT, 0)
+        return fresh.mean(), fresh.std()
+
     def write_result(self) -> None:
         write_result(
-            self.directory, self.baseline, self.row, self._play, threshold=self.threshold, solved_at=self.solved_at,
-            wall_seconds=time.perf_counter() - self.started,
+            self.directory, self.baseline, self.row, self.fresh or self._fresh(), threshold=self.threshold,
+            solved_at=self.solved_at, wall_seconds=time.perf_counter() - self.started,
             packages=("stable-baselines3", "torch") if installed() else (),
         )  # fmt: skip
 

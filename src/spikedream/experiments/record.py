@@ -110,9 +110,11 @@ class Row:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Of a `Config` or a baseline's, as plain data, without what makes no difference between the seeds of a row."""
+    """Of a `Config` or a baseline's, as plain data, without what makes no difference between the seeds of a row, or to what was
+    measured until they solved."""
     # By way of JSON, so that it equals what is read back.
     data = json.loads(json.dumps(configuration.to_data(config)))
+    data["evaluation"].pop("stop", None)
     return {name: value for name, value in data.items() if name not in ELSEWHERE}
 
 

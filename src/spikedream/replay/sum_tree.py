@@ -4,6 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+SCATTERED = 4  # a level with so many nodes for each changed weight, or fewer, is summed as a whole: that costs less than scattering
+
 
 class SumTree(eqx.Module):
     """A complete binary tree of sums: its root is entry 1, the children of entry i are 2i and 2i + 1, the weights are the leaves.
@@ -31,10 +33,17 @@ class SumTree(eqx.Module):
         nothing; an index that is there twice must have one weight."""
         node = jnp.where(index < self.leaves, self.leaves + index, self.sums.shape[0])
         sums = self.sums.at[node].set(weight, mode="drop")
-        for _ in range(self.leaves.bit_length() - 1):
+        width = self.leaves  # of the level that is right so far
+        while width > SCATTERED * index.size:
+            width //= 2
             node = jnp.where(node < self.sums.shape[0], node // 2, node)
             sums = sums.at[node].set(sums[2 * node] + sums[2 * node + 1], mode="drop")
-        return SumTree(sums)
+        levels = [sums[width : 2 * width]]
+        while levels[0].size > 1:
+            pairs = levels[0].reshape(-1, 2)
+            levels.insert(0, pairs[:, 0] + pairs[:, 1])
+        # In place: a copy of all the leaves would cost more than the sums.
+        return SumTree(sums.at[: 2 * width].set(jnp.concatenate([sums[:1], *levels])))
 
     def find(self, target: Array) -> Array:
         """The leaf in whose stretch of the running total each of `target` lies, in [0, total); shape of `target`, int32."""

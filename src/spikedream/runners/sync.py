@@ -14,7 +14,7 @@ import numpy as np
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config, to_data
-from spikedream.envs.host import CONFIRM
+from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.make import reward_threshold
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
@@ -48,6 +48,7 @@ class Progress:
     done: dict[str, int] = field(default_factory=dict)  # clock to the real steps at which it last struck
     finished: bool = False
     solved_at: int | None = None  # real steps
+    fresh: tuple[float, float] | None = None  # mean and deviation of returns on fresh episodes of the policy that solved it
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     metrics_bytes: int = 0
@@ -225,10 +226,13 @@ class Trainer:
         if not spent and not due(self.config.evaluation.every, progress.done.get("evaluation"), progress.real_steps):
             return
         self.listener.phase("evaluate", 0, 1)
-        verdict = outcome.judge(self.threshold, self.config.evaluation.confirmations, self._play, progress.evaluations)
-        if verdict.solved:
+        evaluation, unsolved = self.config.evaluation, progress.solved_at is None
+        confirmations = evaluation.confirmations if unsolved else 0
+        verdict = outcome.judge(self.threshold, confirmations, self._play, progress.evaluations)
+        if verdict.solved and unsolved:
             progress.solved_at = progress.real_steps
-        progress.finished = verdict.solved or spent
+            progress.fresh = self._fresh()
+        progress.finished = spent or (verdict.solved and evaluation.stop)
         progress.done["evaluation"] = progress.real_steps
         progress.evaluations += 1
         self._write_row(verdict.evaluated)
@@ -238,6 +242,10 @@ class Trainer:
         if stream == CONFIRM:
             self.listener.phase("confirm", index[-1], self.config.evaluation.confirmations)
         return self.evaluator(self.algorithm, self.algorithm.policy(self.state), self.state.keys.evaluate, stream, *index)
+
+    def _fresh(self) -> tuple[float, float]:
+        fresh = self._play(REPORT, 0)
+        return fresh.mean(), fresh.std()
 
     def turn_over(self) -> None:
         """The turn is through; what is saved from now on belongs to the next."""
@@ -362,7 +370,8 @@ class Trainer:
         """`result.json`: the outcome for people and programs."""
         progress = self.progress
         outcome.write_result(
-            self.directory, self.config, progress.row, self._play, threshold=self.threshold, solved_at=progress.solved_at,
+            self.directory, self.config, progress.row, progress.fresh or self._fresh(), threshold=self.threshold,
+            solved_at=progress.solved_at,
             wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds, inherited_steps=progress.inherited_steps,
         )  # fmt: skip
 

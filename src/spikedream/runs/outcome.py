@@ -5,14 +5,14 @@ name (see `envs.host.episode_seed`).
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from spikedream.config import to_data
-from spikedream.envs.host import CONFIRM, EVALUATE, REPORT
+from spikedream.envs.host import CONFIRM, EVALUATE
 from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.runs.evaluate import Evaluated
 from spikedream.runs.provenance import code, commit, peak_memory_mb, processor, version, versions
@@ -72,7 +72,7 @@ def write_result(
     directory: Path,
     config: Any,
     row: Mapping[str, Any],
-    play: Play,
+    fresh: Sequence[float],
     *,
     threshold: float | None,
     solved_at: int | None,
@@ -81,15 +81,15 @@ def write_result(
     inherited_steps: int = 0,
     packages: Iterable[str] = (),
 ) -> None:
-    """`result.json`: the outcome for people and programs. Plays the fresh episodes that it tells of: as many as an evaluation has,
-    on seeds that neither learning nor evaluation used (those of `Run.evaluate`, repetition 0).
+    """`result.json`: the outcome for people and programs.
 
     Args:
         directory: of the run.
         config: a `Config`, or a baseline's; preset, env, seed, budget and evaluation are told.
         row: the last of `metrics.jsonl`; its real_steps, imagined_steps, updates, eval_return_mean and eval_return_std, and where
             it has them decision_ms and firing_rate/..., are told.
-        play: as the module says, with the policy at the end of the run.
+        fresh: mean and deviation of the returns of the policy that solved it, or of the last where none did, on episodes whose
+            seeds neither learning nor evaluation used: `play(REPORT, 0)`, those of `Run.evaluate`, repetition 0.
         threshold: at which it counts as solved, if there is one.
         solved_at: real steps to the first evaluation that `judge` found solved, if there was one.
         wall_seconds: of the run so far, compilation included, the fresh episodes not.
@@ -99,9 +99,7 @@ def write_result(
 
     Raises:
         CheckpointError: it cannot be written.
-        BrokenEnvironment: the environment failed in the fresh episodes.
     """
-    fresh = play(REPORT, 0)
     result = {
         "env": config.env,
         "preset": config.preset,
@@ -113,8 +111,8 @@ def write_result(
         **{name: row[name] for name in ("real_steps", "imagined_steps", "updates", "eval_return_mean", "eval_return_std")},
         "inherited_steps": inherited_steps,
         "eval_episodes": config.evaluation.episodes,
-        "fresh_return_mean": fresh.mean(),
-        "fresh_return_std": fresh.std(),
+        "fresh_return_mean": fresh[0],
+        "fresh_return_std": fresh[1],
         "decision_ms": row.get("decision_ms"),
         "wall_seconds": round(wall_seconds, 3),
         "compile_seconds": round(compile_seconds, 3),

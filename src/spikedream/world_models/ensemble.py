@@ -58,16 +58,13 @@ class Ensemble:
 
     members: int = 4
     dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: starts out linear
-    # Additive over the observation's entries (`fan_in=1`) and sparse: what ends an episode is mostly a bound on one of them.
-    ending: AnyNetwork = SpikingNetwork(
-        hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), readout=RateReadout(), fan_in=1, gain=1.5, bias=(-2.0, 1.0)
-    )
+    ending: AnyNetwork = SpikingNetwork(hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), readout=RateReadout(), gain=1.5, bias=(-2.0, 1.0))
     ending_sparsity: float = 1e-2  # L1 penalty on the ending's readout weights
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
     termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic
     learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
     weight_decay: float = 1e-4
-    curvature_penalty: float = 1.0  # on the dynamics' departure from a linear map (see `Network.curvature`)
+    curvature_penalty: float = 0.0  # on the dynamics' departure from a linear map (see `Network.curvature`)
     gradient_clip: float = 10.0  # global norm, per member
     batch: int = 64
     updates: int = 2000  # per phase, at most
@@ -76,7 +73,7 @@ class Ensemble:
     patience: int = 4  # checks without improvement before fitting stops
     adversarial: float = 0.0  # radius, in standard deviations, of worst-case perturbations of the observation while fitting
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
-    support_weight: float = 0.2  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
+    support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
     obs_bound: float = 20.0  # imagined observations stay within this many standard deviations
 
