@@ -59,7 +59,8 @@ ROW = {
 def test_a_result_tells_of_fresh_episodes_and_of_what_made_it(tmp_path: Path) -> None:
     config = Config(preset="p", seed=5, budget=40, evaluation=Evaluation(2))
     outcome.begin(config, tmp_path / "run")
-    outcome.write_result(tmp_path / "run", config, ROW, (8.5, 1.0), threshold=9.0, solved_at=None, wall_seconds=1.0, packages=["scipy"])
+    told = {"threshold": 9.0, "solved_at": None, "wall_seconds": 1.0, "packages": ["scipy"]}
+    outcome.write_result(tmp_path / "run", config, ROW, (8.5, 1.0), **told)
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["fresh_return_mean"], result["fresh_return_std"]) == (8.5, 1.0)
     assert (result["solved"], result["real_steps_to_solve"], result["budget"]) == (False, None, 40)

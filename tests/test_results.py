@@ -49,7 +49,9 @@ def test_figures_are_computed_from_the_seeds() -> None:
     assert (row.solved, row.stay_good) == (4, 3)
     assert tables.interval(row).startswith("85 [") and tables.interval(row).endswith("], 70 to 100")
     assert tables.steps(row) == "85, 70 to 100; 4 of 4" and tables.fresh(row) == "3 of 4"
-    assert tables.still(row) == "3 of 4 still at 475 or more, lowest 470"
+    assert tables.still(row) == "3 of 4 still at 475 or more, lowest 470" and tables.end(row) == "–"
+    whole = dataclasses.replace(row, scores={**row.scores, END: [-180.0, -150.0, -160.0, -170.0]})
+    assert tables.end(whole) == "-165 (-180 to -150)"
 
 
 def test_a_seed_that_did_not_solve_counts_as_worse_than_any() -> None:

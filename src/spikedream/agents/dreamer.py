@@ -19,7 +19,7 @@ from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.snn.codings import MembraneReadout, PopulationReadout
+from spikedream.snn.codings import PopulationReadout, RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
 from spikedream.world import Belief, World
@@ -62,7 +62,7 @@ class Dreamer:
     """Hyper-parameters. Rewards are scaled by 1 - gamma, so that values are averages of rewards to come and lie in [-1, 1]."""
 
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
-    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
+    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=RateReadout(gain=0.1))
     value: ValueDistribution = TwoHot()
     gradient: Literal["clipped", "reinforce", "model"] = "clipped"
     trajectories: int = 64
@@ -81,7 +81,7 @@ class Dreamer:
     critic_learning_rate: float = 2e-3
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
-    uncertainty_penalty: float = 1.0  # reward lost per unit of ensemble disagreement
+    uncertainty_penalty: float = 0.0  # reward lost per unit of the model's uncertainty
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
 
     def __post_init__(self) -> None:

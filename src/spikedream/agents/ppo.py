@@ -21,7 +21,7 @@ from spikedream.ops.dream import Dream, dream
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, standardise
 from spikedream.ops.returns import survival, vtrace
-from spikedream.snn.codings import MembraneReadout, PopulationReadout
+from spikedream.snn.codings import PopulationReadout, RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
 from spikedream.world import World
@@ -82,7 +82,7 @@ class PPO:
     averages of rewards to come and lie in [-1, 1]."""
 
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
-    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=MembraneReadout(gain=0.1))
+    critic: AnyNetwork = SpikingNetwork(ticks=5, readout=RateReadout(gain=0.1))
     value: ValueDistribution = TwoHot()
     imagination: Imagination | None = None  # None: learns from real steps alone, without a world model
     rollout: int = 256  # real steps in an update

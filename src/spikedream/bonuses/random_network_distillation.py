@@ -12,7 +12,6 @@ from jax import Array
 
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, WeightState
-from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world import World
@@ -33,8 +32,8 @@ class RandomNetworkDistillation:
     on a few states it is matched everywhere.
     """
 
-    target: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4, readout=RateReadout())
-    predictor: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4, readout=RateReadout())
+    target: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
+    predictor: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
     weight: AdaptiveWeight = AdaptiveWeight()
     features: int = 16
     fitting: Fitting = Fitting()

@@ -24,7 +24,7 @@ import yaml
 
 from spikedream.config import ConfigError, nearest
 from spikedream.experiments import record
-from spikedream.experiments.record import FRESH, STEPS, Row
+from spikedream.experiments.record import END, FRESH, STEPS, Row
 
 FEW = 3  # solved seeds, up to which each one's steps are told where not all are solved
 BLOCK = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -205,6 +205,12 @@ def still(row: Row, *_: Any) -> str:
     return f"{row.stay_good} of {row.solved} still at {number(row.threshold)} or more{lowest}{words}"
 
 
+def end(row: Row, *_: Any) -> str:
+    """`-158 (-190 to -143)`: median and range of the returns of seeds that went on to the end of their budget."""
+    f = row.figure(END)
+    return f"{number(f['median'])} ({number(f['lowest'])} to {number(f['highest'])})" if f.get("median") is not None else UNKNOWN
+
+
 def iqm(row: Row, column: Mapping[str, Any], *_: Any) -> str:
     """Interquartile mean and interval of the column's `score`; steps to solve where it names none."""
     f = row.figure(column.get("score", STEPS))
@@ -225,7 +231,7 @@ def value(row: Row, column: Mapping[str, Any], *_: Any) -> str:
 
 SHOW: dict[str, Callable[..., str]] = {
     "steps": steps, "peers": peers, "one": one, "ratio": ratio, "solved": solved, "interval": interval, "fresh": fresh,
-    "still": still, "iqm": iqm, "spread": spread, "value": value,
+    "still": still, "end": end, "iqm": iqm, "spread": spread, "value": value,
 }  # fmt: skip
 
 

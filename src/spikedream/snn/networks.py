@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.snn.codings import Affine, AnyEncoder, AnyReadout, DirectCurrent, MembraneReadout, affine
+from spikedream.snn.codings import Affine, AnyEncoder, AnyReadout, DirectCurrent, MembraneReadout, RateReadout, affine
 from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.types import PyTree, check_bounds
 
@@ -66,7 +66,7 @@ class SpikingNetwork:
     ticks: int = 6
     neuron: AnyNeuron = LIF()
     encoder: AnyEncoder = DirectCurrent()
-    readout: AnyReadout = MembraneReadout()
+    readout: AnyReadout = RateReadout()
     persistent: bool = False
     bias: tuple[float, float] = (-0.5, 1.0)  # initial bias currents, spread evenly so that neurons differ in what wakes them
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input

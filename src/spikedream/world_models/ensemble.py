@@ -17,7 +17,6 @@ from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import adamw, fit, start
-from spikedream.snn.codings import RateReadout
 from spikedream.snn.networks import AnyNetwork, Output, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
@@ -57,8 +56,8 @@ class Ensemble:
     """
 
     members: int = 4
-    dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: starts out linear
-    ending: AnyNetwork = SpikingNetwork(hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), readout=RateReadout(), gain=1.5, bias=(-2.0, 1.0))
+    dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: counts spikes precisely
+    ending: AnyNetwork = SpikingNetwork(hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), gain=1.5, bias=(-2.0, 1.0))
     ending_sparsity: float = 1e-2  # L1 penalty on the ending's readout weights
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
     termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic

@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit, matrices, start
+from spikedream.snn.codings import MembraneReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
@@ -45,7 +46,7 @@ class Recurrent:
     """
 
     network: AnyNetwork = SpikingNetwork(
-        persistent=True, neuron=LIF(decay=(0.99, 0.999), recurrent=True, recurrent_gain=0.0), ticks=4
+        persistent=True, neuron=LIF(decay=(0.99, 0.999), recurrent=True, recurrent_gain=0.0), ticks=4, readout=MembraneReadout()
     )
     latent: int = 8
     ensemble: Ensemble = Ensemble(updates=1000, batch=32)  # the batch counts sequences
