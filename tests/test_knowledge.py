@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_not_started_from(first: spikedream.Run, tmp_path: 
         settings = {"start_from": str(first.directory)} | changes
         with pytest.raises((ConfigError, spikedream.CheckpointError), match=says):
             spikedream.train(first.config, out=tmp_path / says.split()[0], settings=settings, report=False)
+        assert not (tmp_path / says.split()[0]).exists()
     ppo = configuration.merge(configuration.named("ppo-pendulum"), {"start_from": str(first.directory)})
     with pytest.raises(ValueError, match="start_from needs an agent that learns from any experience"):
         ppo.check()

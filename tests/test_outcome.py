@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spikedream import config as configuration
+from spikedream.agents.ppo import PPO
 from spikedream.config import Config, Evaluation
 from spikedream.envs.host import CONFIRM, EVALUATE
 from spikedream.runs import outcome, provenance
@@ -125,5 +126,21 @@ def test_the_hash_of_the_source_disregards_what_changes_no_number() -> None:
     assert provenance.program(before) == provenance.program(before.replace("Doc", "Words"))
 
 
-def test_a_baseline_depends_on_less_of_the_source_than_a_run() -> None:
-    assert provenance.code(Config()) == provenance.code(Config(seed=3)) != provenance.code("a baseline")
+def test_a_result_depends_on_the_source_of_its_own_parts() -> None:
+    assert provenance.code(Config()) == provenance.code(Config(seed=3)) != provenance.code(Config(agent=PPO()))
+    assert len({provenance.code(config) for config in (Config(), None, "a baseline")}) == 3
+    own = provenance._imported({"runners/sync.py", "agents/dreamer.py"})
+    assert {"algorithm.py", "agents/actor_critic.py", "ops/dream.py", "snn/neurons.py", "envs/host.py"} <= own
+    assert not {name for name in own if name.startswith(("experiments", "reports", "planners", "config", "agents/ppo"))}
+
+
+@pytest.mark.parametrize(("file", "changes"), [("snn/neurons.py", True), ("agents/ppo.py", False), ("config.py", False)])
+def test_a_hash_changes_with_the_source_that_it_is_of(file: str, changes: bool, tmp_path: Path, monkeypatch) -> None:
+    before = provenance.code(Config())
+    sources = {name: tmp_path / str(i) for i, name in enumerate(provenance._sources())}
+    for name, copy in sources.items():
+        copy.write_text((provenance.PACKAGE / name).read_text() + ("new = 1\n" if name == file else ""))
+    monkeypatch.setattr(provenance, "_sources", lambda: sources)
+    provenance._code.cache_clear()
+    assert (provenance.code(Config()) != before) is changes
+    provenance._code.cache_clear()

@@ -96,8 +96,15 @@ class Row:
         """Whether what it depends on has changed since: the source, or the preset whose settings it has."""
         if self.code is None:
             return False
-        ours = self.settings is None or self.settings.get("agent", {}).get("kind") != "StableBaselines3"
-        return self.code != provenance.code(Config() if ours else self.settings) or not self._settings_stand()
+        try:
+            return self.code != provenance.code(self._config()) or not self._settings_stand()
+        except ConfigError:  # no such setting is there any more
+            return True
+
+    def _config(self) -> Any:
+        """As `provenance.code` takes it."""
+        ours = self.settings is not None and self.settings.get("agent", {}).get("kind") != "StableBaselines3"
+        return configuration.merge(Config(), self.settings) if ours else self.settings
 
     def _settings_stand(self) -> bool:
         if self.preset is None:
@@ -220,6 +227,6 @@ def record_scores(name: str, command: str, scores: Mapping[str, Sequence[float]]
     repetitions = len(next(iter(scores.values())))
     row = Row(
         command, list(range(repetitions)), {score: [float(x) for x in values] for score, values in scores.items()},
-        version=provenance.version(), commit=provenance.commit(), processor=provenance.processor(), code=provenance.code(Config()),
+        version=provenance.version(), commit=provenance.commit(), processor=provenance.processor(), code=provenance.code(None),
     )  # fmt: skip
     return save(row, name, place)

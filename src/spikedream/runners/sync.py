@@ -108,7 +108,9 @@ class Trainer:
         self.collector = Collector(config, self.algorithm, environments)
         self.progress = Progress()
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
-        if not resume:  # before the compilations begin: a directory that cannot be made is told at once
+        if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
+            if config.start_from is not None:
+                self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock) if alone else None
         self.log = ReplayLog(directory / "checkpoints")
@@ -116,8 +118,6 @@ class Trainer:
         self._metrics: Metrics = {}  # still on the device
         if resume:
             self._restore()
-        elif config.start_from is not None:
-            self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
         self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
 
     def train(self) -> None:

@@ -1,6 +1,7 @@
 """What made a result: version, commit, source, processor, packages."""
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -8,7 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from spikedream.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
-WITHOUT_EFFECT = ("reports", "experiments", "cli.py", "__main__.py")  # on what a run of ours gives
+WITHOUT_EFFECT = ("reports", "experiments", "cli.py", "__main__.py")  # on what a run gives
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+LOOP, DESCRIPTION = "runners/sync.py", "config.py"
 OF_BASELINES = ("envs", "runs", "experiments/baselines.py")
 
 
@@ -48,26 +50,56 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def code(config: Any) -> str:
-    """A hash of the source that the result of `config` depends on, comments and docstrings apart; it changes with every change that
-    may change numbers, and with many that do not.
+    """A hash of the source that a result depends on, comments and docstrings apart; it changes with every change there that may
+    change numbers, and with many that do not.
 
     Args:
-        config: a `Config`, whose runs depend on all of spikedream but what is made of them afterwards; or a baseline's, whose
-            depend on the environments, the evaluation and their own file.
+        config: a `Config`, whose run depends on the loop, on its own parts, and on what these import; a baseline's, whose run
+            depends on the environments, the evaluation and its own file; None for a measurement that is not of runs and
+            depends on all of spikedream but what is made of runs afterwards.
     """
-    return _code(isinstance(config, Config))
+    if config is None:
+        return _code(frozenset(name for name in _sources() if not name.startswith(WITHOUT_EFFECT)))
+    if isinstance(config, Config):
+        parts = {type(part).__module__ for part in _parts(config)}
+        return _code(_imported({LOOP, *(f"{module.replace('.', '/')}.py".removeprefix("spikedream/") for module in parts)}))
+    return _code(frozenset(name for name in _sources() if name.startswith(OF_BASELINES)))
+
+
+def _parts(part: Any) -> Iterator[Any]:
+    """What a description holds, at any depth, and itself."""
+    if dataclasses.is_dataclass(part):
+        yield part
+        for field in dataclasses.fields(part):
+            yield from _parts(getattr(part, field.name))
+
+
+def _imported(names: set[str]) -> frozenset[str]:
+    """`names` and all that they import, save the description of runs: it names every part that there is, and what it says of this
+    one stands beside the result."""
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in _sources() and name not in found and name != DESCRIPTION:
+            found.add(name)
+            for node in ast.walk(ast.parse(_sources()[name].read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spikedream"):
+                    path = node.module.replace(".", "/").removeprefix("spikedream").removeprefix("/")
+                    names |= {f"{path}.py", *(f"{path}/{alias.name}.py".removeprefix("/") for alias in node.names)}
+    return frozenset(found)
 
 
 @functools.cache
-def _code(ours: bool) -> str:
-    names = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
-    if ours:
-        names = {name: file for name, file in names.items() if not name.startswith(WITHOUT_EFFECT)}
-    else:
-        names = {name: file for name, file in names.items() if name.startswith(OF_BASELINES)}
+def _sources() -> dict[str, Path]:
+    """Path in the package to file."""
+    return {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+@functools.cache
+def _code(names: frozenset[str]) -> str:
     digest = hashlib.sha256()
-    for name, file in names.items():
-        digest.update(f"{name}\n{program(file.read_text())}\n".encode())
+    for name in sorted(names):
+        digest.update(f"{name}\n{program(_sources()[name].read_text())}\n".encode())
     return digest.hexdigest()
 
 
