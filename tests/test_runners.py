@@ -142,3 +142,15 @@ def test_a_run_that_does_not_stop_when_solved_goes_on_and_tells_both(tmp_path: P
         assert until[name] == whole[name]
     rows = [json.loads(line) for line in (tmp_path / "False" / "metrics.jsonl").read_text().splitlines()]
     assert whole["eval_return_mean"] == rows[-1]["eval_return_mean"] and len(rows) == 3
+
+
+@pytest.mark.parametrize(("cut", "limit", "length"), [(7, 20, 7), (30, 20, 20)])
+def test_training_episodes_are_cut_short_and_evaluation_s_are_not(cut: int, limit: int, length: int, tmp_path: Path) -> None:
+    chosen = config(
+        env="Pendulum-v1", max_episode_steps=limit, budget=45, collect={"seed_episodes": 0, "steps": 15, "episode_steps": cut},
+        agent={"actor": {"kind": "MLP", "hidden": [4]}},
+    )  # fmt: skip
+    trainer, _ = run(chosen, tmp_path / "run")
+    ends = np.flatnonzero(np.asarray(trainer.state.replay.in_order().truncated)[:, 0])
+    assert ends.tolist() == list(range(length - 1, 45, length))
+    assert trainer.progress.row["eval_length_mean"] == limit

@@ -56,9 +56,11 @@ class Collect:
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
+    episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:
         check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None))
+        check_period(self, "episode_steps")
 
 
 @dataclass(frozen=True)

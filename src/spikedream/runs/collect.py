@@ -8,6 +8,7 @@ from jax import Array
 from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
 from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed
+from spikedream.envs.make import registered
 from spikedream.envs.spaces import random_action, random_log_prob
 from spikedream.types import PyTree, Transition
 
@@ -131,10 +132,11 @@ class Collector:
 
 def environments_of(config: Config) -> HostEnvironments:
     """The environments that a run's experience comes from; raises BrokenEnvironment as its text says."""
+    limits = (config.collect.episode_steps, config.max_episode_steps or registered(config.env).max_episode_steps)
     return HostEnvironments(
         config.env,
         config.env_kwargs,
-        config.max_episode_steps,
+        min((limit for limit in limits if limit is not None), default=None),
         config.seed,
         config.collect.environments,
         config.collect.workers,
