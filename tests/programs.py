@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-from small import DISCRETE
+from small import CONTINUOUS, DISCRETE
 
+from spikedream.agents.off_policy import OffPolicy
 from spikedream.algorithm import TrainState
 from spikedream.config import Config
+from spikedream.types import Spec
 
 Live = tuple[bool, ...]  # which values count, in the order of the variables
 
@@ -29,7 +31,8 @@ def program(function: Callable, *inputs: Any) -> str:
 
 def outcome(config: Config, *verbs: str) -> str:
     """The program of `init`, these verbs and then what counts: the fitted world, if that is all there is, else a decision."""
-    algorithm, key = config.algorithm(DISCRETE), jax.random.key(0)
+    spec, key = spec_for(config), jax.random.key(0)
+    algorithm = config.algorithm(spec)
     known = jax.eval_shape(algorithm.init, key)
 
     def run(key: jax.Array, known: TrainState, obs: jax.Array) -> Any:
@@ -44,7 +47,11 @@ def outcome(config: Config, *verbs: str) -> str:
         act = algorithm.act(algorithm.policy(state), state.carry, obs, state.keys.collect, False)
         return act.action, act.log_prob
 
-    return program(run, key, known, jnp.zeros((1, DISCRETE.obs_size)))
+    return program(run, key, known, jnp.zeros((1, spec.obs_size)))
+
+
+def spec_for(config: Config) -> Spec:
+    return CONTINUOUS if isinstance(config.agent, OffPolicy) else DISCRETE
 
 
 def floats(tree: Any) -> list[Any]:

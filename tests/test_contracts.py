@@ -15,14 +15,19 @@ from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, 
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC, AnyPlanner
+from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.policy_head import SquashedGaussian
 from spikedream.agents.ppo import PPO
+from spikedream.agents.representation import SALE
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import AnyAgent, AnyBonus, AnyWorldModel, twin
+from spikedream.ops.distributions import Huber
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.slow_copy import HardCopy
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.runs import checkpoint
 from spikedream.snn.codings import AnyReadout, GaussianPopulation
@@ -43,13 +48,21 @@ AGENTS: dict[str, Any] = {
     **{f"MPC-{kind.__name__}": small(MPC(search=kind(), policy=twin(Dreamer()))) for kind in kinds(AnyPlanner)},
     "MPC-collects": small(MPC(policy=twin(Dreamer()), when="collect", proposals=2)),
     "PPO-imagines": small(twin(PPO(imagination=Imagination(threshold=0.0)))),
+    "OffPolicy-SAC": small(twin(OffPolicy(policy=SquashedGaussian(), n_step=3, target="mean", critics=3, subset=2))),
+    "OffPolicy-TD7": small(
+        twin(OffPolicy(representation=SALE(), actor_sees="both", slow=HardCopy(2), clip_value=True, value=Huber()))
+    ),
     "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
 }
 PRIORITIES = typing.get_args(typing.get_type_hints(ReplayBuffer)["priority"])
 
 world_kinds = pytest.mark.parametrize("kind", kinds(AnyWorldModel))
-every_agent = pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS)
 both_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+CONTINUOUS_ONLY = (OffPolicy,)
+PLAYED = [(name, spec) for name in AGENTS for spec in SPECS if spec != "discrete" or not isinstance(AGENTS[name], CONTINUOUS_ONLY)]
+every_agent = pytest.mark.parametrize(
+    ("agent", "spec"), [(AGENTS[name], SPECS[spec]) for name, spec in PLAYED], ids=["-".join(names) for names in PLAYED]
+)
 
 
 def world_model(kind, spec):
@@ -346,7 +359,6 @@ def test_true_environment_refuses_another_environments_sizes(wrong, spec):
 
 
 @every_agent
-@both_specs
 def test_agent_shapes(agent, spec):
     world = known_world(spec)
     state = jax.eval_shape(lambda k: agent.init(spec, world, k), KEY)
@@ -362,6 +374,9 @@ def test_agent_shapes(agent, spec):
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in metrics.values())
     assert metrics["imagined_steps"].dtype == jnp.int32
+    judged = jax.eval_shape(agent.judged, after)
+    assert (judged is not None) is isinstance(agent, OffPolicy)
+    assert judged is None or (judged.index.dtype == jnp.int32 and judged.error.shape == judged.index.shape == (agent.batch,))
     assert isinstance(agent.uses_world, bool) and isinstance(agent.acts_in_world, bool)
     intention = jax.eval_shape(lambda p, c: agent.intended(p, world, c, jnp.zeros(spec.obs_size), KEY), policy, carry)
     assert (intention is not None) is plans(agent, greedy=True)
@@ -381,7 +396,6 @@ def plans(agent, greedy):
 
 
 @every_agent
-@both_specs
 def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
     world, obs = known_world(spec), jnp.full(spec.obs_size, 0.3)
     init = jax.jit(lambda k: agent.init(spec, world, k))
@@ -397,7 +411,7 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
     actions = np.stack([act(state, k, False).action for k in keys])
     if spec.discrete:
         assert set(np.unique(actions)) == {0.0, 1.0} and (actions.sum(1) == 1).all()
-    elif plans(agent, greedy=False):
+    elif plans(agent, greedy=False) or isinstance(agent, OffPolicy):
         assert (np.abs(actions) <= 1).all()
     else:
         assert (np.abs(actions) < 1).all()
@@ -444,13 +458,14 @@ every_network = pytest.mark.parametrize("network", list(exercised_parts()), ids=
 
 
 @every_network
-@pytest.mark.parametrize("kind", [Dreamer, PPO])
+@pytest.mark.parametrize("kind", [Dreamer, PPO, OffPolicy])
 def test_agent_can_be_traced_with_every_network(kind, network):
-    if kind is PPO and network.persistent:
-        return  # refused; test_ppo.py
-    agent, world = small(kind(), actor=network, critic=network), known_world(DISCRETE)
-    state = jax.eval_shape(lambda k: agent.init(DISCRETE, world, k), KEY)
-    after, _ = jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(DISCRETE), KEY)
+    if kind is not Dreamer and network.persistent:
+        return  # refused; test_ppo.py, test_off_policy.py
+    spec = CONTINUOUS if kind is OffPolicy else DISCRETE
+    agent, world = small(kind(), actor=network, critic=network), known_world(spec)
+    state = jax.eval_shape(lambda k: agent.init(spec, world, k), KEY)
+    after, _ = jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
     assert shapes(after) == shapes(state)
 
 
@@ -539,12 +554,15 @@ JOINED = [  # world model, agent, bonus, how experience is drawn, for which acti
     (TrueEnvironment, "MPC-RandomShooting", None, "uniform", ["discrete"]),
     (Ensemble, "MPC", None, "model_error", ["continuous"]),
     (Ensemble, "PPO-imagines", ICM, "td_error", ["continuous"]),
+    (TrueEnvironment, "OffPolicy-TD7", None, "loss", ["continuous"]),
 ]
 TRACED = [  # what is joined of the same parts in another way; compiling these, too, would see no more
     (Recurrent, "Dreamer", RND, "model_error", ["discrete"]),
     (Recurrent, "MPC", None, "model_error", ["continuous"]),
     (Recurrent, "Dreamer-from-both", Disagreement(), "uniform", ["continuous"]),
     (Ensemble, "PPO", RND, "model_error", ["discrete"]),
+    (Ensemble, "OffPolicy", RND, "td_error", ["continuous"]),
+    (Ensemble, "OffPolicy-SAC", None, "loss", ["continuous"]),
 ]
 
 
@@ -562,7 +580,7 @@ def imagined_steps(agent, metrics):
     agent = agent.policy if isinstance(agent, MPC) else agent
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
-    if agent is None or agent.imagination is None:
+    if agent is None or isinstance(agent, OffPolicy) or agent.imagination is None:
         return 0
     assert 0 < int(metrics["rollouts"]) <= 2 * agent.imagination.most
     return agent.imagination.horizon * int(metrics["rollouts"])
@@ -586,8 +604,10 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
     assert finite(first) and finite(metrics)
     assert int(first.counters.imagined_steps) == imagined_steps(agent, metrics) and int(first.counters.updates) == 2
     assert ("bonus_mean" in metrics) is (bonus is not None)
-    assert not same(first.world, start.world)
-    if priority != "uniform":
+    assert not same(first.world, start.world) or not (agent.uses_world or bonus)
+    if priority == "loss":
+        assert len(np.unique(first.replay.priority.tree.weight(agent.judged(first.agent).index))) > 1
+    elif priority != "uniform":
         weights = first.replay.priority.tree.weight(jnp.arange(20))
         assert len(np.unique(weights)) > (1 if world_kind is not TrueEnvironment or priority == "td_error" else 0)
     assert int(first.replay.count) == 21

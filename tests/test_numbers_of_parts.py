@@ -18,6 +18,7 @@ NETWORK = {"kind": "MLP", "hidden": [6]}
 MEMORY = {"kind": "GRU", "hidden": 4}
 ENSEMBLE = {"members": 2, "updates": 2, "check_every": 2, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 2, "critic": NETWORK, "start_noise": 0.0}
+OFF_POLICY = {"kind": "OffPolicy", "critic": NETWORK, "batch": 4, "policy_delay": 1}
 SEARCH = {"kind": "MPPI", "candidates": 12, "iterations": 1, "temperature": 2.0}
 SHARE = {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20}  # 24 steps are held
 SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that shows it, fields
@@ -63,6 +64,24 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
              "threshold", "least", "most", "horizon", "discount", "chunk", "uncertainty_limit", "recent", "rounds",
          )),
          *(f"agent.imagination.share.{x}" for x in SHARE)],
+    ),
+    "td7": (
+        {"agent": OFF_POLICY | {"representation": {"kind": "SALE", "size": 4, "state": NETWORK, "pair": NETWORK},
+                                "actor_sees": "both", "slow": {"kind": "HardCopy", "every": 2}, "weight_decay": 0.1,
+                                "value": {"kind": "Huber", "threshold": 0.1},
+                                "activity_penalty": 0.1,
+                                "actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2}}},
+        "dream",
+        [*(f"agent.{x}" for x in (
+            "critics", "policy_delay", "gamma", "batch", "learning_rate", "critic_learning_rate", "weight_decay",
+            "activity_penalty", "n_step", "slow.every", "value.threshold", "representation.size",
+            "representation.learning_rate", "policy.noise", "policy.target_noise", "policy.target_clip"))],
+    ),
+    "sac": (
+        {"agent": OFF_POLICY | {"actor": NETWORK, "policy": "SquashedGaussian", "subset": 1}},
+        "dream",
+        [*(f"agent.{x}" for x in ("slow.rate", "subset", "policy.min_std", "policy.max_std")),
+         *(f"agent.policy.temperature.{x}" for x in ("entropy", "first", "learning_rate"))],
     ),
 }  # fmt: skip
 VERBS = {"fit": ("fit", "fit"), "dream": ("dream",), "act": ()}
@@ -135,4 +154,9 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert numbers(ppo) <= found["ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]
     assert numbers(ppo.imagination.share) == set(SHARE)
+    td7, sac = scene("td7").agent, scene("sac").agent
+    assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
+    for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):
+        assert {f"{part}.{x}" for part in parts for x in numbers(getattr(agent, part))} <= found[name]
+    assert {f"policy.temperature.{x}" for x in numbers(sac.policy.temperature)} <= found["sac"]
     assert numbers(configuration.ReplayBuffer()) == {"capacity", "alpha", "beta"}

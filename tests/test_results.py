@@ -281,9 +281,10 @@ def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, config = project / record.RESULTS, configuration.named("debug")
-    record.save(measured([90.0, 100.0], [500.0, 490.0], settings=record.settings_of(config), witness=1), "a", place)
+    old = measured([90.0, 100.0], [500.0, 490.0], settings=record.settings_of(config), witness=1, code="earlier")
+    record.save(old, "a", place)
     tables.write(project)
-    outcome = {"real_steps_to_solve": 100, "fresh_return_mean": 490.0}
+    outcome: dict[str, Any] = {"real_steps_to_solve": 100, "fresh_return_mean": 490.0, "code": provenance.code(config)}
 
     def train(_: Processes, arguments: list[str], log: Path) -> int:
         assert configuration.load(Path(arguments[4])) == dataclasses.replace(config, seed=1)
@@ -294,7 +295,14 @@ def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(
 
     monkeypatch.setattr(Processes, "run", train)
     command = results.Results(witness="a", root=project)
+    assert old.stale and "95, 90 to 100; 2 of 2 †" in (project / "README.md").read_text()
+    outcome["processor"] = "another"  # where it need only be inside the row's range: that vouches for nothing
+    assert results.run_results(command, Console()) == 0 and record.load("a", place).stale
+    del outcome["processor"]
     assert results.run_results(command, Console()) == 0 and not record.load("a", place).measured_before
+    assert not record.load("a", place).stale
+    tables.write(project)
+    assert "95, 90 to 100; 2 of 2 |" in (project / "README.md").read_text()
     outcome["real_steps_to_solve"] = 95
     assert results.run_results(command, Console()) == 1 and record.load("a", place).measured_before
     assert f"a, seed 1: real_steps_to_solve is 95, was 100.0 on the same processor ({HERE})" in capsys.readouterr().out

@@ -9,9 +9,10 @@ Each method is one compiled call. `spikedream.runners` calls them in this order,
 step and `remember` for a block of them, `evaluate` is `act` alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,7 +21,8 @@ from jax import Array
 
 from spikedream.knowledge import Knowledge
 from spikedream.replay.normalizer import Normalizer
-from spikedream.replay.ring import Replay, ReplayBuffer
+from spikedream.replay.ring import Priority, Replay, ReplayBuffer
+from spikedream.snn.product import Precision, precisely
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
 from spikedream.world import Agent, Bonus, World
 
@@ -66,6 +68,15 @@ class Act(NamedTuple):
     key: Array  # for the next decision
 
 
+def _at_its_precision(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(verb)
+    def traced(algorithm: "Algorithm", *arguments: Any) -> Any:
+        with precisely(algorithm.precision):
+            return verb(algorithm, *arguments)
+
+    return traced
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A world model and an agent joined for an environment of the given spec.
@@ -79,6 +90,7 @@ class Algorithm:
         block: agent updates in one compiled call.
         environments: that are played side by side.
         knowledge: what need not be learned.
+        precision: of matrix products while it learns; it acts in float32.
     """
 
     spec: Spec
@@ -89,6 +101,7 @@ class Algorithm:
     block: int
     environments: int = 1
     knowledge: Knowledge = Knowledge()
+    precision: Precision = "float32"
 
     def world(self, state: TrainState) -> World:
         return self._world(state.world, state.replay.normalizer, state.bonus)
@@ -150,6 +163,7 @@ class Algorithm:
         return replay.add(self.knowledge.retold(self.spec, steps), number)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    @_at_its_precision
     def fit(self, state: TrainState, updates: Array) -> tuple[TrainState, Metrics]:
         """Take the scales of all experience into use, fit the world model, in about `updates` () gradient steps, and the bonus, and
         set priorities."""
@@ -162,7 +176,7 @@ class Algorithm:
         if self.bonus is not None:
             bonus, more = self.bonus.update(state.bonus, world, replay, bonus_key)
             world, metrics = replace(world, bonus_state=bonus), metrics | more
-        if self.buffer.priority != "uniform":
+        if self.buffer.priority in ("model_error", "td_error"):
             index, counts = replay.survey(survey_key)
             if self.buffer.priority == "model_error":
                 errors = self.world_model.errors(fitted, replay, index, error_key)
@@ -174,18 +188,26 @@ class Algorithm:
         return after, metrics
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    @_at_its_precision
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """`block` agent updates; metrics are their mean, counts their sum."""
         world = self.world(state)
         key, block_key = jax.random.split(state.keys.dream)
 
-        def update(agent: PyTree, key: Array) -> tuple[PyTree, Metrics]:
-            return self.agent.update(agent, world, state.replay, key)
+        def update(learning: tuple[PyTree, Priority | None], key: Array) -> tuple[tuple[PyTree, Priority | None], Metrics]:
+            agent, priority = learning
+            replay = replace(state.replay, priority=priority)
+            agent, metrics = self.agent.update(agent, world, replay, key)
+            if self.buffer.priority == "loss" and (judged := self.agent.judged(agent)) is not None:
+                replay = replay.prioritise(judged.index, judged.error, jnp.ones_like(judged.error))
+            return (agent, replay.priority), metrics
 
-        agent, metrics = jax.lax.scan(update, state.agent, jax.random.split(block_key, self.block))
+        learning = (state.agent, state.replay.priority)
+        (agent, priority), metrics = jax.lax.scan(update, learning, jax.random.split(block_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
         counters = Counters(
             state.counters.updates + self.block,
             state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32),
         )
-        return replace(state, agent=agent, keys=replace(state.keys, dream=key), counters=counters), metrics
+        replay = replace(state.replay, priority=priority)
+        return replace(state, agent=agent, replay=replay, keys=replace(state.keys, dream=key), counters=counters), metrics

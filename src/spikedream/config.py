@@ -20,6 +20,7 @@ import yaml
 from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC
+from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -30,6 +31,7 @@ from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.knowledge import Knowledge
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
+from spikedream.snn.product import Precision
 from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent
@@ -37,7 +39,7 @@ from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
 AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
-AnyAgent = Dreamer | MPC | PPO
+AnyAgent = Dreamer | MPC | OffPolicy | PPO
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 # The kinds that fit a field which is declared by what it must offer: so that agents need not know each other.
@@ -53,6 +55,7 @@ class Collect:
     """How much real experience a turn adds. A turn collects, and then does whatever else is due."""
 
     seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
+    seed_steps: int | None = None  # in place of seed_episodes: so many real steps with random actions
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
@@ -61,6 +64,7 @@ class Collect:
     def __post_init__(self) -> None:
         check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None))
         check_period(self, "episode_steps")
+        check_period(self, "seed_steps")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Config:
     action_repeat: int = 1  # the environment's own steps for which an action is held
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
+    precision: Literal["float32", "bfloat16", "fastest"] = (
+        "float32"  # of products while it learns; the last is measured at the start
+    )
     start_from: str | None = None  # an earlier run, whose world model and experience are taken over
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
@@ -157,9 +164,11 @@ class Config:
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
-    def algorithm(self, spec: Spec) -> Algorithm:
+    def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
+        """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
         parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
-        return Algorithm(spec, *parts, self.collect.environments, self.knowledge)
+        precision = fastest if self.precision == "fastest" else self.precision
+        return Algorithm(spec, *parts, self.collect.environments, self.knowledge, precision)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""

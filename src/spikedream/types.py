@@ -67,6 +67,13 @@ class Sequence(NamedTuple):
     valid: Array  # (length,) float, 0 where there is no such step
 
 
+class Judged(NamedTuple):
+    """How wrong an agent found itself on transitions that it has just learned from."""
+
+    index: Array  # (rows,) int32 their positions
+    error: Array  # (rows,) magnitude of the temporal-difference error, in units of the agent's values
+
+
 class Prediction(NamedTuple):
     """What a world model says follows an action."""
 
@@ -110,6 +117,11 @@ class Experience(Protocol):
     def gather(self, index: Array) -> Transition: ...
     def sequence(self, end: Array, length: int) -> Sequence:
         """The `length` steps of one environment up to and including the one at position `end`, () int32."""
+        ...
+
+    def onward(self, start: Array, length: int) -> Sequence:
+        """The steps of one environment from the one at position `start`, () int32, on to the end of its episode, at most `length`;
+        valid is 0 from there on."""
         ...
 
     def newest(self) -> Array:

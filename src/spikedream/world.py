@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.knowledge import Knowledge
-from spikedream.types import Decision, Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, WorldModel
+from spikedream.types import Decision, Experience, Judged, Metrics, Prediction, PyTree, Sequence, Spec, Transition, WorldModel
 
 
 class Belief(NamedTuple):
@@ -199,6 +199,10 @@ class Agent(Protocol):
 
     def update(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
         """One dream and what is learned from it; `metrics["imagined_steps"]` counts its steps."""
+        ...
+
+    def judged(self, state: PyTree) -> Judged | None:
+        """What the last update found of the transitions that it drew; None where it does not tell."""
         ...
 
     def errors(self, state: PyTree, world: World, experience: Experience, index: Array, key: Array) -> Array:

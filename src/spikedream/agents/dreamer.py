@@ -219,6 +219,9 @@ class Dreamer:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
 
+    def judged(self, state: DreamerState) -> None:
+        return None
+
     def errors(self, state: DreamerState, world: World, experience: Experience, index: Array, key: Array) -> Array:
         return self._networks.errors(state.target, self.gamma, world, experience, index, key)
 

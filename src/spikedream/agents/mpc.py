@@ -190,6 +190,9 @@ class MPC:
         policy, metrics = self.policy.update(state.policy, world, experience, key)
         return MPCState(policy, state.spec), metrics
 
+    def judged(self, state: MPCState) -> None:
+        return None
+
     def errors(self, state: MPCState, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """Raises ValueError without a policy: planning alone has no value function."""
         if self.policy is None:

@@ -163,6 +163,9 @@ class PPO:
         """() value of one state, an average of normalised rewards to come."""
         return self._networks.value_of(critic, obs, key)
 
+    def judged(self, state: PPOState) -> None:
+        return None
+
     def errors(self, state: PPOState, world: World, experience: Experience, index: Array, key: Array) -> Array:
         return self._networks.errors(state.critic, self.gamma, world, experience, index, key)
 

@@ -4,9 +4,11 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +74,13 @@ def make_own(
     limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
     drawn = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gymnasium.make(registered(env_id), **{**limit, **kwargs, **drawn}, disable_env_checker=True)
+        known = registered(env_id)
+        if _is_mujoco(known):
+            _use_mujoco(env_id)
+        with warnings.catch_warnings():
+            # That there is a newer version is no reason not to want this one.
+            warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+            return gymnasium.make(known, **{**limit, **kwargs, **drawn}, disable_env_checker=True)
     except BrokenEnvironment:
         raise
     except Exception as error:
@@ -116,6 +124,27 @@ def spec_of(env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | Non
         return translation_of(env_id, env).spec
     finally:
         env.close()
+
+
+# ---- MuJoCo
+
+
+def _is_mujoco(known: EnvSpec) -> bool:
+    """Whether it is one of Gymnasium's own on MuJoCo."""
+    return isinstance(known.entry_point, str) and known.entry_point.startswith("gymnasium.envs.mujoco")
+
+
+def _use_mujoco(env_id: str) -> None:
+    if importlib.util.find_spec("mujoco") is None:
+        raise BrokenEnvironment(f"{env_id} needs mujoco: pip install 'spikedream[mujoco]'")
+    importlib.import_module("mujoco").set_mju_user_warning(_warned_by_mujoco)
+
+
+def _warned_by_mujoco(text: str) -> None:
+    """In place of MuJoCo's own habit of writing a file into the working directory. Gymnasium's models use attributes that MuJoCo
+    would rather not have, about which nobody here can do anything."""
+    if "deprecated" not in text:
+        logging.getLogger("mujoco").warning(text)
 
 
 # ---- dm_control

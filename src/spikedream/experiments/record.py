@@ -113,7 +113,8 @@ class Row:
             config = configuration.named(self.preset)
         except ConfigError:
             return False
-        return self.settings == settings_of(configuration.twin(config) if self.twin else config)
+        # By way of a configuration: a setting that did not exist yet had its default's effect.
+        return settings_of(self._config()) == settings_of(configuration.twin(config) if self.twin else config)
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def measured(place: Path = record.RESULTS) -> list[str]:
 
 
 def witness(name: str, place: Path, console: Console) -> bool:
-    """Train the row's witness again, and note in the file whether it still does as it did.
+    """Train the row's witness again, and note in the file whether it still does as it did. Where it does so on the row's own
+    processor, to the last digit, the row counts as one of the present code.
 
     Raises:
         ConfigError: the row has no witness, or its settings are no longer understood.
@@ -83,9 +84,12 @@ def witness(name: str, place: Path, console: Console) -> bool:
     wrong = contradictions(row, result)
     for line in wrong:
         console.print(f"{name}, seed {row.witness}: {line}", **PLAIN)
-    if row.measured_before != bool(wrong):
-        file = record.save(dataclasses.replace(row, measured_before=bool(wrong)), name, place)
-        console.print(f"{file}: measured_before is now {str(bool(wrong)).lower()}; `make tables` says so", **PLAIN)
+    vouched = not wrong and result["processor"] == row.processor
+    known = dataclasses.replace(row, measured_before=bool(wrong), code=result["code"] if vouched else row.code)
+    if known != row:
+        file = record.save(known, name, place)
+        said = "of earlier code, as its witness shows" if wrong else "of the present code, as its witness shows"
+        console.print(f"{file}: {said}; `make tables` says so", **PLAIN)
     return not wrong
 
 

@@ -140,4 +140,26 @@ class Regression:
         return 0.5 * jnp.square(logits[0] - target)
 
 
-ValueDistribution = TwoHot | Regression
+@dataclass(frozen=True)
+class Huber:
+    """A point estimate under squared error for errors up to `threshold`, under absolute error beyond."""
+
+    threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, threshold=(1e-6, None))
+
+    @property
+    def parameters(self) -> int:
+        return 1
+
+    def mean(self, logits: Array) -> Array:
+        return logits[0]
+
+    def loss(self, logits: Array, target: Array) -> Array:
+        error = jnp.abs(logits[0] - target)
+        inside = jnp.minimum(error, self.threshold)
+        return 0.5 * jnp.square(inside) + self.threshold * (error - inside)
+
+
+ValueDistribution = TwoHot | Regression | Huber

@@ -20,11 +20,14 @@ class ReplayBuffer:
     With a priority, a transition of error d is drawn in proportion to (d + 0.01 max d)^alpha (Schaul et al. 2016, "Prioritized
     experience replay", eq. 1); what is learned from it counts (p_min / p)^beta (eq. 2), p_min being the smallest among those that
     were drawn together. Errors are measured anew in each fit, where very many transitions can be held those of a random part of
-    them; steps that came later have the largest.
+    them; steps that came later have the largest. With "loss" the agent says of each transition that it learns from how large its
+    temporal-difference error d is, which is then drawn in proportion to max(|d|, 1)^alpha; the agent's loss must be linear in
+    larger errors, and nothing counts less (Fujimoto et al. 2020, "An equivalence between loss functions and non-uniform sampling
+    in experience replay", LAP).
     """
 
     capacity: int = 10_000  # transitions kept; the oldest make way
-    priority: Literal["uniform", "model_error", "td_error"] = "uniform"
+    priority: Literal["uniform", "model_error", "td_error", "loss"] = "uniform"
     alpha: float = 0.6
     beta: float = 0.4
 
@@ -43,7 +46,8 @@ class ReplayBuffer:
         )
         episodes = Episodes(jnp.zeros(environments), jnp.zeros(()), jnp.zeros((), jnp.int32))
         size = spec.obs_size
-        return Replay(data, jnp.zeros((), jnp.int32), identity(size), no_moments(size), episodes, priority, self.alpha, self.beta)
+        moments, by_loss = no_moments(size), self.priority == "loss"
+        return Replay(data, jnp.zeros((), jnp.int32), identity(size), moments, episodes, priority, self.alpha, self.beta, by_loss)
 
 
 class Episodes(eqx.Module):
@@ -90,6 +94,7 @@ class Replay(eqx.Module):
     priority: Priority | None = None  # None for uniform draws
     alpha: float = eqx.field(static=True, default=0.0)
     beta: float = eqx.field(static=True, default=0.0)
+    by_loss: bool = eqx.field(static=True, default=False)
 
     @property
     def rows(self) -> int:
@@ -156,12 +161,15 @@ class Replay(eqx.Module):
     def prioritise(self, index: Array, error: Array, counts: Array) -> "Replay":
         """Draw the transitions at `index` by `error` from now on, where `counts` is 1; all (rows,)."""
         assert self.priority is not None
-        largest = jnp.maximum(jnp.where(counts > 0, error, 0).max(), 1e-6)
+        # Of a batch the largest says little of all.
+        before = self.priority.largest if self.by_loss else 1e-6
+        largest = jnp.maximum(jnp.where(counts > 0, error, 0).max(), before)
         index = jnp.where(counts > 0, index, self.priority.tree.leaves)
         return replace(self, priority=Priority(self.priority.tree.set(index, self._weight(error, largest)), largest))
 
     def _weight(self, error: Array, largest: Array) -> Array:
-        return (error + 0.01 * largest + 1e-9) ** self.alpha
+        adjusted = jnp.maximum(error, 1.0) if self.by_loss else error + 0.01 * largest + 1e-9
+        return adjusted**self.alpha
 
     # ---- drawing
 
@@ -171,7 +179,7 @@ class Replay(eqx.Module):
 
     def importance(self, index: Array) -> Array:
         """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""
-        if self.priority is None:
+        if self.priority is None or self.by_loss:
             return jnp.ones(index.shape)
         weight = jnp.maximum(self.priority.tree.weight(index), 1e-12)
         return (weight.min() / weight) ** self.beta
@@ -223,3 +231,16 @@ class Replay(eqx.Module):
         ended = jnp.maximum(steps.terminated, steps.truncated) > 0
         known = jnp.concatenate([jnp.zeros(1, bool), valid[:-1] & ~ended[:-1]])
         return Sequence(steps, (~known).astype(jnp.float32), valid.astype(jnp.float32))
+
+    def onward(self, start: Array, length: int) -> Sequence:
+        """The steps of one environment from the one at position `start`, () int32, on to the end of its episode, at most `length`;
+        valid is 0 from there on."""
+        row, environment = start // self.environments, start % self.environments
+        held = jnp.minimum(self.added, self.rows)
+        oldest = self.added - held
+        age = (row - oldest) % self.rows + jnp.arange(length)
+        steps = self.gather((oldest + jnp.minimum(age, held - 1)) % self.rows * self.environments + environment)
+        ended = jnp.maximum(steps.terminated, steps.truncated) > 0
+        goes_on = jnp.concatenate([jnp.ones(1, bool), (age[1:] < held) & ~ended[:-1]])
+        valid = jnp.cumprod(goes_on.astype(jnp.float32))
+        return Sequence(steps, jnp.zeros(length), valid)

@@ -26,6 +26,7 @@ from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Listener, Recorder, check_wandb
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.runs.run import Run
+from spikedream.snn.product import Precision, fastest
 from spikedream.types import Metrics
 
 
@@ -42,6 +43,7 @@ class Progress:
     collected: int = 0  # steps of this turn
     fitted: bool = False  # in this turn, or not due
     blocks: int = 0  # of agent updates in this turn
+    precision: Precision = "float32"  # in which products are made where the configuration says "fastest"
     inherited_steps: int = 0  # real steps of the run that this one started from
     first_turn: int = 0  # real steps of the first turn
     later_blocks: int = 0  # of agent updates in all turns after it
@@ -102,11 +104,14 @@ class Trainer:
         self._started = time.perf_counter()
         self._stop = False  # as soon as it is safe
         self.clock = CompileClock()
+        saved = checkpoint.load(directory / "checkpoints") if resume else None
         environments = environments_of(config)
         self.threshold = config.threshold if config.threshold is not None else reward_threshold(config.env)
-        self.algorithm = config.algorithm(environments.spec)
-        self.collector = Collector(config, self.algorithm, environments)
         self.progress = Progress()
+        if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
+            self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
+        self.algorithm = config.algorithm(environments.spec, self.progress.precision)
+        self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:
@@ -116,8 +121,8 @@ class Trainer:
         self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         self._metrics: Metrics = {}  # still on the device
-        if resume:
-            self._restore()
+        if saved is not None:
+            self._restore(*saved)
         self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
 
     def train(self) -> None:
@@ -146,9 +151,13 @@ class Trainer:
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
         acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
-        explores = progress.turn == 0 and collect.seed_episodes > 0
+        explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
         while progress.real_steps < self.config.budget:
-            done, total = (self.collector.episodes, collect.seed_episodes) if explores else (progress.collected, collect.steps)
+            done, total = progress.collected, collect.steps
+            if explores and collect.seed_steps is not None:
+                done, total = progress.real_steps, collect.seed_steps
+            elif explores:
+                done, total = self.collector.episodes, collect.seed_episodes
             if done >= total:
                 break
             self.listener.phase("collect", done, total)
@@ -344,9 +353,8 @@ class Trainer:
         counters = asdict(progress) | {"collector": where, "replay": extent._asdict()}
         checkpoint.save(self.directory / "checkpoints", progress.real_steps, arrays | positions, counters, extent.file)
 
-    def _restore(self) -> None:
+    def _restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
         directory = self.directory / "checkpoints"
-        arrays, counters = checkpoint.load(directory)
         where, extent = counters.pop("collector", None), counters.pop("replay", None)
         try:
             self.progress = Progress(**counters)

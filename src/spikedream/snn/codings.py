@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
+from spikedream.snn.product import product
 from spikedream.snn.surrogates import ArcTan, spike
 from spikedream.types import PyTree, check_bounds
 
@@ -91,7 +92,7 @@ class Affine(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """(rows, in_size) -> (rows, out_size): one product for all ticks."""
-        return x @ self.weight + self.bias[None]
+        return product(x, self.weight) + self.bias[None]
 
 
 def affine(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Affine:

@@ -153,12 +153,14 @@ class MLPParams(eqx.Module):
 class MLP:
     """The conventional twin: dense layers with a pointwise nonlinearity, no state.
 
-    With `skip`, a linear map from input to output is added and the last layer starts at zero, so that the network starts linear as
-    one with `MembraneReadout` does.
+    With `norm` "layer" what enters each nonlinearity is standardised over its layer (Ba et al. 2016, without gain and shift). With
+    `skip`, a linear map from input to output is added and the last layer starts at zero, so that the network starts linear as one
+    with `MembraneReadout` does.
     """
 
     hidden: tuple[int, ...] = (64,)
-    activation: Literal["silu", "tanh", "relu"] = "silu"
+    activation: Literal["silu", "tanh", "relu", "elu"] = "silu"
+    norm: Literal["none", "layer"] = "none"
     gain: float = 1.0  # scale of the output layer's initial weights
     skip: bool = False
     fan_in: int | None = None  # inputs that each unit of the first layer listens to; None for all
@@ -183,13 +185,17 @@ class MLP:
         return ()
 
     def __call__(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        activation = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu}[self.activation]
         straight = 0.0 if params.skip is None else x @ params.skip
         first, *rest = params.layers
-        x = activation(_thin(first, self.fan_in)(x[None])) if rest else x[None]
+        x = self._activate(_thin(first, self.fan_in)(x[None])) if rest else x[None]
         for layer in rest[:-1]:
-            x = activation(layer(x))
+            x = self._activate(layer(x))
         return Output(params.layers[-1](x)[0] + straight, (), ())
+
+    def _activate(self, x: Array) -> Array:
+        if self.norm == "layer":
+            x = jax.nn.standardize(x, axis=-1)
+        return {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}[self.activation](x)
 
     def curvature(self, params: MLPParams) -> Array:
         return jnp.zeros(()) if params.skip is None else jnp.square(params.layers[-1].weight).mean()

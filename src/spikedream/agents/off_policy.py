@@ -1,0 +1,398 @@
+"""An off-policy actor-critic for continuous actions, learning from replayed steps: TD3, SAC and TD7 are settings of it.
+
+    actor     spiking or conventional, by one field; `policy` says what its output means
+    critics   each sees observation and action and, with a `representation`, what that makes of them
+    copies    `slow` copies, of which the targets are made
+
+Values are discounted sums of rewards in the environment's own units: the scale of normalised rewards may change while it learns.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from spikedream.agents.action_values import ActionValues, CriticParams
+from spikedream.agents.actor_critic import apply_gradient
+from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
+from spikedream.agents.representation import SALE
+from spikedream.ops.distributions import Regression, ValueDistribution
+from spikedream.ops.fitting import matrices
+from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
+from spikedream.snn.codings import GaussianPopulation, PopulationReadout
+from spikedream.snn.networks import MLP, AnyNetwork, SpikingNetwork
+from spikedream.snn.neurons import CubaLIF
+from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, Spec, check_bounds, firing_rate
+from spikedream.world import World
+
+POPSAN = SpikingNetwork(  # Tang et al. 2020
+    hidden=(256, 256),
+    ticks=5,
+    neuron=CubaLIF(),
+    encoder=GaussianPopulation(),
+    readout=PopulationReadout(neurons=10),
+)
+
+
+class Learned(eqx.Module):
+    """Everything that is learned, or a slow copy of it."""
+
+    actor: PyTree
+    critics: CriticParams  # leaves (critics, ...)
+    encoder: PyTree  # what actor and critics see through; None without a representation
+
+
+class ValueRange(NamedTuple):
+    """Of all targets so far, and as it was when the slow copies were last made."""
+
+    low: Array  # ()
+    high: Array
+    used_low: Array
+    used_high: Array
+
+
+class Told(NamedTuple):
+    """Of the actor's last update."""
+
+    loss: Array  # ()
+    firing_rate: Array
+    temperature: Array
+
+
+class OffPolicyState(eqx.Module):
+    now: Learned
+    slow: Learned
+    encoder: PyTree  # under training; `now` and `slow` hold copies that stay as they are between two copyings
+    actor_optimizer: PyTree
+    critic_optimizer: PyTree
+    encoder_optimizer: PyTree
+    temperature: Array | None  # () its logarithm
+    temperature_optimizer: PyTree
+    range: ValueRange
+    updates: Array  # () int32
+    judged: Judged
+    told: Told
+    spec: Spec = eqx.field(static=True)
+
+
+class OffPolicyPolicy(eqx.Module):
+    """What acting needs."""
+
+    actor: PyTree
+    encoder: PyTree  # None where the actor does not see through it
+    spec: Spec = eqx.field(static=True)
+
+
+class Batch(NamedTuple):
+    """Leaves (batch, ...)."""
+
+    obs: Array
+    action: Array
+    next_obs: Array  # one step later
+    reward: Array  # discounted sum over the steps that count, in the environment's own units
+    later: Array  # (batch, obs_size) where the target bootstraps
+    discount: Array  # of the value there; 0 where the task has ended
+    weight: Array
+
+
+@dataclass(frozen=True)
+class OffPolicy:
+    """Hyper-parameters. The defaults are TD3 with PopSAN's spiking actor (Tang et al. 2020)."""
+
+    actor: AnyNetwork = POPSAN
+    critic: AnyNetwork = MLP(hidden=(256, 256), activation="relu")
+    critics: int = 2
+    policy: AnyPolicyHead = Deterministic()
+    representation: SALE | None = None
+    actor_sees: Literal["observation", "representation", "both"] = "observation"
+    value: ValueDistribution = Regression()
+    target: Literal["min", "mean"] = "min"  # of the critics' values, where a target bootstraps
+    subset: int | None = None  # so many critics, drawn anew for each update, make the target (Chen et al. 2021, REDQ); None: all
+    policy_value: Literal["first", "min", "mean"] = "first"  # of the critics', by which the actor learns
+    slow: AnySlowCopy = Polyak()
+    policy_delay: int = 2  # updates of the critics for each of the actor
+    clip_value: bool = False  # to the range of the targets seen until the last hard copy
+    n_step: int = 1  # rewards in a target before it bootstraps
+    gamma: float = 0.99
+    batch: int = 256
+    learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    weight_decay: float = 0.0  # of the critics
+    activity_penalty: float = 0.0  # on the actor's firing rate, beside the mean magnitude of its values
+
+    def __post_init__(self) -> None:
+        at_least_one, not_negative = (1, None), (0, None)
+        check_bounds(self, critics=at_least_one, policy_delay=at_least_one, n_step=at_least_one, batch=at_least_one)
+        check_bounds(self, gamma=(0, 0.99999), learning_rate=not_negative, critic_learning_rate=not_negative)
+        check_bounds(self, weight_decay=not_negative, activity_penalty=not_negative)
+        if self.subset is not None and not 1 <= self.subset <= self.critics:
+            raise ValueError(f"subset is {self.subset}; it must be from 1 to critics ({self.critics})")
+        if self.actor.persistent or self.critic.persistent:
+            raise ValueError("actor and critic learn from single replayed steps and can keep no state between them; use Dreamer")
+        if self.representation is None and self.actor_sees != "observation":
+            raise ValueError(f'actor_sees is "{self.actor_sees}", but there is no representation; set it to "observation"')
+        hard = isinstance(self.slow, HardCopy)
+        if not hard and (self.clip_value or self.representation is not None):
+            what = "clip_value" if self.clip_value else "a representation"
+            raise ValueError(f"{what} needs copies that stand still for a while: set slow to HardCopy")
+
+    @property
+    def uses_world(self) -> bool:
+        return False
+
+    @property
+    def acts_in_world(self) -> bool:
+        return False
+
+    @property
+    def on_policy_steps(self) -> None:
+        return None
+
+    # ---- making
+
+    def init(self, spec: Spec, world: World, key: Array) -> OffPolicyState:
+        if spec.discrete:
+            raise ValueError("OffPolicy needs a continuous action space; Dreamer, PPO and MPC act in discrete ones")
+        if world.model.recurrent:
+            raise ValueError("OffPolicy sees observations only, so that a recurrent world model is of no use to it; use Ensemble")
+        if world.bonus is not None and self.n_step > 1:
+            raise ValueError(f"n_step is {self.n_step}, but a bonus is given for single steps only; set n_step to 1")
+        actor_key, critic_key, encoder_key = jax.random.split(key, 3)
+        encoder: PyTree = None if self.representation is None else self.representation.init(spec, encoder_key)
+        actor: PyTree = self.actor.init(self._seen_size(spec), self.policy.parameters(spec.action_size), actor_key)
+        critics: PyTree = self._critics.init(spec, critic_key)
+        now, zero = Learned(actor, critics, encoder), jnp.zeros(())
+        temperature = self.policy.temperature and jnp.asarray(jnp.log(self.policy.temperature.first), jnp.float32)
+        state = OffPolicyState(
+            now=now,
+            slow=now,
+            encoder=encoder,
+            actor_optimizer=self._optimizer.init(actor),
+            critic_optimizer=self._critic_optimizer.init(critics),
+            encoder_optimizer=() if self.representation is None else self._encoder_optimizer.init(encoder),
+            temperature=temperature,
+            temperature_optimizer=() if temperature is None else self._temperature_optimizer.init(temperature),
+            range=ValueRange(zero, zero, zero, zero),
+            updates=jnp.zeros((), jnp.int32),
+            judged=Judged(jnp.zeros(self.batch, jnp.int32), jnp.zeros(self.batch)),
+            told=Told(zero, zero, zero),
+            spec=spec,
+        )
+        return jax.tree.map(jnp.array, state)  # every leaf its own buffer: the phases donate the state
+
+    def _seen_size(self, spec: Spec) -> int:
+        """What the actor sees."""
+        embedded = 0 if self.representation is None else self.representation.size
+        return {"observation": spec.obs_size, "representation": embedded, "both": spec.obs_size + embedded}[self.actor_sees]
+
+    @property
+    def _critics(self) -> ActionValues:
+        return ActionValues(self.critic, self.critics, self.value, self.representation)
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    @property
+    def _critic_optimizer(self) -> optax.GradientTransformation:
+        return optax.adamw(self.critic_learning_rate, weight_decay=self.weight_decay, mask=partial(matrices, stacked=1))
+
+    @property
+    def _encoder_optimizer(self) -> optax.GradientTransformation:
+        assert self.representation is not None
+        return optax.adam(self.representation.learning_rate)
+
+    @property
+    def _temperature_optimizer(self) -> optax.GradientTransformation:
+        assert self.policy.temperature is not None
+        return optax.adam(self.policy.temperature.learning_rate)
+
+    # ---- acting
+
+    def policy_of(self, state: OffPolicyState) -> OffPolicyPolicy:
+        return OffPolicyPolicy(state.now.actor, None if self.actor_sees == "observation" else state.now.encoder, state.spec)
+
+    def start(self, policy: OffPolicyPolicy, world: World) -> tuple[()]:
+        return ()
+
+    def act(self, policy: OffPolicyPolicy, world: World, carry: tuple[()], obs: Array, key: Array, greedy: bool) -> Decision:
+        network_key, action_key = jax.random.split(key)
+        out = self._decide(policy.actor, policy.encoder, obs, network_key)
+        if greedy:
+            return Decision(self.policy.mode(out.value), (), jnp.zeros(()), out.spikes)
+        action, log_prob = self.policy.sample(out.value, action_key)
+        return Decision(action, (), log_prob, out.spikes)
+
+    def intended(self, policy: OffPolicyPolicy, world: World, carry: tuple[()], obs: Array, key: Array) -> None:
+        return None
+
+    def _decide(self, actor: PyTree, encoder: PyTree, obs: Array, key: Array):
+        """The actor's output for one observation."""
+        if self.representation is None or self.actor_sees == "observation":
+            return self.actor(actor, obs, (), key)
+        embedded = self.representation.embed(encoder, obs)
+        return self.actor(actor, embedded if self.actor_sees == "representation" else jnp.concatenate([obs, embedded]), (), key)
+
+    # ---- one update
+
+    def update(self, state: OffPolicyState, world: World, experience: Experience, key: Array) -> tuple[OffPolicyState, Metrics]:
+        """One step of the critics and the representation, and in every `policy_delay`-th update one of the actor."""
+        draw_key, bonus_key, target_key, actor_key = jax.random.split(key, 4)
+        index = experience.draw(draw_key, (self.batch,))
+        batch = self._batch(world, experience, index, bonus_key)
+        state = eqx.tree_at(lambda s: s.updates, state, state.updates + 1)
+        state, encoder_loss = self._learn_representation(state, batch)
+        state, (critic_loss, error, target) = self._learn_critics(state, batch, target_key)
+        state = jax.lax.cond(
+            state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), lambda s: s, state
+        )
+        state = self._copy(state)
+        metrics = {
+            "imagined_steps": jnp.zeros((), jnp.int32),
+            "critic_loss": critic_loss,
+            "td_error": error.mean(),
+            "target_value": target.mean(),
+            "actor_loss": state.told.loss,
+            "firing_rate/actor": state.told.firing_rate,
+        }
+        if self.representation is not None:
+            metrics["representation_loss"] = encoder_loss
+        if state.temperature is not None:
+            metrics["temperature"] = state.told.temperature
+        # A transition that was drawn twice has one error.
+        error = jnp.where(index[:, None] == index[None], error[None], 0).max(1)
+        return eqx.tree_at(lambda s: s.judged, state, Judged(index, error)), metrics
+
+    def judged(self, state: OffPolicyState) -> Judged:
+        return state.judged
+
+    def errors(self, state: OffPolicyState, world: World, experience: Experience, index: Array, key: Array) -> Array:
+        """(rows,) squared temporal-difference error on the transitions at `index`, (rows,)."""
+        bonus_key, target_key, value_key = jax.random.split(key, 3)
+        batch = self._batch(world, experience, index, bonus_key)
+        value = self._critics.means(self._critics(state.now.critics, state.now.encoder, batch.obs, batch.action, value_key))
+        return jnp.square(self._target(state, batch, target_key)[:, None] - value).max(1)
+
+    def _batch(self, world: World, experience: Experience, index: Array, key: Array) -> Batch:
+        """The steps at `index`, (rows,), and what follows them."""
+        steps, scale = experience.gather(index), experience.normalizer.reward_scale
+        importance = experience.importance(index)
+        if self.n_step == 1:
+            reward = steps.reward * scale
+            if world.bonus is not None:
+                start_key, bonus_key = jax.random.split(key)
+                memory = jax.vmap(world.start)(steps.obs, jax.random.split(start_key, index.size))
+                reward += scale * jax.vmap(world.intrinsic)(memory, steps, jax.random.split(bonus_key, index.size))
+            discount = self.gamma * (1 - steps.terminated)
+            return Batch(steps.obs, steps.action, steps.next_obs, reward, steps.next_obs, discount, importance)
+        sequence = jax.vmap(partial(experience.onward, length=self.n_step))(index)
+        counts, ahead = sequence.valid, self.gamma ** jnp.arange(self.n_step, dtype=jnp.float32)
+        reward = scale * (sequence.steps.reward * counts * ahead[None]).sum(1)
+        last = counts.sum(1).astype(jnp.int32) - 1
+        rows = jnp.arange(index.size)
+        ended = sequence.steps.terminated[rows, last]
+        discount = self.gamma ** (last + 1) * (1 - ended)
+        return Batch(steps.obs, steps.action, steps.next_obs, reward, sequence.steps.next_obs[rows, last], discount, importance)
+
+    # ---- learning
+
+    def _learn_representation(self, state: OffPolicyState, batch: Batch) -> tuple[OffPolicyState, Array]:
+        if self.representation is None:
+            return state, jnp.zeros(())
+
+        def loss(encoder: PyTree) -> Array:
+            assert self.representation is not None
+            return jax.vmap(partial(self.representation.loss, encoder))(batch.obs, batch.action, batch.next_obs).mean()
+
+        value, gradient = jax.value_and_grad(loss)(state.encoder)
+        encoder, moments = apply_gradient(self._encoder_optimizer, gradient, state.encoder_optimizer, state.encoder)
+        return eqx.tree_at(lambda s: (s.encoder, s.encoder_optimizer), state, (encoder, moments)), value
+
+    def _target(self, state: OffPolicyState, batch: Batch, key: Array) -> Array:
+        """(batch,)."""
+        network_key, action_key, subset_key, value_key = jax.random.split(key, 4)
+        rows = batch.reward.shape[0]
+        actor = state.slow.actor if self.policy.slow else state.now.actor
+
+        def follow(obs: Array, network_key: Array, action_key: Array) -> tuple[Array, Array]:
+            return self.policy.target(self._decide(actor, state.slow.encoder, obs, network_key).value, action_key)
+
+        action, log_prob = jax.vmap(follow)(batch.later, jax.random.split(network_key, rows), jax.random.split(action_key, rows))
+        value = self._critics.means(self._critics(state.slow.critics, state.slow.encoder, batch.later, action, value_key))
+        if self.subset is not None:
+            value = value[:, jax.random.permutation(subset_key, self.critics)[: self.subset]]
+        value = value.min(1) if self.target == "min" else value.mean(1)
+        if self.clip_value:
+            value = jnp.clip(value, state.range.used_low, state.range.used_high)
+        if state.temperature is not None:
+            value = value - jnp.exp(state.temperature) * log_prob
+        return batch.reward + batch.discount * value
+
+    def _learn_critics(self, state: OffPolicyState, batch: Batch, key: Array):
+        """The state, the loss, each transition's largest temporal-difference error, (batch,), and its target, (batch,)."""
+        target_key, value_key = jax.random.split(key)
+        target = jax.lax.stop_gradient(self._target(state, batch, target_key))
+
+        def loss(critics: CriticParams) -> tuple[Array, Array]:
+            out = self._critics(critics, state.now.encoder, batch.obs, batch.action, value_key)
+            losses = jax.vmap(jax.vmap(self.value.loss, in_axes=(0, None)))(out, target)
+            error = jnp.abs(self._critics.means(out) - target[:, None])
+            return (losses.sum(1) * batch.weight).mean(), error.max(1)
+
+        (value, error), gradient = jax.value_and_grad(loss, has_aux=True)(state.now.critics)
+        critics, moments = apply_gradient(self._critic_optimizer, gradient, state.critic_optimizer, state.now.critics)
+        seen = state.range._replace(
+            low=jnp.minimum(state.range.low, target.min()), high=jnp.maximum(state.range.high, target.max())
+        )
+        return eqx.tree_at(lambda s: (s.now.critics, s.critic_optimizer, s.range), state, (critics, moments, seen)), (
+            value,
+            error,
+            target,
+        )
+
+    def _learn_actor(self, state: OffPolicyState, batch: Batch, key: Array) -> OffPolicyState:
+        network_key, action_key, value_key = jax.random.split(key, 3)
+        rows = batch.reward.shape[0]
+        keys = jax.random.split(network_key, rows), jax.random.split(action_key, rows)
+
+        def loss(actor: PyTree) -> tuple[Array, tuple[Array, Array]]:
+            def decide(obs: Array, network_key: Array, action_key: Array) -> tuple[Array, Array, Array]:
+                out = self._decide(actor, state.now.encoder, obs, network_key)
+                return *self.policy.improve(out.value, action_key), firing_rate(out.spikes)
+
+            action, log_prob, rate = jax.vmap(decide)(batch.obs, *keys)
+            value = self._critics.means(self._critics(state.now.critics, state.now.encoder, batch.obs, action, value_key))
+            value = {"first": value[:, 0], "min": value.min(1), "mean": value.mean(1)}[self.policy_value]
+            if state.temperature is not None:
+                value = value - jnp.exp(state.temperature) * log_prob
+            size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
+            return -value.mean() / size + self.activity_penalty * rate.mean(), (rate.mean(), log_prob.mean())
+
+        (value, (rate, log_prob)), gradient = jax.value_and_grad(loss, has_aux=True)(state.now.actor)
+        actor, moments = apply_gradient(self._optimizer, gradient, state.actor_optimizer, state.now.actor)
+        state = eqx.tree_at(lambda s: (s.now.actor, s.actor_optimizer), state, (actor, moments))
+        state = self._learn_temperature(state, log_prob)
+        temperature = jnp.zeros(()) if state.temperature is None else jnp.exp(state.temperature)
+        return eqx.tree_at(lambda s: s.told, state, Told(value, rate, temperature))
+
+    def _learn_temperature(self, state: OffPolicyState, log_prob: Array) -> OffPolicyState:
+        if self.policy.temperature is None:
+            return state
+        gradient = jax.grad(self.policy.temperature.loss)(state.temperature, log_prob, state.spec.action_size)
+        temperature, moments = apply_gradient(self._temperature_optimizer, gradient, state.temperature_optimizer, state.temperature)
+        return eqx.tree_at(lambda s: (s.temperature, s.temperature_optimizer), state, (temperature, moments))
+
+    def _copy(self, state: OffPolicyState) -> OffPolicyState:
+        """Let the slow copies follow. What actor and critics see through changes only when they are copied."""
+        slow = self.slow.follow(state.slow, state.now, state.updates)
+        if self.representation is None and not self.clip_value:
+            return eqx.tree_at(lambda s: s.slow, state, slow)
+        due, seen = self.slow.due(state.updates), state.range
+        encoder = jax.lax.cond(due, lambda: state.encoder, lambda: state.now.encoder)
+        used = seen._replace(used_low=jnp.where(due, seen.low, seen.used_low), used_high=jnp.where(due, seen.high, seen.used_high))
+        return eqx.tree_at(lambda s: (s.slow, s.now.encoder, s.range), state, (slow, encoder, used), is_leaf=lambda x: x is None)
