@@ -32,6 +32,7 @@ SHELL = {
     "env",
     "env_kwargs",
     "preset",
+    "precision",
 }
 CONDITIONAL = {"agent.context"}  # of an actor that remembers: test_numbers_of_parts
 

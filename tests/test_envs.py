@@ -491,3 +491,28 @@ def test_dm_control_is_played_without_a_time_limit_and_comes_back_to_where_it_wa
 def test_dm_control_says_what_to_install() -> None:
     with pytest.raises(BrokenEnvironment, match=r"needs dm_control.*: pip install 'spikedream\[dm-control\]'"):
         spec_of("dm_control/cartpole-swingup-v0", {}, None)
+
+
+# ---- MuJoCo
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs spikedream[mujoco]")
+def test_mujoco_is_played_without_a_warning_or_a_file_and_comes_back_to_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    host, again = (HostEnvironments("HalfCheetah-v4", {}, None, 0) for _ in range(2))
+    assert host.spec.obs_size == 17 and host.spec.action_size == 6 and not host.spec.discrete
+    play(host, 30)
+    assert again.restore(copied(host.positions)).all()
+    assert_same(play(host, 10, seed=1), play(again, 10, seed=1))
+    host.close()
+    again.close()
+    assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
+
+
+def test_mujoco_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mujoco" else there(name, *rest))
+    with pytest.raises(BrokenEnvironment, match=r"HalfCheetah-v4 needs mujoco: pip install 'spikedream\[mujoco\]'"):
+        spec_of("HalfCheetah-v4", {}, None)

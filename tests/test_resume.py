@@ -127,6 +127,15 @@ PARTS = {
             "imagination": {"kind": "Imagination", "threshold": 0.0, "least": 2, "most": 4, "chunk": 2, "horizon": 3},
         },
     },
+    "off-policy agent, priorities by loss": {
+        "env": "Pendulum-v1", "max_episode_steps": 30, "budget": 80, "precision": "fastest", "replay": {"priority": "loss"},
+        "collect": {"seed_steps": 20, "steps": 12}, "improve": {"first": 0, "ratio": 0.5, "block": 3}, "world_model": ENSEMBLE,
+        "agent": {
+            "kind": "OffPolicy", "actor": NETWORK, "critic": NETWORK, "batch": 8, "clip_value": True,
+            "representation": {"kind": "SALE", "size": 4, "state": NETWORK, "pair": NETWORK},
+            "value": "Huber", "slow": {"kind": "HardCopy", "every": 4},
+        },
+    },
 }  # fmt: skip
 
 

@@ -154,3 +154,20 @@ def test_training_episodes_are_cut_short_and_evaluation_s_are_not(cut: int, limi
     ends = np.flatnonzero(np.asarray(trainer.state.replay.in_order().truncated)[:, 0])
     assert ends.tolist() == list(range(length - 1, 45, length))
     assert trainer.progress.row["eval_length_mean"] == limit
+
+
+def test_random_first_steps_can_be_counted_in_steps_and_not_in_episodes(tmp_path: Path) -> None:
+    chosen = config(collect={"seed_steps": 33, "steps": 10}, budget=50, env="Pendulum-v1")
+    trainer, calls = run(chosen, tmp_path / "a")
+    assert calls.at("evaluate")[0] == 33
+    log_prob = np.asarray(trainer.state.replay.data.log_prob)[:50, 0]
+    assert len(set(log_prob[:33])) == 1 and len(set(log_prob[33:])) > 1
+
+
+def test_a_run_keeps_the_precision_that_was_fastest_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikedream.runners.sync.fastest", lambda: "bfloat16")
+    run(config(precision="fastest", budget=30), tmp_path / "a")
+    monkeypatch.setattr("spikedream.runners.sync.fastest", lambda: "float32")
+    again = Trainer(config(precision="fastest", budget=40), tmp_path / "a", Notes(), resume=True)
+    assert again.algorithm.precision == again.progress.precision == "bfloat16"
+    again.close()

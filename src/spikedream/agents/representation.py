@@ -21,14 +21,18 @@ class Embedders(eqx.Module):
     pair: PyTree  # z_s and action to z_sa, which predicts the next z_s
 
 
+# With the weights of a uniform distribution within 1 / sqrt(inputs), as the source has them: a third of their variance.
+EMBEDDER = MLP(hidden=(256, 256), activation="elu", gain=3**-0.5, hidden_gain=3**-0.5)
+
+
 @dataclass(frozen=True)
 class SALE:
     """State-action learned embeddings (Fujimoto et al. 2023, "For SALE: state-action representation learning for deep reinforcement
     learning"): z_s = average_l1(f(s)); z_sa = g(z_s, a) is fitted to the z_s of the next observation."""
 
     size: int = 256
-    state: AnyNetwork = MLP(hidden=(256, 256), activation="elu")
-    pair: AnyNetwork = MLP(hidden=(256, 256), activation="elu")
+    state: AnyNetwork = EMBEDDER
+    pair: AnyNetwork = EMBEDDER
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:

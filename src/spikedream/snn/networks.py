@@ -162,6 +162,7 @@ class MLP:
     activation: Literal["silu", "tanh", "relu", "elu"] = "silu"
     norm: Literal["none", "layer"] = "none"
     gain: float = 1.0  # scale of the output layer's initial weights
+    hidden_gain: float | None = None  # of the other layers'; None: that which keeps the variance
     skip: bool = False
     fan_in: int | None = None  # inputs that each unit of the first layer listens to; None for all
 
@@ -175,7 +176,9 @@ class MLP:
     def init(self, in_size: int, out_size: int, key: Array) -> MLPParams:
         sizes = (in_size, *self.hidden)
         *keys, last, skip = jax.random.split(key, len(sizes) + 1)
-        gain = 2**0.5 if self.activation != "tanh" else 1.0
+        gain = self.hidden_gain
+        if gain is None:
+            gain = 2**0.5 if self.activation != "tanh" else 1.0
         layers = [affine(a, b, k, gain) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
         output = affine(sizes[-1], out_size, last, 0.0 if self.skip else self.gain)
         straight = affine(in_size, out_size, skip, self.gain).weight if self.skip else None
