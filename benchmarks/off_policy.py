@@ -1,8 +1,8 @@
 """What an update of an off-policy preset costs beside the matrix products that it cannot do without:
 `python benchmarks/off_policy.py [PRESET]`.
 
-Prints a JSON line for each precision: milliseconds of one update, in blocks as a run makes them, what the policy delay leaves out at its
-share; of the same products alone, one after the other; their ratio; and how many floating-point operations these are.
+Prints a JSON line for each precision: milliseconds of one update, in blocks as a run makes them; of the same products alone, one
+after the other, those that the policy delay leaves out at their share; the ratio; and how many floating-point operations these are.
 """
 
 import argparse
