@@ -189,6 +189,18 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "ppo-cartpole", "--replay.priority", "td_error"], "nothing here draws by it"),
         (["train", "cem-pendulum", "--replay.priority", "td_error"], "needs a value function"),
         (["train", "debug", "--bonus", "Disagreement", "--world-model.members", "1"], "a world model of at least 2 members"),
+        (
+            ["train", "CartPole-v1", "--agent", "OffPolicy"],
+            "needs a continuous action space; Dreamer, PPO and MPC act in discrete ones",
+        ),
+        (
+            ["train", "Pendulum-v1", "--agent", "OffPolicy", "--agent.dreams", "Dreams", "--world-model.members", "1"],
+            "asks whether the members of an ensemble agree, but the world model has one; set world_model.members to 2",
+        ),
+        (
+            ["train", "Pendulum-v1", "--agent", "OffPolicy", "--agent.dreams", "Dreams", "--agent.dreams.capacity", "2000000000"],
+            "its largest array is agent.dreams.ring.obs; lower replay.capacity, or agent.dreams.capacity",
+        ),
         (["bench", "debug", "--seeds", "0"], "seeds is 0; it must be at least 1"),
     ],
 )

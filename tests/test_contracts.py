@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, known, same, shapes, small
 
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.dreams import Dreams
 from spikedream.agents.mpc import MPC, AnyPlanner
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import SquashedGaussian
@@ -51,6 +52,9 @@ AGENTS: dict[str, Any] = {
     "OffPolicy-SAC": small(twin(OffPolicy(policy=SquashedGaussian(), n_step=3, target="mean", critics=3, subset=2))),
     "OffPolicy-TD7": small(
         twin(OffPolicy(representation=SALE(), actor_sees="both", slow=HardCopy(2), clip_value=True, value=Huber()))
+    ),
+    "OffPolicy-dreams": small(
+        twin(OffPolicy(dreams=Dreams(starts=3, horizon=2, every=1, begin=0, capacity=9, trust=None, stretches=3)))
     ),
     "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
 }
@@ -555,6 +559,7 @@ JOINED = [  # world model, agent, bonus, how experience is drawn, for which acti
     (Ensemble, "MPC", None, "model_error", ["continuous"]),
     (Ensemble, "PPO-imagines", ICM, "td_error", ["continuous"]),
     (TrueEnvironment, "OffPolicy-TD7", None, "loss", ["continuous"]),
+    (Ensemble, "OffPolicy-dreams", None, "uniform", ["continuous"]),
 ]
 TRACED = [  # what is joined of the same parts in another way; compiling these, too, would see no more
     (Recurrent, "Dreamer", RND, "model_error", ["discrete"]),
@@ -563,6 +568,7 @@ TRACED = [  # what is joined of the same parts in another way; compiling these, 
     (Ensemble, "PPO", RND, "model_error", ["discrete"]),
     (Ensemble, "OffPolicy", RND, "td_error", ["continuous"]),
     (Ensemble, "OffPolicy-SAC", None, "loss", ["continuous"]),
+    (Ensemble, "OffPolicy-dreams", Disagreement(), "loss", ["continuous"]),
 ]
 
 
@@ -580,7 +586,9 @@ def imagined_steps(agent, metrics):
     agent = agent.policy if isinstance(agent, MPC) else agent
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
-    if agent is None or isinstance(agent, OffPolicy) or agent.imagination is None:
+    if isinstance(agent, OffPolicy):
+        return 2 * agent.dreams.starts * agent.dreams.horizon if agent.dreams else 0
+    if agent is None or agent.imagination is None:
         return 0
     assert 0 < int(metrics["rollouts"]) <= 2 * agent.imagination.most
     return agent.imagination.horizon * int(metrics["rollouts"])

@@ -77,6 +77,27 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
             "activity_penalty", "n_step", "slow.every", "value.threshold", "representation.size",
             "representation.learning_rate", "policy.noise", "policy.target_noise", "policy.target_clip"))],
     ),
+    "dreams": (
+        {"world_model": ENSEMBLE,
+         "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {
+             "kind": "Dreams", "starts": 4, "horizon": 3, "every": 2, "begin": 1, "capacity": 48, "share": SHARE, "doubt": 0.5,
+             "penalty": 0.5, "stretches": 4, "trust": {"kind": "Tightening", "limit": 0.5, "factor": 0.5}}}},
+        "dream",
+        [*(f"agent.dreams.{x}" for x in ("starts", "horizon", "every", "begin", "capacity", "penalty", "doubt")),
+         *(f"agent.dreams.trust.{x}" for x in ("limit", "factor")), *(f"agent.dreams.share.{x}" for x in SHARE)],
+    ),
+    "trust in first steps": (
+        {"world_model": ENSEMBLE,
+         "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {"kind": "Dreams", "starts": 4, "horizon": 2, "capacity": 8,
+                                                             "trust": {"kind": "FirstStep", "quantile": 0.5}}}},
+        "dream", ["agent.dreams.trust.quantile", "agent.dreams.trust.factor"],
+    ),
+    "trust by calibration": (
+        {"world_model": ENSEMBLE,
+         "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {"kind": "Dreams", "starts": 4, "horizon": 2, "capacity": 8,
+                                                             "trust": "Calibrated", "stretches": 4}}},
+        "dream", ["agent.dreams.trust.error", "agent.dreams.stretches"],
+    ),
     "sac": (
         {"agent": OFF_POLICY | {"actor": NETWORK, "policy": "SquashedGaussian", "subset": 1}},
         "dream",
@@ -158,5 +179,9 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
     for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):
         assert {f"{part}.{x}" for part in parts for x in numbers(getattr(agent, part))} <= found[name]
+    dreams = scene("dreams").agent.dreams
+    assert {f"dreams.{x}" for x in numbers(dreams) - {"stretches"}} <= found["dreams"] and numbers(dreams.share) == set(SHARE)
+    for name in ("dreams", "trust in first steps", "trust by calibration"):
+        assert {f"dreams.trust.{x}" for x in numbers(scene(name).agent.dreams.trust)} <= found[name]
     assert {f"policy.temperature.{x}" for x in numbers(sac.policy.temperature)} <= found["sac"]
     assert numbers(configuration.ReplayBuffer()) == {"capacity", "alpha", "beta"}

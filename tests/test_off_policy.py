@@ -13,6 +13,7 @@ from toys import DIAL, KEY, practise, still
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import Deterministic, SquashedGaussian, Temperature
 from spikedream.agents.representation import SALE, average_l1
+from spikedream.agents.transitions import real
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.ops.distributions import Huber, Regression, TwoHot
 from spikedream.ops.slow_copy import HardCopy, Polyak
@@ -108,7 +109,7 @@ def test_targets_by_hand():
         lambda c: jax.vmap(lambda o, a: agent.critic(c.network, jnp.concatenate([o, a])).value[0])(steps.next_obs, following)
     )(state.slow.critics)
     wanted = scale * steps.reward + 0.9 * (1 - steps.terminated) * both.min(0)
-    batch = agent._batch(world, experience, index, KEY)
+    batch = real(world, experience, index, agent.gamma, agent.n_step, KEY)
     np.testing.assert_allclose(agent._target(state, batch, KEY), wanted, rtol=1e-5, atol=1e-5)
     now = jax.vmap(
         lambda c: jax.vmap(lambda o, a: agent.critic(c.network, jnp.concatenate([o, a])).value[0])(steps.obs, steps.action)
@@ -124,7 +125,7 @@ def test_n_step_targets_end_where_the_episode_does():
     #                 an episode is cut after the third step and one ends with the sixth; the last two are of one that goes on
     plain = Transition(obs, jnp.zeros((8, 1)), reward, obs + 0.5, none.at[5].set(1), none.at[2].set(1), none)
     experience = holding(CONTINUOUS, plain, 8)
-    batch = agent._batch(pendulum(), experience, jnp.arange(8), KEY)
+    batch = real(pendulum(), experience, jnp.arange(8), agent.gamma, agent.n_step, KEY)
     g = 0.9
     wanted = [1 + 2 * g + 3 * g**2, 2 + 3 * g, 3, 4 + 5 * g + 6 * g**2, 5 + 6 * g, 6, 7 + 8 * g, 8]
     np.testing.assert_allclose(batch.reward, wanted, rtol=1e-5)
@@ -183,7 +184,7 @@ def test_values_beyond_those_seen_until_the_last_copy_do_not_count():
     agent = replace(AGENT, slow=HardCopy(5), clip_value=True, policy=Deterministic(target_noise=0.0))
     world, experience = pendulum(), filled(CONTINUOUS, 20, 24, KEY)
     state = agent.init(CONTINUOUS, world, KEY)
-    batch = agent._batch(world, experience, jnp.arange(20), KEY)
+    batch = real(world, experience, jnp.arange(20), agent.gamma, agent.n_step, KEY)
     # Before the first copy no value has been seen.
     np.testing.assert_array_equal(agent._target(state, batch, KEY), batch.reward)
     narrow = replace(state, range=state.range._replace(used_low=jnp.asarray(0.125), used_high=jnp.asarray(0.125)))
@@ -281,8 +282,8 @@ def test_a_bonus_counts_as_reward():
 
     world, experience = pendulum(), filled(CONTINUOUS, 20, 24, KEY)
     index = jnp.arange(20)
-    plain = AGENT._batch(world, experience, index, KEY)
-    curious = AGENT._batch(replace(world, bonus=Constant()), experience, index, KEY)
+    plain = real(world, experience, index, 0.9, 1, KEY)
+    curious = real(replace(world, bonus=Constant()), experience, index, 0.9, 1, KEY)
     scale = float(experience.normalizer.reward_scale)
     np.testing.assert_allclose(curious.reward - plain.reward, 0.25 * scale, rtol=1e-4)
 

@@ -199,7 +199,7 @@ class Algorithm:
             replay = replace(state.replay, priority=priority)
             agent, metrics = self.agent.update(agent, world, replay, key)
             if self.buffer.priority == "loss" and (judged := self.agent.judged(agent)) is not None:
-                replay = replay.prioritise(judged.index, judged.error, jnp.ones_like(judged.error))
+                replay = replay.prioritise(*judged)
             return (agent, replay.priority), metrics
 
         learning = (state.agent, state.replay.priority)

@@ -72,6 +72,7 @@ class Judged(NamedTuple):
 
     index: Array  # (rows,) int32 their positions
     error: Array  # (rows,) magnitude of the temporal-difference error, in units of the agent's values
+    counts: Array  # (rows,) float, 0 where something else was learned in its place
 
 
 class Prediction(NamedTuple):

@@ -19,8 +19,10 @@ from jax import Array
 
 from spikedream.agents.action_values import ActionValues, CriticParams
 from spikedream.agents.actor_critic import apply_gradient
+from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
+from spikedream.agents.transitions import Batch, mixed, real
 from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
@@ -59,7 +61,7 @@ class ValueRange(NamedTuple):
 class Told(NamedTuple):
     """Of the actor's last update."""
 
-    loss: Array  # ()
+    value: Array  # () mean of its actions, by the critics
     firing_rate: Array
     temperature: Array
 
@@ -75,6 +77,7 @@ class OffPolicyState(eqx.Module):
     temperature_optimizer: PyTree
     range: ValueRange
     updates: Array  # () int32
+    dreams: DreamsState | None
     judged: Judged
     told: Told
     spec: Spec = eqx.field(static=True)
@@ -86,18 +89,6 @@ class OffPolicyPolicy(eqx.Module):
     actor: PyTree
     encoder: PyTree  # None where the actor does not see through it
     spec: Spec = eqx.field(static=True)
-
-
-class Batch(NamedTuple):
-    """Leaves (batch, ...)."""
-
-    obs: Array
-    action: Array
-    next_obs: Array  # one step later
-    reward: Array  # discounted sum over the steps that count, in the environment's own units
-    later: Array  # (batch, obs_size) where the target bootstraps
-    discount: Array  # of the value there; 0 where the task has ended
-    weight: Array
 
 
 @dataclass(frozen=True)
@@ -123,6 +114,7 @@ class OffPolicy:
     learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
     weight_decay: float = 0.0  # of the critics
+    dreams: Dreams | None = None
     activity_penalty: float = 0.0  # on the actor's firing rate, beside the mean magnitude of its values
 
     def __post_init__(self) -> None:
@@ -143,7 +135,7 @@ class OffPolicy:
 
     @property
     def uses_world(self) -> bool:
-        return False
+        return self.dreams is not None
 
     @property
     def acts_in_world(self) -> bool:
@@ -179,7 +171,8 @@ class OffPolicy:
             temperature_optimizer=() if temperature is None else self._temperature_optimizer.init(temperature),
             range=ValueRange(zero, zero, zero, zero),
             updates=jnp.zeros((), jnp.int32),
-            judged=Judged(jnp.zeros(self.batch, jnp.int32), jnp.zeros(self.batch)),
+            dreams=None if self.dreams is None else self.dreams.init(spec, world),
+            judged=Judged(jnp.zeros(self.batch, jnp.int32), jnp.zeros(self.batch), jnp.zeros(self.batch)),
             told=Told(zero, zero, zero),
             spec=spec,
         )
@@ -242,22 +235,22 @@ class OffPolicy:
 
     def update(self, state: OffPolicyState, world: World, experience: Experience, key: Array) -> tuple[OffPolicyState, Metrics]:
         """One step of the critics and the representation, and in every `policy_delay`-th update one of the actor."""
-        draw_key, bonus_key, target_key, actor_key = jax.random.split(key, 4)
+        draw_key, bonus_key, dream_key, target_key, actor_key = jax.random.split(key, 5)
         index = experience.draw(draw_key, (self.batch,))
-        batch = self._batch(world, experience, index, bonus_key)
+        batch = real(world, experience, index, self.gamma, self.n_step, bonus_key)
         state = eqx.tree_at(lambda s: s.updates, state, state.updates + 1)
         state, encoder_loss = self._learn_representation(state, batch)
+        state, batch, imagined, dreamt = self._dream(state, world, experience, batch, dream_key)
         state, (critic_loss, error, target) = self._learn_critics(state, batch, target_key)
         state = jax.lax.cond(
             state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), lambda s: s, state
         )
         state = self._copy(state)
-        metrics = {
-            "imagined_steps": jnp.zeros((), jnp.int32),
+        metrics = dreamt | {
             "critic_loss": critic_loss,
             "td_error": error.mean(),
             "target_value": target.mean(),
-            "actor_loss": state.told.loss,
+            "actor_value": state.told.value,
             "firing_rate/actor": state.told.firing_rate,
         }
         if self.representation is not None:
@@ -265,8 +258,35 @@ class OffPolicy:
         if state.temperature is not None:
             metrics["temperature"] = state.told.temperature
         # A transition that was drawn twice has one error.
-        error = jnp.where(index[:, None] == index[None], error[None], 0).max(1)
-        return eqx.tree_at(lambda s: s.judged, state, Judged(index, error)), metrics
+        error = jnp.where((index[:, None] == index[None]) & ~imagined[None], error[None], 0).max(1)
+        return eqx.tree_at(lambda s: s.judged, state, Judged(index, error, (~imagined).astype(jnp.float32))), metrics
+
+    def _dream(
+        self, state: OffPolicyState, world: World, experience: Experience, batch: Batch, key: Array
+    ) -> tuple[OffPolicyState, Batch, Array, Metrics]:
+        """The state, having dreamed where that is due; the batch, partly of imagined steps; which of its rows these are, (batch,)
+        bool; and what the dreams were like."""
+        none = {"imagined_steps": jnp.zeros((), jnp.int32)}
+        dreams, dreamt = self.dreams, state.dreams
+        if dreams is None or dreamt is None:
+            return state, batch, jnp.zeros(self.batch, bool), none
+        dream_key, batch_key = jax.random.split(key)
+
+        def policy(carry: tuple[()], obs: Array, key: Array) -> Decision:
+            network_key, action_key = jax.random.split(key)
+            out = self._decide(state.now.actor, state.now.encoder, obs, network_key)
+            return Decision(*self.policy.sample(out.value, action_key)[:1], (), jnp.zeros(()), out.spikes)
+
+        due = dreams.due(state.updates, experience)
+        dreamt = jax.lax.cond(due, lambda s: dreams.dream(s, world, experience, policy, dream_key), lambda s: s, dreamt)
+        share = dreams.share_now(dreamt, experience)
+        imagined = jnp.arange(self.batch) < jnp.round(share * self.batch)
+        batch = mixed(dreams.batch(dreamt, experience, self.gamma, self.batch, batch_key), batch, imagined)
+        metrics = {
+            "imagined_steps": jnp.where(due, dreams.starts * dreams.horizon, 0).astype(jnp.int32),
+            "imagined_share": imagined.astype(jnp.float32).mean(),
+        }
+        return eqx.tree_at(lambda s: s.dreams, state, dreamt), batch, imagined, metrics | dreams.metrics(dreamt)
 
     def judged(self, state: OffPolicyState) -> Judged:
         return state.judged
@@ -274,30 +294,9 @@ class OffPolicy:
     def errors(self, state: OffPolicyState, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error on the transitions at `index`, (rows,)."""
         bonus_key, target_key, value_key = jax.random.split(key, 3)
-        batch = self._batch(world, experience, index, bonus_key)
+        batch = real(world, experience, index, self.gamma, self.n_step, bonus_key)
         value = self._critics.means(self._critics(state.now.critics, state.now.encoder, batch.obs, batch.action, value_key))
         return jnp.square(self._target(state, batch, target_key)[:, None] - value).max(1)
-
-    def _batch(self, world: World, experience: Experience, index: Array, key: Array) -> Batch:
-        """The steps at `index`, (rows,), and what follows them."""
-        steps, scale = experience.gather(index), experience.normalizer.reward_scale
-        importance = experience.importance(index)
-        if self.n_step == 1:
-            reward = steps.reward * scale
-            if world.bonus is not None:
-                start_key, bonus_key = jax.random.split(key)
-                memory = jax.vmap(world.start)(steps.obs, jax.random.split(start_key, index.size))
-                reward += scale * jax.vmap(world.intrinsic)(memory, steps, jax.random.split(bonus_key, index.size))
-            discount = self.gamma * (1 - steps.terminated)
-            return Batch(steps.obs, steps.action, steps.next_obs, reward, steps.next_obs, discount, importance)
-        sequence = jax.vmap(partial(experience.onward, length=self.n_step))(index)
-        counts, ahead = sequence.valid, self.gamma ** jnp.arange(self.n_step, dtype=jnp.float32)
-        reward = scale * (sequence.steps.reward * counts * ahead[None]).sum(1)
-        last = counts.sum(1).astype(jnp.int32) - 1
-        rows = jnp.arange(index.size)
-        ended = sequence.steps.terminated[rows, last]
-        discount = self.gamma ** (last + 1) * (1 - ended)
-        return Batch(steps.obs, steps.action, steps.next_obs, reward, sequence.steps.next_obs[rows, last], discount, importance)
 
     # ---- learning
 
@@ -360,7 +359,7 @@ class OffPolicy:
         rows = batch.reward.shape[0]
         keys = jax.random.split(network_key, rows), jax.random.split(action_key, rows)
 
-        def loss(actor: PyTree) -> tuple[Array, tuple[Array, Array]]:
+        def loss(actor: PyTree) -> tuple[Array, tuple[Array, Array, Array]]:
             def decide(obs: Array, network_key: Array, action_key: Array) -> tuple[Array, Array, Array]:
                 out = self._decide(actor, state.now.encoder, obs, network_key)
                 return *self.policy.improve(out.value, action_key), firing_rate(out.spikes)
@@ -371,9 +370,10 @@ class OffPolicy:
             if state.temperature is not None:
                 value = value - jnp.exp(state.temperature) * log_prob
             size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
-            return -value.mean() / size + self.activity_penalty * rate.mean(), (rate.mean(), log_prob.mean())
+            total = -value.mean() / size + self.activity_penalty * rate.mean()
+            return total, (value.mean(), rate.mean(), log_prob.mean())
 
-        (value, (rate, log_prob)), gradient = jax.value_and_grad(loss, has_aux=True)(state.now.actor)
+        gradient, (value, rate, log_prob) = jax.grad(loss, has_aux=True)(state.now.actor)
         actor, moments = apply_gradient(self._optimizer, gradient, state.actor_optimizer, state.now.actor)
         state = eqx.tree_at(lambda s: (s.now.actor, s.actor_optimizer), state, (actor, moments))
         state = self._learn_temperature(state, log_prob)

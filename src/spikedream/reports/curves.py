@@ -50,6 +50,17 @@ def reliability(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, An
     figure.update_xaxes(title_text="probability of the interval", range=[0, 1.03], **place)
 
 
+def by_step(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
+    """Of the last turn that measured it: what metrics whose names end with the number of an imagined step say of each."""
+    row = next(row for row in reversed(rows) if panel.lines[0].metric in row)
+    for line, colour in zip(panel.lines, COLOURS, strict=False):
+        stem = line.metric.removesuffix("1")
+        measured = {int(name.removeprefix(stem)): row[name] for name in row if name.startswith(stem)}
+        step, value = zip(*sorted(measured.items()), strict=True)
+        figure.add_trace(go.Scatter(x=step, y=value, mode="lines+markers", line_color=colour, showlegend=False), **place)
+    figure.update_xaxes(title_text="imagined step", dtick=1, **place)
+
+
 GROUPS = (
     Group("world-model", "World model", (
         Panel("Loss while fitting", "loss", (Line("model_loss", "trained on"), Line("model_holdout_loss", "held out"))),
@@ -68,6 +79,9 @@ GROUPS = (
         Panel("Imagined rollouts", "in a block of updates", (Line("rollouts"),)),
         Panel("Length of a rollout", "steps that count", (Line("rollout_length"),)),
         Panel("Imagined data in an update", SHARE, (Line("imagined_share"),), dull=1.0),
+        Panel("Trusted in the last dreams", SHARE, (Line("dream_accepted_1"),), draw=by_step),
+        Panel("Error along real actions", "standard deviations",
+              (Line("dream_error/accepted_1", "trusted"), Line("dream_error/rejected_1", "not")), draw=by_step),
     )),
     Group("curiosity", "Curiosity", (
         Panel("Weight of curiosity", "beta", (Line("beta"),)),
@@ -79,6 +93,10 @@ GROUPS = (
         Panel("Entropy of the policy", "nats", (Line("entropy"),)),
         Panel("Change of the policy in an update", "KL divergence", (Line("approximate_kl"),)),
         Panel("Critic's loss", "loss", (Line("critic_loss"),)),
+        Panel("Values", "return", (Line("actor_value", "of its actions"), Line("target_value", "targets"))),
+        Panel("Temporal-difference error", "return", (Line("td_error"),)),
+        Panel("Temperature", "return per nat", (Line("temperature"),)),
+        Panel("Loss of the representation", "loss", (Line("representation_loss"),)),
         Panel("Time of a decision", "ms, shared in a batch", (Line("decision_ms"),)),
     )),
 )  # fmt: skip

@@ -23,6 +23,7 @@ from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
+from spikedream.runs.memory import check_memory
 from spikedream.runs.metrics import Listener, Recorder, check_wandb
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.runs.run import Run
@@ -111,6 +112,7 @@ class Trainer:
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(environments.spec, self.progress.precision)
+        check_memory(self.algorithm)
         self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind

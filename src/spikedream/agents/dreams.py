@@ -1,0 +1,159 @@
+"""Dreams of an off-policy agent: short rollouts from replayed states (after Janner et al. 2019, MBPO). The steps that are trusted
+are kept in a ring beside the real experience."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spikedream.agents.transitions import Batch
+from spikedream.ops.dream import Policy, dream, playback
+from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.trust import AnyTrust, Evidence, Tightening
+from spikedream.types import Experience, Metrics, Spec, check_bounds
+from spikedream.world import World
+
+
+class Imagined(NamedTuple):
+    """Imagined steps in the environment's own units, leaves (capacity, ...); the oldest make way."""
+
+    obs: Array
+    action: Array
+    reward: Array
+    next_obs: Array
+    terminated: Array
+    weight: Array
+
+
+class Told(NamedTuple):
+    """Of the last dreams, by step, (horizon,) each."""
+
+    accepted: Array  # share
+    error_accepted: Array  # of dreams along real actions that would have been accepted, in standard deviations; 0 where none were
+    error_rejected: Array
+
+
+class DreamsState(eqx.Module):
+    ring: Imagined
+    added: Array  # () int32, imagined steps ever added
+    told: Told
+
+
+@dataclass(frozen=True)
+class Dreams:
+    """How an off-policy agent dreams, and what it learns of that. Imagined steps are never replayed as real ones: no world model is
+    fitted to them."""
+
+    starts: int = 256  # replayed states from which it dreams at a time
+    horizon: int = 5
+    every: int = 250  # updates between two times
+    begin: int = 5000  # real steps before the first
+    capacity: int = 100_000  # imagined steps kept
+    share: ImaginedShare = ImaginedShare(0.5, 0.5)  # of each mini-batch
+    trust: AnyTrust | None = Tightening()  # None: every step is trusted
+    penalty: float = 0.0  # normalised reward lost per unit of uncertainty (Yu et al. 2020, MOPO)
+    doubt: float = 0.0  # an imagined step weighs 1 / (1 + doubt x uncertainty)
+    stretches: int = 64  # of the newest real steps, along which dreams are measured
+
+    def __post_init__(self) -> None:
+        at_least_one, not_negative = (1, None), (0, None)
+        check_bounds(self, starts=at_least_one, horizon=at_least_one, every=at_least_one, stretches=at_least_one)
+        check_bounds(self, begin=not_negative, penalty=not_negative, doubt=not_negative)
+        if self.capacity < self.starts * self.horizon:
+            raise ValueError(
+                f"capacity is {self.capacity}; one time's dreams, starts x horizon, are {self.starts * self.horizon} steps"
+            )
+
+    def init(self, spec: Spec, world: World) -> DreamsState:
+        """Raises ValueError where nothing tells how far the model is to be trusted."""
+        if self.trust is not None and world.model.members < 2:
+            raise ValueError(
+                f"dreams.trust is {type(self.trust).__name__}, which asks whether the members of an ensemble agree, but the world"
+                " model has one; set world_model.members to 2 or more, or agent.dreams.trust to None"
+            )
+        shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
+        ring = Imagined(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
+        nothing = jnp.zeros(self.horizon)
+        return DreamsState(ring, jnp.zeros((), jnp.int32), Told(nothing, nothing, nothing))
+
+    def due(self, updates: Array, experience: Experience) -> Array:
+        """() bool, after so many `updates`, () int32."""
+        return (updates % self.every == 0) & (experience.count >= self.begin)
+
+    def dream(self, state: DreamsState, world: World, experience: Experience, policy: Policy, key: Array) -> DreamsState:
+        """Dream once, and keep what is trusted."""
+        draw_key, start_key, dream_key, measure_key = jax.random.split(key, 4)
+        index = experience.draw(draw_key, (self.starts,))
+        memory = jax.vmap(world.start)(experience.gather(index).obs, jax.random.split(start_key, self.starts))
+        steps, _ = dream(world, policy, (), memory, self.horizon, dream_key)
+        prediction, normalizer = steps.prediction, experience.normalizer
+        evidence = self._measure(world, experience, measure_key)
+        bounds = jnp.full(self.horizon, jnp.inf) if self.trust is None else self.trust.bounds(evidence, prediction.uncertainty)
+        trusted = jnp.cumprod((prediction.uncertainty <= bounds[:, None]).astype(jnp.float32), axis=0)
+        ended = (prediction.terminated > 0.5).astype(jnp.float32)
+        alive = jnp.concatenate([jnp.ones((1, self.starts)), jnp.cumprod(1 - ended, axis=0)[:-1]])
+        reward = jnp.clip(prediction.reward, *normalizer.reward_range()) - self.penalty * prediction.uncertainty + prediction.bonus
+        imagined = Imagined(
+            obs=normalizer.raw_obs(steps.obs),
+            action=steps.decision.action,
+            reward=reward * normalizer.reward_scale,
+            next_obs=normalizer.raw_obs(steps.following),
+            terminated=ended,
+            weight=1 / (1 + self.doubt * prediction.uncertainty),
+        )
+        accepted = trusted * alive
+        told = Told(accepted.sum(1) / jnp.maximum(alive.sum(1), 1), *self._errors(evidence, bounds))
+        return self._add(state, imagined, accepted, told)
+
+    def _add(self, state: DreamsState, imagined: Imagined, accepted: Array, told: Told) -> DreamsState:
+        """Leaves of `imagined` (horizon, starts, ...), of which those stay that are `accepted`, (horizon, starts)."""
+        kept = accepted.reshape(-1) > 0
+        at = (state.added + jnp.cumsum(kept.astype(jnp.int32)) - 1) % self.capacity
+        at = jnp.where(kept, at, self.capacity)
+        ring = jax.tree.map(lambda ring, new: ring.at[at].set(new.reshape(-1, *new.shape[2:]), mode="drop"), state.ring, imagined)
+        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), told)
+
+    def _measure(self, world: World, experience: Experience, key: Array) -> Evidence:
+        """How wrong dreams are along the actions of real stretches: the newest, to which the model has hardly been fitted yet."""
+        start_key, age_key, environment_key, dream_key = jax.random.split(key, 4)
+        count, held = experience.environments, experience.size // experience.environments
+        environment = jax.random.randint(environment_key, (self.stretches,), 0, count)
+        age = self.horizon - 1 + jax.random.randint(age_key, (self.stretches,), 0, 4 * self.stretches)
+        age = jnp.minimum(age, jnp.maximum(held - 1, 0))
+        position = (experience.newest()[environment] - age * count) % experience.capacity
+        real = jax.vmap(lambda at: experience.onward(at, self.horizon))(position)
+        memory = jax.vmap(world.start)(real.steps.obs[:, 0], jax.random.split(start_key, self.stretches))
+        carry = (real.steps.action, jnp.zeros(self.stretches, jnp.int32))
+        steps, _ = dream(world, playback, carry, memory, self.horizon, dream_key)
+        wanted = jnp.swapaxes(real.steps.next_obs, 0, 1)
+        error = jnp.sqrt(jnp.square(steps.following - wanted).mean(-1))
+        return Evidence(steps.prediction.uncertainty, error, real.valid.T)
+
+    def _errors(self, evidence: Evidence, bounds: Array) -> tuple[Array, Array]:
+        """(horizon,) each: mean error of the measured dreams that would have been accepted, and of those that would not."""
+        trusted = jnp.cumprod((evidence.uncertainty <= bounds[:, None]).astype(jnp.float32), axis=0)
+
+        def mean(counts: Array) -> Array:
+            return (evidence.error * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
+
+        return mean(evidence.valid * trusted), mean(evidence.valid * (1 - trusted))
+
+    def share_now(self, state: DreamsState, experience: Experience) -> Array:
+        """() of a mini-batch that is imagined; 0 as long as nothing has been."""
+        return jnp.where(state.added > 0, self.share(experience.count), 0.0)
+
+    def batch(self, state: DreamsState, experience: Experience, gamma: float, rows: int, key: Array) -> Batch:
+        """Imagined steps, drawn equally often."""
+        index = jax.random.randint(key, (rows,), 0, jnp.clip(state.added, 1, self.capacity))
+        steps, normalizer = jax.tree.map(lambda x: x[index], state.ring), experience.normalizer
+        obs, following = normalizer.obs(steps.obs), normalizer.obs(steps.next_obs)
+        return Batch(obs, steps.action, following, steps.reward, following, gamma * (1 - steps.terminated), steps.weight)
+
+    def metrics(self, state: DreamsState) -> Metrics:
+        """Of the last dreams, by step from 1."""
+        names = {"dream_accepted": state.told.accepted, "dream_error/accepted": state.told.error_accepted}
+        names["dream_error/rejected"] = state.told.error_rejected
+        return {f"{name}_{step + 1}": values[step] for name, values in names.items() for step in range(self.horizon)}

@@ -1,0 +1,184 @@
+"""Dreams of the off-policy agent: what is trusted, what is kept, in which units, and what is learned of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import CONTINUOUS, filled, finite, known, small
+from toys import KEY
+
+from spikedream.agents.dreams import Dreams, DreamsState, Imagined, Told
+from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.policy_head import Deterministic
+from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.trust import Calibrated, Evidence, FirstStep, Tightening
+from spikedream.snn.networks import MLP
+from spikedream.types import Decision, Prediction
+from spikedream.world import World
+from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.true_environment import TrueEnvironment
+
+NETWORK = MLP(hidden=(8,))
+DREAMS = Dreams(starts=4, horizon=3, every=2, begin=0, capacity=24, share=ImaginedShare(0.5, 0.5), trust=Tightening(1.0, 0.75))
+NOTHING = Evidence(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.zeros((3, 1)))
+
+
+class Drift:
+    """A world that moves by 0.1 a step, pays 2, ends beyond `edge`, and is the less certain the farther it is."""
+
+    members, recurrent, warm_up, updates = 2, False, 1, 1
+
+    def __init__(self, edge: float = 1e9):
+        self.edge = edge
+
+    def start(self, state: Any, obs: jax.Array, key: jax.Array) -> Any:
+        return Prediction(obs, *[jnp.zeros(())] * 5, ())
+
+    def feature(self, state: Any, memory: Any) -> jax.Array:
+        return memory.obs
+
+    def feature_size(self, spec: Any) -> int:
+        return spec.obs_size
+
+    def step(self, state: Any, memory: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Prediction]:
+        obs = memory.obs + 0.1
+        ends = (obs[0] > self.edge).astype(jnp.float32)
+        zero = jnp.zeros(())
+        following = Prediction(obs, jnp.asarray(2.0), ends, jnp.abs(obs[0]), zero, zero, ())
+        return following, following
+
+
+def still(carry: Any, obs: jax.Array, key: jax.Array) -> Decision:
+    return Decision(jnp.full(1, 0.25), (), jnp.zeros(()), ())
+
+
+def dreamt(dreams: Dreams, model: Any) -> tuple[DreamsState, Any]:
+    experience = filled(CONTINUOUS, 20, 24, KEY)
+    world = World(model, (), experience.normalizer)
+    state = dreams.init(CONTINUOUS, world)
+    return dreams.dream(state, world, experience, still, KEY), experience
+
+
+def test_bounds_tighten_with_the_imagined_step() -> None:
+    np.testing.assert_allclose(Tightening(0.5, 0.85).bounds(NOTHING, jnp.zeros((3, 2))), [0.5, 0.425, 0.36125], rtol=1e-6)
+
+
+def test_bounds_by_the_first_step() -> None:
+    uncertainty = jnp.array([[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]])
+    np.testing.assert_allclose(FirstStep(quantile=0.5, factor=1.5).bounds(NOTHING, uncertainty), [3.0, 3.0])
+
+
+def test_bounds_by_the_error_that_uncertainty_meant() -> None:
+    uncertainty = jnp.array([[0.3, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]])
+    error = jnp.array([[0.5, 0.1, 0.3, 9.0], [5.0, 5.0, 5.0, 5.0], [0.1, 0.1, 9.0, 0.1]])
+    valid = jnp.ones((3, 4)).at[2, 2].set(0)
+    bounds = Calibrated(error=0.3).bounds(Evidence(uncertainty, error, valid), uncertainty)
+    # Means in the order of uncertainty: 0.1, 0.2, 0.3, 2.5 in the first step; never good in the second; one does not count.
+    np.testing.assert_allclose(bounds, [0.3, -1.0, 0.4], rtol=1e-6)
+
+
+def test_what_is_not_trusted_stays_out_and_so_does_all_that_follows_it() -> None:
+    state, experience = dreamt(DREAMS, Drift())
+    bounds = [1.0, 0.75, 0.5625]
+    starts = experience.gather(experience.draw(jax.random.split(KEY, 4)[0], (4,))).obs[:, 0]
+    kept = []
+    for start in np.asarray(starts):
+        for step, bound in enumerate(bounds):
+            if abs(start + 0.1 * (step + 1)) > bound:
+                break
+            kept.append(start + 0.1 * step)
+    assert 0 < len(kept) < 12 and int(state.added) == len(kept)
+    held = experience.normalizer.obs(state.ring.obs[: len(kept)])[:, 0]
+    np.testing.assert_allclose(sorted(held), sorted(kept), atol=1e-5)
+    assert not state.ring.obs[len(kept) :].any()
+    everything, _ = dreamt(replace(DREAMS, trust=None), Drift())
+    assert int(everything.added) == 12 and (np.asarray(everything.told.accepted) == 1).all()
+
+
+def test_imagined_steps_are_kept_in_the_environments_own_units() -> None:
+    state, experience = dreamt(replace(DREAMS, trust=None, penalty=0.5, doubt=2.0), Drift())
+    ring, normalizer = jax.tree.map(lambda x: x[:12], state.ring), experience.normalizer
+    change = normalizer.obs(ring.next_obs) - normalizer.obs(ring.obs)
+    np.testing.assert_allclose(change, 0.1, atol=1e-4)
+    uncertainty = jnp.abs(normalizer.obs(ring.next_obs)[:, 0])
+    most = float(normalizer.reward_high)  # rewards beyond those seen do not count
+    np.testing.assert_allclose(ring.reward, (most - 0.5 * uncertainty) * normalizer.reward_scale, rtol=1e-4)
+    np.testing.assert_allclose(ring.weight, 1 / (1 + 2 * uncertainty), rtol=1e-4)
+    np.testing.assert_array_equal(ring.action, 0.25)
+    batch = DREAMS.batch(state, experience, 0.9, 50, KEY)
+    assert set(np.asarray(batch.reward)) <= set(np.asarray(ring.reward)) and (np.asarray(batch.discount) == np.float32(0.9)).all()
+
+
+def test_a_dream_that_has_ended_stays_ended() -> None:
+    state, experience = dreamt(replace(DREAMS, trust=None), Drift(edge=0.0))
+    starts = np.asarray(experience.gather(experience.draw(jax.random.split(KEY, 4)[0], (4,))).obs[:, 0])
+    lengths = [next((step + 1 for step in range(3) if start + 0.1 * (step + 1) > 0), 3) for start in starts]
+    assert int(state.added) == sum(lengths) < 12
+    ended = np.asarray(state.ring.terminated[: sum(lengths)])
+    assert ended.sum() == sum(any(start + 0.1 * (step + 1) > 0 for step in range(3)) for start in starts)
+    batch = DREAMS.batch(state, experience, 0.9, 64, KEY)
+    assert set(np.asarray(batch.discount)) == {np.float32(0.0), np.float32(0.9)} or ended.all()
+
+
+def test_the_oldest_imagined_steps_make_way() -> None:
+    ring = Imagined(*(jnp.zeros((5, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
+    state = DreamsState(ring, jnp.asarray(3), Told(*[jnp.zeros(2)] * 3))
+    new = Imagined(*(jnp.zeros((2, 2, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
+    new = new._replace(reward=jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    few = Dreams(starts=2, horizon=2, capacity=5)
+    state = few._add(state, new, jnp.array([[1.0, 0.0], [1.0, 1.0]]), state.told)
+    np.testing.assert_array_equal(state.ring.reward, [4, 0, 0, 1, 3])
+    assert int(state.added) == 6
+
+
+def test_errors_of_dreams_along_real_actions_are_told_by_step() -> None:
+    model = TrueEnvironment("Pendulum")
+    true = known(model, model.init(CONTINUOUS, KEY), CONTINUOUS)
+    experience = filled(CONTINUOUS, 20, 24, KEY)
+    evidence = DREAMS._measure(true, experience, KEY)
+    assert evidence.error.shape == (3, DREAMS.stretches) and finite(evidence)
+    drifting = DREAMS._measure(World(Drift(), (), experience.normalizer), experience, KEY)
+    # Along any stretch the drift is 0.1 a step; what really followed is known.
+    assert (np.asarray(drifting.error)[0] > 0).all() and (np.asarray(drifting.valid)[0] == 1).all()
+    two = Evidence(jnp.array([[0.0, 1.0]]), jnp.array([[0.2, 0.6]]), jnp.ones((1, 2)))
+    accepted, rejected = DREAMS._errors(two, jnp.array([0.5]))
+    np.testing.assert_allclose((accepted[0], rejected[0]), (0.2, 0.6), rtol=1e-6)
+
+
+def agent(dreams: Dreams | None) -> OffPolicy:
+    return OffPolicy(actor=NETWORK, critic=NETWORK, policy=Deterministic(), batch=8, dreams=dreams)
+
+
+def test_a_batch_is_real_until_there_are_dreams_and_then_partly_imagined() -> None:
+    model = small(Ensemble())
+    world = known(model, model.init(CONTINUOUS, KEY), CONTINUOUS)
+    experience, who = filled(CONTINUOUS, 20, 24, KEY), agent(replace(DREAMS, every=2, trust=None))
+    state = who.init(CONTINUOUS, world, KEY)
+    update = jax.jit(lambda s, k: who.update(s, world, experience, k))
+    first, metrics = update(state, KEY)
+    assert float(metrics["imagined_share"]) == 0 and int(metrics["imagined_steps"]) == 0
+    assert (np.asarray(who.judged(first).counts) == 1).all()
+    second, metrics = update(first, KEY)
+    assert float(metrics["imagined_share"]) == 0.5 and int(metrics["imagined_steps"]) == 12 and finite(second)
+    np.testing.assert_array_equal(who.judged(second).counts, [0, 0, 0, 0, 1, 1, 1, 1])
+    assert {f"dream_accepted_{k}" for k in (1, 2, 3)} <= set(metrics)
+    _, metrics = update(second, KEY)
+    assert int(metrics["imagined_steps"]) == 0 and float(metrics["imagined_share"]) == 0.5
+
+
+def test_no_dreams_before_enough_real_steps() -> None:
+    experience = filled(CONTINUOUS, 20, 24, KEY)
+    assert bool(replace(DREAMS, begin=20).due(jnp.asarray(2), experience))
+    assert not bool(replace(DREAMS, begin=21).due(jnp.asarray(2), experience)) and not bool(DREAMS.due(jnp.asarray(3), experience))
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="capacity is 11; one time's dreams, starts x horizon, are 12 steps"):
+        replace(DREAMS, capacity=11)
+    model = TrueEnvironment("Pendulum")
+    with pytest.raises(ValueError, match="trust is Tightening, which asks whether the members of an ensemble agree"):
+        agent(DREAMS).init(CONTINUOUS, known(model, model.init(CONTINUOUS, KEY), CONTINUOUS), KEY)
+    assert agent(DREAMS).uses_world and not agent(None).uses_world
