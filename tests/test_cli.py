@@ -189,6 +189,7 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "ppo-cartpole", "--replay.priority", "td_error"], "nothing here draws by it"),
         (["train", "cem-pendulum", "--replay.priority", "td_error"], "needs a value function"),
         (["train", "debug", "--bonus", "Disagreement", "--world-model.members", "1"], "a world model of at least 2 members"),
+        (["train", "debug", "--replay.priority", "loss"], "which Dreamer does not tell; OffPolicy does"),
         (
             ["train", "CartPole-v1", "--agent", "OffPolicy"],
             "needs a continuous action space; Dreamer, PPO and MPC act in discrete ones",
@@ -254,7 +255,7 @@ def test_a_wrong_flag_is_named(arguments: list[str], says: str, capsys: pytest.C
         ("bonus: 3", "bonus takes a mapping of settings, not 3"),
         ("agent: {kind: MPC, when: never}", "agent.when is 'never'"),
         ("agent: {kind: MPC, when: evaluate}", 'when = "evaluate" needs a policy'),
-        ("replay: {priority: loss}", "replay.priority is 'loss'"),
+        ("replay: {priority: surprise}", "replay.priority is 'surprise'"),
         ("world_model: {kind: Recurrent, ensemble: {holdout: 0.1}}", "ensemble.holdout must be 0"),
         ("world_model: {kind: Recurrent, burn_in: 6}", "burn_in is 6; a sequence has 6 steps"),
         ("agent: {kind: MPC, policy: Dreamer, proposals: 125}", "the policy proposes 125 sequences"),

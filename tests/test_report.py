@@ -19,18 +19,23 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
-from small import DISCRETE, small
+from small import CONTINUOUS, DISCRETE, small
 
 import spikedream
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.dreams import Dreams
 from spikedream.agents.mpc import MPC
+from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.policy_head import SquashedGaussian
 from spikedream.agents.ppo import PPO
+from spikedream.agents.representation import SALE
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
 from spikedream.envs.host import EVALUATE, REPORT, episode_seed
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.ops.imagination import Imagination
+from spikedream.ops.slow_copy import HardCopy
 from spikedream.planners.cem import CEM
 from spikedream.reports import drawing, episode, report
 from spikedream.reports.curves import GROUPS, curves, learning_curve
@@ -206,9 +211,14 @@ def test_panels_stand_where_their_numbers_are():
 
 def test_every_panel_shows_something_that_a_part_measures():
     measured, model = set(TURN), small(Ensemble(gaussian=True, holdout=0.1))
-    for agent, bonus in ((Dreamer(), RandomNetworkDistillation()), (PPO(imagination=Imagination()), None)):
+    dreaming = Dreams(starts=2, capacity=20, stretches=2)
+    td7 = OffPolicy(representation=SALE(), slow=HardCopy(), dreams=dreaming)
+    for agent, bonus in (
+        (Dreamer(), RandomNetworkDistillation()), (PPO(imagination=Imagination()), None), (td7, None),
+        (OffPolicy(policy=SquashedGaussian()), None),
+    ):  # fmt: skip
         config = replace(Config(), world_model=model, agent=small(agent), bonus=small(bonus) if bonus else None)
-        algorithm = config.algorithm(DISCRETE)
+        algorithm = config.algorithm(CONTINUOUS if isinstance(agent, OffPolicy) else DISCRETE)
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         measured |= set(jax.eval_shape(algorithm.fit, state, 1)[1]) | set(jax.eval_shape(algorithm.dream, state)[1])
     shown = {line.metric for group in GROUPS for panel in group.panels for line in panel.lines}

@@ -255,6 +255,20 @@ def test_a_row_of_runs_holds_their_scores_seed_by_seed_and_the_quickest_is_its_w
     assert row.settings == record.settings_of(Config(seed=9)) and "seed" not in row.settings
 
 
+def test_a_row_of_runs_that_went_to_their_end_holds_their_learning_curve(tmp_path: Path) -> None:
+    whole = cells(tmp_path / "whole", result(real_steps=100), result(real_steps=100))
+    for cell, shift in zip(whole, (0, 1), strict=True):
+        # Forty evaluations, of which every second is kept; the very first of each seed came after other steps.
+        rows = [{"real_steps": 3 + shift, "eval_return_mean": 0.0}]
+        rows += [{"real_steps": 10 * n, "eval_return_mean": n + shift} for n in range(1, 41)]
+        (cell.directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scores = record.from_cells(whole, "the command").scores
+    curve = {name: values for name, values in scores.items() if name.startswith("return at ")}
+    assert list(curve)[:2] == ["return at 20", "return at 40"] and len(curve) == 20 and curve["return at 400"] == [40, 41]
+    stopped = cells(tmp_path / "stopped", result(real_steps=100), result())
+    assert not any(name.startswith("return at ") for name in record.from_cells(stopped, "the command").scores)
+
+
 def test_runs_of_different_code_make_no_row(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"whose commit is not the same, as in .*s0 and .*s1: run them anew"):
         record.from_cells(cells(tmp_path, result(), result(commit="d")), "the command")

@@ -178,6 +178,8 @@ class Config:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
             )
+        if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
+            raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
         if steps is None:
             return
         if self.start_from is not None:

@@ -26,6 +26,7 @@ SCHEMA = 1
 RESULTS = Path("results")
 STEPS, FRESH, END, SECONDS = "real_steps_to_solve", "fresh_return", "end_return", "wall_seconds"
 MAY_LACK = (STEPS, END)  # a seed's score is null there where it did not solve, or stopped before its budget was spent
+POINTS = 20  # of a learning curve, at most
 ELSEWHERE = ("seed", "logging")  # of a configuration, which makes no difference between the seeds of a row
 
 
@@ -210,11 +211,26 @@ def from_cells(cells: Sequence[Cell], command: str) -> Row:
         END: [r["eval_return_mean"] if r["real_steps"] >= r["budget"] else None for r in results],
         SECONDS: [result["wall_seconds"] for result in results],
     }
+    scores |= _curve(cells, results)
     quickest = min(range(len(cells)), key=lambda i: (scores[STEPS][i] is None, scores[SECONDS][i]))
     return Row(
         command, [cell.seed for cell in cells], scores, **made_by, settings=settings_of(cells[0].config),
         threshold=results[0]["threshold"], budget=results[0]["budget"], witness=cells[quickest].seed,
     )  # fmt: skip
+
+
+def _curve(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """`return at N` for each N of about `POINTS` real steps at which every seed was evaluated; nothing where one stopped early."""
+    if any(result["real_steps"] < result["budget"] for result in results):
+        return {}
+    curves = []
+    for cell in cells:
+        file = cell.directory / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        curves.append({row["real_steps"]: row["eval_return_mean"] for row in rows})
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    every = -(-len(common) // POINTS) or 1
+    return {f"return at {n}": [curve[n] for curve in curves] for n in common[every - 1 :: every]}
 
 
 def of_preset(row: Row, name: str, twin: bool) -> Row:
