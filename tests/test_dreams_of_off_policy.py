@@ -59,7 +59,7 @@ def dreamt(dreams: Dreams, model: Any) -> tuple[DreamsState, Any]:
     experience = filled(CONTINUOUS, 20, 24, KEY)
     world = World(model, (), experience.normalizer)
     state = dreams.init(CONTINUOUS, world)
-    return dreams.dream(state, world, experience, still, KEY), experience
+    return jax.jit(lambda s, e: dreams.dream(s, world, e, still, KEY))(state, experience), experience
 
 
 def test_bounds_tighten_with_the_imagined_step() -> None:
@@ -156,7 +156,7 @@ def test_a_batch_is_real_until_there_are_dreams_and_then_partly_imagined() -> No
     model = small(Ensemble())
     world = known(model, model.init(CONTINUOUS, KEY), CONTINUOUS)
     experience, who = filled(CONTINUOUS, 20, 24, KEY), agent(replace(DREAMS, every=2, trust=None))
-    state = who.init(CONTINUOUS, world, KEY)
+    state = jax.jit(lambda k: who.init(CONTINUOUS, world, k))(KEY)
     update = jax.jit(lambda s, k: who.update(s, world, experience, k))
     first, metrics = update(state, KEY)
     assert float(metrics["imagined_share"]) == 0 and int(metrics["imagined_steps"]) == 0

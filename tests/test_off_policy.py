@@ -1,5 +1,6 @@
 """The off-policy agent: its targets by hand, its copies, what it refuses, and problems whose answers are known."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -35,6 +36,11 @@ AGENT = OffPolicy(
 def pendulum():
     model = TrueEnvironment("Pendulum")
     return known(model, model.init(CONTINUOUS, KEY), CONTINUOUS)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin(agent, world, key):
+    return agent.init(CONTINUOUS, world, key)
 
 
 def steps_at_the_origin(rows=64, **fields):
@@ -100,8 +106,8 @@ def test_values_are_sums_of_rewards_to_come_in_the_environments_own_units():
 def test_targets_by_hand():
     agent = replace(AGENT, policy=Deterministic(target_noise=0.0))
     world, experience = pendulum(), filled(CONTINUOUS, 20, 24, KEY)
-    state = agent.init(CONTINUOUS, world, KEY)
-    state = replace(state, slow=agent.init(CONTINUOUS, world, jax.random.key(3)).now)  # another than the present one
+    state = begin(agent, world, KEY)
+    state = replace(state, slow=begin(agent, world, jax.random.key(3)).now)  # another than the present one
     index = jnp.arange(20)
     steps, scale = experience.gather(index), float(experience.normalizer.reward_scale)
     following = jax.vmap(lambda obs: jnp.tanh(agent.actor(state.slow.actor, obs).value))(steps.next_obs)
@@ -155,7 +161,7 @@ def test_onward_steps_of_several_environments_in_a_ring_that_has_gone_round():
 def test_only_every_so_many_updates_the_actor_learns_and_the_copies_follow():
     agent = replace(AGENT, slow=HardCopy(3), representation=SALE(8, NETWORK, NETWORK), clip_value=True)
     world, experience = pendulum(), filled(CONTINUOUS, 20, 24, KEY)
-    state = agent.init(CONTINUOUS, world, KEY)
+    state = begin(agent, world, KEY)
     update = jax.jit(lambda s, k: agent.update(s, world, experience, k)[0])
     history = [state]
     for key in jax.random.split(KEY, 6):
@@ -183,7 +189,7 @@ def test_polyak_average_moves_by_its_rate():
 def test_values_beyond_those_seen_until_the_last_copy_do_not_count():
     agent = replace(AGENT, slow=HardCopy(5), clip_value=True, policy=Deterministic(target_noise=0.0))
     world, experience = pendulum(), filled(CONTINUOUS, 20, 24, KEY)
-    state = agent.init(CONTINUOUS, world, KEY)
+    state = begin(agent, world, KEY)
     batch = real(world, experience, jnp.arange(20), agent.gamma, agent.n_step, KEY)
     # Before the first copy no value has been seen.
     np.testing.assert_array_equal(agent._target(state, batch, KEY), batch.reward)
@@ -236,8 +242,8 @@ def test_what_was_surprising_is_drawn_more_often():
 def test_a_transition_that_was_drawn_twice_is_judged_once():
     agent, world = replace(AGENT, batch=64), pendulum()
     experience = filled(CONTINUOUS, 5, 8, KEY)
-    state = agent.init(CONTINUOUS, world, KEY)
-    judged = agent.judged(agent.update(state, world, experience, KEY)[0])
+    state = begin(agent, world, KEY)
+    judged = agent.judged(jax.jit(lambda s: agent.update(s, world, experience, KEY))(state)[0])
     by_index = {}
     for index, error in zip(np.asarray(judged.index), np.asarray(judged.error), strict=True):
         by_index.setdefault(int(index), set()).add(float(error))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from programs import outcome
 
+from spikedream import config as configuration
 from spikedream.config import Config
 from spikedream.snn.product import NARROW, UNROLLED, WORTHWHILE, fastest, narrow_dot, precisely, product
 
@@ -85,7 +86,10 @@ def test_very_many_products_side_by_side_are_made_in_float32() -> None:
 
 
 def test_the_precision_of_a_configuration_is_that_of_what_is_learned() -> None:
-    wide = Config(improve=replace(Config().improve, block=1))
+    network = {"kind": "MLP", "hidden": [128, 64]}
+    parts = {"world_model": {"members": 2, "updates": 2, "check_every": 2, "batch": 4, "dynamics": network, "ending": network},
+             "agent": {"trajectories": 4, "horizon": 2, "actor": network, "critic": network}, "improve": {"block": 1}}  # fmt: skip
+    wide = configuration.merge(Config(), parts)
     assert outcome(replace(wide, precision="bfloat16"), "dream") != outcome(wide, "dream")
     assert outcome(replace(wide, precision="bfloat16"), "fit") != outcome(wide, "fit")
     assert outcome(replace(wide, precision="bfloat16")) == outcome(wide)  # acting is not learning

@@ -165,9 +165,9 @@ def test_random_first_steps_can_be_counted_in_steps_and_not_in_episodes(tmp_path
 
 
 def test_a_run_keeps_the_precision_that_was_fastest_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spikedream.runners.sync.fastest", lambda: "bfloat16")
-    run(config(precision="fastest", budget=30), tmp_path / "a")
-    monkeypatch.setattr("spikedream.runners.sync.fastest", lambda: "float32")
-    again = Trainer(config(precision="fastest", budget=40), tmp_path / "a", Notes(), resume=True)
-    assert again.algorithm.precision == again.progress.precision == "bfloat16"
-    again.close()
+    for where, resume in (("bfloat16", False), ("float32", True)):
+        monkeypatch.setattr("spikedream.runners.sync.fastest", lambda where=where: where)
+        trainer = Trainer(config(precision="fastest"), tmp_path / "a", Notes(), resume, alone=False)
+        assert trainer.algorithm.precision == trainer.progress.precision == "bfloat16"
+        trainer.save()
+        trainer.close()
