@@ -189,6 +189,7 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
         (["train", "ppo-cartpole", "--replay.priority", "td_error"], "nothing here draws by it"),
         (["train", "cem-pendulum", "--replay.priority", "td_error"], "needs a value function"),
         (["train", "debug", "--bonus", "Disagreement", "--world-model.members", "1"], "a world model of at least 2 members"),
+        (["train", "ppo-cartpole", "--collect.seed-steps", "9"], "collect.seed_episodes to 0 and no collect.seed_steps"),
         (["train", "debug", "--replay.priority", "loss"], "which Dreamer does not tell; OffPolicy does"),
         (
             ["train", "CartPole-v1", "--agent", "OffPolicy"],

@@ -187,11 +187,12 @@ class Config:
                 f"start_from needs an agent that learns from any experience, which {name} does not; Dreamer and MPC do"
             )
         collect, improve, environments = self.collect, self.improve, self.collect.environments
-        whole_turns = collect.seed_episodes == 0 and collect.steps == steps and self.fit.every is None
+        explores = collect.seed_steps is not None or collect.seed_episodes > 0
+        whole_turns = not explores and collect.steps == steps and self.fit.every is None
         if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
             raise ValueError(
                 f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
-                f" 0, collect.steps to {steps} (agent.rollout), improve.first, improve.then and improve.block to 1, and neither"
+                f" 0 and no collect.seed_steps, collect.steps to {steps} (agent.rollout), improve.first, improve.then and improve.block to 1, and neither"
                 " fit.every nor improve.ratio"
             )
         if steps % environments:
