@@ -192,8 +192,8 @@ class Config:
         if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
             raise ValueError(
                 f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
-                f" 0 and no collect.seed_steps, collect.steps to {steps} (agent.rollout), improve.first, improve.then and improve.block to 1, and neither"
-                " fit.every nor improve.ratio"
+                f" 0 and no collect.seed_steps, collect.steps to {steps} (agent.rollout), improve.first, improve.then and"
+                " improve.block to 1, and neither fit.every nor improve.ratio"
             )
         if steps % environments:
             raise ValueError(
