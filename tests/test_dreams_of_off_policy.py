@@ -10,7 +10,7 @@ import pytest
 from small import CONTINUOUS, filled, finite, known, small
 from toys import KEY
 
-from spikedream.agents.dreams import Dreams, DreamsState, Imagined, Told
+from spikedream.agents.dreams import Acceptance, Dreams, DreamsState, ImaginedSteps
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import Deterministic
 from spikedream.ops.schedule import ImaginedShare
@@ -95,7 +95,7 @@ def test_what_is_not_trusted_stays_out_and_so_does_all_that_follows_it() -> None
     np.testing.assert_allclose(sorted(held), sorted(kept), atol=1e-5)
     assert not state.ring.obs[len(kept) :].any()
     everything, _ = dreamt(replace(DREAMS, trust=None), Drift())
-    assert int(everything.added) == 12 and (np.asarray(everything.told.accepted) == 1).all()
+    assert int(everything.added) == 12 and (np.asarray(everything.acceptance.accepted) == 1).all()
 
 
 def test_imagined_steps_are_kept_in_the_environments_own_units() -> None:
@@ -124,12 +124,12 @@ def test_a_dream_that_has_ended_stays_ended() -> None:
 
 
 def test_the_oldest_imagined_steps_make_way() -> None:
-    ring = Imagined(*(jnp.zeros((5, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
-    state = DreamsState(ring, jnp.asarray(3), Told(*[jnp.zeros(2)] * 3))
-    new = Imagined(*(jnp.zeros((2, 2, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
+    ring = ImaginedSteps(*(jnp.zeros((5, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
+    state = DreamsState(ring, jnp.asarray(3), Acceptance(*[jnp.zeros(2)] * 3))
+    new = ImaginedSteps(*(jnp.zeros((2, 2, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
     new = new._replace(reward=jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     few = Dreams(starts=2, horizon=2, capacity=5)
-    state = few._add(state, new, jnp.array([[1.0, 0.0], [1.0, 1.0]]), state.told)
+    state = few._add(state, new, jnp.array([[1.0, 0.0], [1.0, 1.0]]), state.acceptance)
     np.testing.assert_array_equal(state.ring.reward, [4, 0, 0, 1, 3])
     assert int(state.added) == 6
 

@@ -17,7 +17,7 @@ from spikedream.types import Experience, Metrics, Spec, check_bounds
 from spikedream.world import World
 
 
-class Imagined(NamedTuple):
+class ImaginedSteps(NamedTuple):
     """Imagined steps in the environment's own units, leaves (capacity, ...); the oldest make way."""
 
     obs: Array
@@ -28,7 +28,7 @@ class Imagined(NamedTuple):
     weight: Array
 
 
-class Told(NamedTuple):
+class Acceptance(NamedTuple):
     """Of the last dreams, by step, (horizon,) each."""
 
     accepted: Array  # share
@@ -37,9 +37,9 @@ class Told(NamedTuple):
 
 
 class DreamsState(eqx.Module):
-    ring: Imagined
+    ring: ImaginedSteps
     added: Array  # () int32, imagined steps ever added
-    told: Told
+    acceptance: Acceptance
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Dreams:
                 " model has one; set world_model.members to 2 or more, or agent.dreams.trust to None"
             )
         shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
-        ring = Imagined(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
+        ring = ImaginedSteps(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
         nothing = jnp.zeros(self.horizon)
-        return DreamsState(ring, jnp.zeros((), jnp.int32), Told(nothing, nothing, nothing))
+        return DreamsState(ring, jnp.zeros((), jnp.int32), Acceptance(nothing, nothing, nothing))
 
     def due(self, updates: Array, experience: Experience) -> Array:
         """() bool, after so many `updates`, () int32."""
@@ -96,7 +96,7 @@ class Dreams:
         ended = (prediction.terminated > 0.5).astype(jnp.float32)
         alive = jnp.concatenate([jnp.ones((1, self.starts)), jnp.cumprod(1 - ended, axis=0)[:-1]])
         reward = jnp.clip(prediction.reward, *normalizer.reward_range()) - self.penalty * prediction.uncertainty + prediction.bonus
-        imagined = Imagined(
+        imagined = ImaginedSteps(
             obs=normalizer.raw_obs(steps.obs),
             action=steps.decision.action,
             reward=reward * normalizer.reward_scale,
@@ -105,16 +105,16 @@ class Dreams:
             weight=1 / (1 + self.doubt * prediction.uncertainty),
         )
         accepted = trusted * alive
-        told = Told(accepted.sum(1) / jnp.maximum(alive.sum(1), 1), *self._errors(evidence, bounds))
-        return self._add(state, imagined, accepted, told)
+        acceptance = Acceptance(accepted.sum(1) / jnp.maximum(alive.sum(1), 1), *self._errors(evidence, bounds))
+        return self._add(state, imagined, accepted, acceptance)
 
-    def _add(self, state: DreamsState, imagined: Imagined, accepted: Array, told: Told) -> DreamsState:
+    def _add(self, state: DreamsState, imagined: ImaginedSteps, accepted: Array, acceptance: Acceptance) -> DreamsState:
         """Leaves of `imagined` (horizon, starts, ...), of which those stay that are `accepted`, (horizon, starts)."""
         kept = accepted.reshape(-1) > 0
         at = (state.added + jnp.cumsum(kept.astype(jnp.int32)) - 1) % self.capacity
         at = jnp.where(kept, at, self.capacity)
         ring = jax.tree.map(lambda ring, new: ring.at[at].set(new.reshape(-1, *new.shape[2:]), mode="drop"), state.ring, imagined)
-        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), told)
+        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), acceptance)
 
     def _measure(self, world: World, experience: Experience, key: Array) -> Evidence:
         """How wrong dreams are along the actions of real stretches: the newest, to which the model has hardly been fitted yet."""
@@ -154,6 +154,6 @@ class Dreams:
 
     def metrics(self, state: DreamsState) -> Metrics:
         """Of the last dreams, by step from 1."""
-        names = {"dream_accepted": state.told.accepted, "dream_error/accepted": state.told.error_accepted}
-        names["dream_error/rejected"] = state.told.error_rejected
+        names = {"dream_accepted": state.acceptance.accepted, "dream_error/accepted": state.acceptance.error_accepted}
+        names["dream_error/rejected"] = state.acceptance.error_rejected
         return {f"{name}_{step + 1}": values[step] for name, values in names.items() for step in range(self.horizon)}

@@ -273,9 +273,7 @@ class OffPolicy:
         dream_key, batch_key = jax.random.split(key)
 
         def policy(carry: tuple[()], obs: Array, key: Array) -> Decision:
-            network_key, action_key = jax.random.split(key)
-            out = self._decide(state.now.actor, state.now.encoder, obs, network_key)
-            return Decision(*self.policy.sample(out.value, action_key)[:1], (), jnp.zeros(()), out.spikes)
+            return self.act(self.policy_of(state), world, carry, obs, key, greedy=False)
 
         due = dreams.due(state.updates, experience)
         dreamt = jax.lax.cond(due, lambda s: dreams.dream(s, world, experience, policy, dream_key), lambda s: s, dreamt)
@@ -348,11 +346,8 @@ class OffPolicy:
         seen = state.range._replace(
             low=jnp.minimum(state.range.low, target.min()), high=jnp.maximum(state.range.high, target.max())
         )
-        return eqx.tree_at(lambda s: (s.now.critics, s.critic_optimizer, s.range), state, (critics, moments, seen)), (
-            value,
-            error,
-            target,
-        )
+        state = eqx.tree_at(lambda s: (s.now.critics, s.critic_optimizer, s.range), state, (critics, moments, seen))
+        return state, (value, error, target)
 
     def _learn_actor(self, state: OffPolicyState, batch: Batch, key: Array) -> OffPolicyState:
         network_key, action_key, value_key = jax.random.split(key, 3)
