@@ -1,6 +1,7 @@
 """One rule for when a run counts as solved and for what it says of itself."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,13 @@ def test_a_result_tells_of_fresh_episodes_and_of_what_made_it(tmp_path: Path) ->
     assert result["firing_rate"] == {"actor": 0.25} and result["decision_ms"] is None
     assert result["version"] == result["versions"]["spikedream"] == provenance.version() and result["versions"]["scipy"]
     assert result["commit"] == provenance.commit() and result["processor"] == provenance.processor() != ""
+
+
+def test_the_processor_is_named_with_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1}, raising=False)
+    assert provenance.processor.__wrapped__().endswith(", 1 core")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 3}, raising=False)
+    assert provenance.processor.__wrapped__().endswith(", 3 cores")
 
 
 def test_a_configuration_names_what_began_the_run_and_loads_as_it_was(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
@@ -114,10 +115,12 @@ def program(source: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """A name for people of what computes here; the accelerator comes first, where there is one. Two that differ in name may
-    round differently; two of one name ought not to."""
+    """A name for people of what computes here, with the cores that this process may use, among which sums are divided; the
+    accelerator comes first, where there is one. Two that differ in name may round differently; two of one name ought not to."""
     device = jax.devices()[0]
-    return _cpu() if device.platform == "cpu" else f"{device.device_kind}, {_cpu()}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = f"{_cpu()}, {usable} core{'s' if usable > 1 else ''}"
+    return here if device.platform == "cpu" else f"{device.device_kind}, {here}"
 
 
 def _cpu() -> str:
