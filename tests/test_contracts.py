@@ -31,6 +31,7 @@ from spikedream.ops.schedule import ImaginedShare
 from spikedream.ops.slow_copy import HardCopy
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.runs import checkpoint
+from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.codings import AnyReadout, GaussianPopulation
 from spikedream.snn.networks import GRU, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
@@ -53,6 +54,7 @@ AGENTS: dict[str, Any] = {
     "OffPolicy-TD7": small(
         twin(OffPolicy(representation=SALE(), actor_sees="both", slow=HardCopy(2), clip_value=True, value=Huber()))
     ),
+    "OffPolicy-CrossQ": small(twin(OffPolicy(policy=SquashedGaussian(), slow=None, critic=BatchNormMLP()))),
     "OffPolicy-dreams": small(
         twin(OffPolicy(dreams=Dreams(starts=3, horizon=2, every=1, begin=0, capacity=9, trust=None, stretches=3)))
     ),

@@ -70,9 +70,11 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
                                 "actor_sees": "both", "slow": {"kind": "HardCopy", "every": 2}, "weight_decay": 0.1,
                                 "value": {"kind": "Huber", "threshold": 0.1},
                                 "activity_penalty": 0.1,
-                                "actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2}}},
+                                "actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2,
+                                          "encoder": {"kind": "GaussianPopulation", "fields": 3, "currents": 2}}}},
         "dream",
         [*(f"agent.{x}" for x in (
+            "momentum", "actor.encoder.currents",
             "critics", "policy_delay", "gamma", "batch", "learning_rate", "critic_learning_rate", "weight_decay",
             "activity_penalty", "n_step", "slow.every", "value.threshold", "representation.size",
             "representation.learning_rate", "policy.noise", "policy.target_noise", "policy.target_clip"))],
@@ -97,6 +99,10 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {"kind": "Dreams", "starts": 4, "horizon": 2, "capacity": 8,
                                                              "trust": "Calibrated", "stretches": 4}}},
         "dream", ["agent.dreams.trust.error", "agent.dreams.stretches"],
+    ),
+    "crossq": (
+        {"agent": OFF_POLICY | {"actor": NETWORK, "slow": None, "critic": {"kind": "BatchNormMLP", "hidden": [6]}}},
+        "dream", [f"agent.critic.{x}" for x in ("gain", "momentum", "warm_up", "scale_limit", "shift_limit")],
     ),
     "sac": (
         {"agent": OFF_POLICY | {"actor": NETWORK, "policy": "SquashedGaussian", "subset": 1}},
@@ -179,6 +185,7 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
     for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):
         assert {f"{part}.{x}" for part in parts for x in numbers(getattr(agent, part))} <= found[name]
+    assert {f"critic.{x}" for x in numbers(scene("crossq").agent.critic)} <= found["crossq"]
     dreams = scene("dreams").agent.dreams
     assert {f"dreams.{x}" for x in numbers(dreams) - {"stretches"}} <= found["dreams"] and numbers(dreams.share) == set(SHARE)
     for name in ("dreams", "trust in first steps", "trust by calibration"):

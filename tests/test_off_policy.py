@@ -19,6 +19,7 @@ from spikedream.bonuses.disagreement import Disagreement
 from spikedream.ops.distributions import Huber, Regression, TwoHot
 from spikedream.ops.slow_copy import HardCopy, Polyak
 from spikedream.replay.ring import ReplayBuffer
+from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.codings import GaussianPopulation, PopulationReadout
 from spikedream.snn.networks import GRU, MLP, SpikingNetwork
 from spikedream.snn.neurons import CubaLIF
@@ -79,9 +80,10 @@ SPIKING = SpikingNetwork(
         {"policy": SquashedGaussian(temperature=Temperature(-2.0, 0.01)), "policy_value": "min"},
         {"representation": SALE(16, NETWORK, NETWORK, 3e-3), "actor_sees": "both", "slow": HardCopy(25), "clip_value": True,
          "value": Huber()},
+        {"slow": None, "critic": BatchNormMLP(hidden=(16,), activation="tanh", momentum=0.9), "momentum": 0.5},
         {"value": TwoHot(bins=41, limit=3.0), "target": "mean", "critics": 3, "subset": 2, "policy_value": "mean"},
     ],
-    ids=["td3", "spiking", "sac", "td7", "two-hot"],
+    ids=["td3", "spiking", "sac", "td7", "crossq", "two-hot"],
 )  # fmt: skip
 def test_agent_finds_the_best_action_and_its_value_from_replayed_steps(changes):
     agent = replace(AGENT, **changes)

@@ -270,6 +270,17 @@ def test_deterministic_population_passes_a_gradient_to_input_and_receptive_field
     assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradient))
 
 
+def test_the_last_inputs_enter_as_constant_currents_beside_the_spikes_of_a_population():
+    encoder, x = GaussianPopulation(fields=3, currents=2), jnp.array([0.4, -0.3, 7.0])
+    assert encoder.channels(3) == 5
+    encoded = encoder.encode(encoder.init(3), x, 4, None)
+    alone = replace(encoder, currents=0)
+    np.testing.assert_array_equal(encoded[:, :3], alone.encode(alone.init(1), x[:1], 4, None))
+    np.testing.assert_array_equal(encoded[:, 3:], jnp.tile(x[None, 1:], (4, 1)))
+    with pytest.raises(ValueError, match="currents is 2; of the network's 2 inputs at least one must be encoded"):
+        encoder.init(2)
+
+
 # ---- readouts
 
 SPIKES = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # (ticks, neurons)

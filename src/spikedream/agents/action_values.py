@@ -1,6 +1,7 @@
 """The critics of an off-policy agent: what an action is worth where something is observed."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -9,9 +10,13 @@ from jax import Array
 
 from spikedream.agents.representation import SALE, average_l1
 from spikedream.ops.distributions import ValueDistribution
+from spikedream.snn.batch_norm import BatchNormMLP, Moments
 from spikedream.snn.codings import Affine, affine
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec
+
+AnyCritic = AnyNetwork | BatchNormMLP
+Pairs = tuple[Array, Array]  # observations (rows, obs_size) and actions (rows, action_size)
 
 
 class CriticParams(eqx.Module):
@@ -27,7 +32,7 @@ class ActionValues:
     observation and action.
     """
 
-    critic: AnyNetwork
+    critic: AnyCritic
     critics: int
     value: ValueDistribution
     representation: SALE | None
@@ -49,6 +54,28 @@ class ActionValues:
         representation's `encoder`."""
         keys = jax.random.split(key, obs.shape[0])
         return jax.vmap(lambda o, a, k: self._criticise(params, encoder, o, a, k))(obs, action, keys)
+
+    def joint(
+        self, params: CriticParams, encoder: PyTree, first: Pairs, second: Pairs, key: Array
+    ) -> tuple[Array, Array, Moments | None]:
+        """What `__call__` gives for `first` and for `second`, in one pass over the rows of both, as whose moments a
+        `BatchNormMLP` standardises (Bhatt et al. 2024, CrossQ); and its running moments, leaves (critics, ...)."""
+        obs, action = (jnp.concatenate(both) for both in zip(first, second, strict=True))
+        if isinstance(self.critic, BatchNormMLP):
+            seen, critic = jnp.concatenate([obs, action], axis=1), self.critic
+            out, running = jax.vmap(lambda one: critic.on_batch(one.network, seen))(params)
+            out = jnp.swapaxes(out, 0, 1)
+        else:
+            out, running = self(params, encoder, obs, action, key), None
+        rows = first[0].shape[0]
+        return out[:rows], out[rows:], running
+
+    def bootstrapped(self, out: Array, pessimism: Literal["min", "mean"], subset: int | None, key: Array) -> Array:
+        """(batch,) from `out` as `__call__` gives it: the least or the mean of all critics' values, or of `subset` drawn ones."""
+        value = self.means(out)
+        if subset is not None:
+            value = value[:, jax.random.permutation(key, self.critics)[:subset]]
+        return value.min(1) if pessimism == "min" else value.mean(1)
 
     def means(self, out: Array) -> Array:
         """(batch, critics) the values that `out` means."""

@@ -1,8 +1,8 @@
-"""An off-policy actor-critic for continuous actions, learning from replayed steps: TD3, SAC and TD7 are settings of it.
+"""An off-policy actor-critic for continuous actions, learning from replayed steps: TD3, SAC, TD7 and CrossQ are settings of it.
 
     actor     spiking or conventional, by one field; `policy` says what its output means
     critics   each sees observation and action and, with a `representation`, what that makes of them
-    copies    `slow` copies, of which the targets are made
+    copies    `slow` copies, of which the targets are made, or none
 
 Values are discounted sums of rewards in the environment's own units: the scale of normalised rewards may change while it learns.
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.action_values import ActionValues, CriticParams
+from spikedream.agents.action_values import ActionValues, AnyCritic, CriticParams
 from spikedream.agents.actor_critic import apply_gradient
 from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
@@ -26,6 +26,8 @@ from spikedream.agents.transitions import Batch, mixed, real
 from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
+from spikedream.ops.value_range import ValueRange
+from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.codings import GaussianPopulation, PopulationReadout
 from spikedream.snn.networks import MLP, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import CubaLIF
@@ -49,15 +51,6 @@ class Learned(eqx.Module):
     encoder: PyTree  # what actor and critics see through; None without a representation
 
 
-class ValueRange(NamedTuple):
-    """Of all targets so far, and as it was when the slow copies were last made."""
-
-    low: Array  # ()
-    high: Array
-    used_low: Array
-    used_high: Array
-
-
 class Told(NamedTuple):
     """Of the actor's last update."""
 
@@ -68,7 +61,7 @@ class Told(NamedTuple):
 
 class OffPolicyState(eqx.Module):
     now: Learned
-    slow: Learned
+    slow: Learned | None
     encoder: PyTree  # under training; `now` and `slow` hold copies that stay as they are between two copyings
     actor_optimizer: PyTree
     critic_optimizer: PyTree
@@ -96,7 +89,7 @@ class OffPolicy:
     """Hyper-parameters. The defaults are TD3 with PopSAN's spiking actor (Tang et al. 2020)."""
 
     actor: AnyNetwork = POPSAN
-    critic: AnyNetwork = MLP(hidden=(256, 256), activation="relu")
+    critic: AnyCritic = MLP(hidden=(256, 256), activation="relu")
     critics: int = 2
     policy: AnyPolicyHead = Deterministic()
     representation: SALE | None = None
@@ -105,7 +98,7 @@ class OffPolicy:
     target: Literal["min", "mean"] = "min"  # of the critics' values, where a target bootstraps
     subset: int | None = None  # so many critics, drawn anew for each update, make the target (Chen et al. 2021, REDQ); None: all
     policy_value: Literal["first", "min", "mean"] = "first"  # of the critics', by which the actor learns
-    slow: AnySlowCopy = Polyak()
+    slow: AnySlowCopy | None = Polyak()  # None: targets are made of what is learned, in one pass (Bhatt et al. 2024, CrossQ)
     policy_delay: int = 2  # updates of the critics for each of the actor
     clip_value: bool = False  # to the range of the targets seen until the last hard copy
     n_step: int = 1  # rewards in a target before it bootstraps
@@ -113,6 +106,7 @@ class OffPolicy:
     batch: int = 256
     learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
+    momentum: float = 0.9  # Adam's first, of actor and critics
     weight_decay: float = 0.0  # of the critics
     dreams: Dreams | None = None
     activity_penalty: float = 0.0  # on the actor's firing rate, beside the mean magnitude of its values
@@ -121,7 +115,7 @@ class OffPolicy:
         at_least_one, not_negative = (1, None), (0, None)
         check_bounds(self, critics=at_least_one, policy_delay=at_least_one, n_step=at_least_one, batch=at_least_one)
         check_bounds(self, gamma=(0, 0.99999), learning_rate=not_negative, critic_learning_rate=not_negative)
-        check_bounds(self, weight_decay=not_negative, activity_penalty=not_negative)
+        check_bounds(self, weight_decay=not_negative, activity_penalty=not_negative, momentum=(0, 0.9999))
         if self.subset is not None and not 1 <= self.subset <= self.critics:
             raise ValueError(f"subset is {self.subset}; it must be from 1 to critics ({self.critics})")
         if self.actor.persistent or self.critic.persistent:
@@ -132,6 +126,8 @@ class OffPolicy:
         if not hard and (self.clip_value or self.representation is not None):
             what = "clip_value" if self.clip_value else "a representation"
             raise ValueError(f"{what} needs copies that stand still for a while: set slow to HardCopy")
+        if isinstance(self.critic, BatchNormMLP) and self.slow is not None:
+            raise ValueError("critic is BatchNormMLP, which must see targets and values in one pass; set slow to None")
 
     @property
     def uses_world(self) -> bool:
@@ -162,7 +158,7 @@ class OffPolicy:
         temperature = self.policy.temperature and jnp.asarray(jnp.log(self.policy.temperature.first), jnp.float32)
         state = OffPolicyState(
             now=now,
-            slow=now,
+            slow=None if self.slow is None else now,
             encoder=encoder,
             actor_optimizer=self._optimizer.init(actor),
             critic_optimizer=self._critic_optimizer.init(critics),
@@ -189,11 +185,12 @@ class OffPolicy:
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
+        return optax.adam(self.learning_rate, b1=self.momentum)
 
     @property
     def _critic_optimizer(self) -> optax.GradientTransformation:
-        return optax.adamw(self.critic_learning_rate, weight_decay=self.weight_decay, mask=partial(matrices, stacked=1))
+        mask = partial(matrices, stacked=1)
+        return optax.adamw(self.critic_learning_rate, b1=self.momentum, weight_decay=self.weight_decay, mask=mask)
 
     @property
     def _encoder_optimizer(self) -> optax.GradientTransformation:
@@ -310,22 +307,36 @@ class OffPolicy:
         encoder, moments = apply_gradient(self._encoder_optimizer, gradient, state.encoder_optimizer, state.encoder)
         return eqx.tree_at(lambda s: (s.encoder, s.encoder_optimizer), state, (encoder, moments)), value
 
+    def _slow(self, state: OffPolicyState) -> Learned:
+        return state.now if state.slow is None else state.slow
+
     def _target(self, state: OffPolicyState, batch: Batch, key: Array) -> Array:
         """(batch,)."""
+        follow_key, subset_key, value_key = self._target_keys(key)
+        action, log_prob = self._follow(state, batch, follow_key)
+        slow = self._slow(state)
+        out = self._critics(slow.critics, slow.encoder, batch.later, action, value_key)
+        return self._bootstrap(state, batch, out, log_prob, subset_key)
+
+    def _target_keys(self, key: Array) -> tuple[Array, Array, Array]:
         network_key, action_key, subset_key, value_key = jax.random.split(key, 4)
-        rows = batch.reward.shape[0]
-        actor = state.slow.actor if self.policy.slow else state.now.actor
+        return jnp.stack([network_key, action_key]), subset_key, value_key
+
+    def _follow(self, state: OffPolicyState, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """The actions that follow in targets, (batch, action_size), and their log-densities; `key` (2,)."""
+        slow = self._slow(state)
+        actor = slow.actor if self.policy.slow else state.now.actor
 
         def follow(obs: Array, network_key: Array, action_key: Array) -> tuple[Array, Array]:
-            return self.policy.target(self._decide(actor, state.slow.encoder, obs, network_key).value, action_key)
+            return self.policy.target(self._decide(actor, slow.encoder, obs, network_key).value, action_key)
 
-        action, log_prob = jax.vmap(follow)(batch.later, jax.random.split(network_key, rows), jax.random.split(action_key, rows))
-        value = self._critics.means(self._critics(state.slow.critics, state.slow.encoder, batch.later, action, value_key))
-        if self.subset is not None:
-            value = value[:, jax.random.permutation(subset_key, self.critics)[: self.subset]]
-        value = value.min(1) if self.target == "min" else value.mean(1)
+        return jax.vmap(follow)(batch.later, *(jax.random.split(k, batch.reward.shape[0]) for k in key))
+
+    def _bootstrap(self, state: OffPolicyState, batch: Batch, out: Array, log_prob: Array, key: Array) -> Array:
+        """(batch,) targets, from what critics say of the actions that follow."""
+        value = self._critics.bootstrapped(out, self.target, self.subset, key)
         if self.clip_value:
-            value = jnp.clip(value, state.range.used_low, state.range.used_high)
+            value = state.range.clip(value)
         if state.temperature is not None:
             value = value - jnp.exp(state.temperature) * log_prob
         return batch.reward + batch.discount * value
@@ -333,20 +344,31 @@ class OffPolicy:
     def _learn_critics(self, state: OffPolicyState, batch: Batch, key: Array):
         """The state, the loss, each transition's largest temporal-difference error, (batch,), and its target, (batch,)."""
         target_key, value_key = jax.random.split(key)
-        target = jax.lax.stop_gradient(self._target(state, batch, target_key))
 
-        def loss(critics: CriticParams) -> tuple[Array, Array]:
-            out = self._critics(critics, state.now.encoder, batch.obs, batch.action, value_key)
+        def criticise(critics: CriticParams):
+            """Values, targets, and running moments."""
+            if self.slow is not None:
+                out = self._critics(critics, state.now.encoder, batch.obs, batch.action, value_key)
+                return out, self._target(state, batch, target_key), None
+            follow_key, subset_key, _ = self._target_keys(target_key)
+            action, log_prob = self._follow(state, batch, follow_key)
+            now, later = (batch.obs, batch.action), (batch.later, action)
+            out, following, running = self._critics.joint(critics, state.now.encoder, now, later, value_key)
+            return out, self._bootstrap(state, batch, following, log_prob, subset_key), running
+
+        def loss(critics: CriticParams):
+            out, target, running = criticise(critics)
+            target = jax.lax.stop_gradient(target)
             losses = jax.vmap(jax.vmap(self.value.loss, in_axes=(0, None)))(out, target)
             error = jnp.abs(self._critics.means(out) - target[:, None])
-            return (losses.sum(1) * batch.weight).mean(), error.max(1)
+            return (losses.sum(1) * batch.weight).mean(), (error.max(1), target, running)
 
-        (value, error), gradient = jax.value_and_grad(loss, has_aux=True)(state.now.critics)
+        (value, (error, target, running)), gradient = jax.value_and_grad(loss, has_aux=True)(state.now.critics)
         critics, moments = apply_gradient(self._critic_optimizer, gradient, state.critic_optimizer, state.now.critics)
-        seen = state.range._replace(
-            low=jnp.minimum(state.range.low, target.min()), high=jnp.maximum(state.range.high, target.max())
-        )
-        state = eqx.tree_at(lambda s: (s.now.critics, s.critic_optimizer, s.range), state, (critics, moments, seen))
+        if running is not None:
+            critics = eqx.tree_at(lambda c: c.network.running, critics, running)
+        learned = (critics, moments, state.range.widened(target))
+        state = eqx.tree_at(lambda s: (s.now.critics, s.critic_optimizer, s.range), state, learned)
         return state, (value, error, target)
 
     def _learn_actor(self, state: OffPolicyState, batch: Batch, key: Array) -> OffPolicyState:
@@ -384,10 +406,12 @@ class OffPolicy:
 
     def _copy(self, state: OffPolicyState) -> OffPolicyState:
         """Let the slow copies follow. What actor and critics see through changes only when they are copied."""
+        if self.slow is None:
+            return state
         slow = self.slow.follow(state.slow, state.now, state.updates)
         if self.representation is None and not self.clip_value:
             return eqx.tree_at(lambda s: s.slow, state, slow)
-        due, seen = self.slow.due(state.updates), state.range
+        due = self.slow.due(state.updates)
         encoder = jax.lax.cond(due, lambda: state.encoder, lambda: state.now.encoder)
-        used = seen._replace(used_low=jnp.where(due, seen.low, seen.used_low), used_high=jnp.where(due, seen.high, seen.used_high))
-        return eqx.tree_at(lambda s: (s.slow, s.now.encoder, s.range), state, (slow, encoder, used), is_leaf=lambda x: x is None)
+        copied = (slow, encoder, state.range.taken(due))
+        return eqx.tree_at(lambda s: (s.slow, s.now.encoder, s.range), state, copied, is_leaf=lambda x: x is None)

@@ -56,18 +56,31 @@ class GaussianPopulation:
     span: float = 3.0  # the means lie evenly in [-span, span], in standard deviations of the input
     width: float = 0.5  # initial standard deviation of the fields
     mode: Literal["deterministic", "poisson"] = "deterministic"
+    currents: int = 0  # inputs, the last ones, that enter as constant currents beside the spikes
 
     def __post_init__(self) -> None:
-        check_bounds(self, fields=(2, None), span=(1e-6, None), width=(1e-6, None))
+        check_bounds(self, fields=(2, None), span=(1e-6, None), width=(1e-6, None), currents=(0, None))
 
     def init(self, in_size: int) -> ReceptiveFields:
-        mean = jnp.tile(jnp.linspace(-self.span, self.span, self.fields, dtype=jnp.float32), (in_size, 1))
+        """Raises ValueError where no input is left to be encoded."""
+        if self.currents >= in_size:
+            raise ValueError(f"currents is {self.currents}; of the network's {in_size} inputs at least one must be encoded")
+        encoded = in_size - self.currents
+        mean = jnp.tile(jnp.linspace(-self.span, self.span, self.fields, dtype=jnp.float32), (encoded, 1))
         return ReceptiveFields(mean, jnp.full_like(mean, jnp.log(self.width)))
 
     def channels(self, in_size: int) -> int:
-        return in_size * self.fields
+        return (in_size - self.currents) * self.fields + self.currents
 
     def encode(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
+        encoded = x.size - self.currents
+        train = self._spikes(params, x[:encoded], ticks, key)
+        if not self.currents:
+            return train
+        return jnp.concatenate([train, jnp.broadcast_to(x[encoded:], (ticks, self.currents))], axis=1)
+
+    def _spikes(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
+        """(ticks, size * fields) of x (size,)."""
         drive = jnp.exp(-0.5 * jnp.square((x[:, None] - params.mean) * jnp.exp(-params.width))).ravel()
         if self.mode == "poisson":
             if key is None:

@@ -16,6 +16,8 @@ from spikedream.snn.codings import Affine, AnyEncoder, AnyReadout, DirectCurrent
 from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.types import PyTree, check_bounds
 
+ACTIVATIONS = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}
+
 
 class Output(NamedTuple):
     value: Array  # (out_size,)
@@ -198,7 +200,7 @@ class MLP:
     def _activate(self, x: Array) -> Array:
         if self.norm == "layer":
             x = jax.nn.standardize(x, axis=-1)
-        return {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
     def curvature(self, params: MLPParams) -> Array:
         return jnp.zeros(()) if params.skip is None else jnp.square(params.layers[-1].weight).mean()
