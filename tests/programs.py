@@ -74,7 +74,7 @@ def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, str]:
             return _constant(atom.val)
         if atom in values:
             return _constant(values[atom])
-        return f"v{names.setdefault(atom, len(names))}:{atom.aval.str_short()}"
+        return f"v{names.setdefault(atom, len(names))}:{_shape(atom.aval)}"
 
     lines = ["return " + " ".join(read(atom) for atom, counts in zip(jaxpr.outvars, live, strict=True) if counts)]
     for operation in reversed(jaxpr.eqns):
@@ -87,6 +87,11 @@ def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, str]:
     inputs = tuple(v in names for v in jaxpr.invars)
     lines.append("given " + " ".join(read(v) for v, counts in zip(jaxpr.invars, inputs, strict=True) if counts))
     return inputs, "\n".join(lines)
+
+
+@functools.cache  # writing these down would be most of the work
+def _shape(aval: Any) -> str:
+    return aval.str_short()
 
 
 def _operation(operation: Any, live: Live) -> tuple[Live, str]:
