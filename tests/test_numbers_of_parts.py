@@ -69,14 +69,14 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         {"agent": OFF_POLICY | {"representation": {"kind": "SALE", "size": 4, "state": NETWORK, "pair": NETWORK},
                                 "actor_sees": "both", "slow": {"kind": "HardCopy", "every": 2}, "weight_decay": 0.1,
                                 "value": {"kind": "Huber", "threshold": 0.1},
-                                "activity_penalty": 0.1,
+                                "activity_penalty": 0.1, "activity_target": 0.2,
                                 "actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2,
                                           "encoder": {"kind": "GaussianPopulation", "fields": 3, "currents": 2}}}},
         "dream",
         [*(f"agent.{x}" for x in (
             "momentum", "actor.encoder.currents",
             "critics", "policy_delay", "gamma", "batch", "learning_rate", "critic_learning_rate", "weight_decay",
-            "activity_penalty", "n_step", "slow.every", "value.threshold", "representation.size",
+            "activity_penalty", "activity_target", "n_step", "slow.every", "value.threshold", "representation.size",
             "representation.learning_rate", "policy.noise", "policy.target_noise", "policy.target_clip"))],
     ),
     "dreams": (

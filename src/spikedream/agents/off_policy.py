@@ -109,13 +109,15 @@ class OffPolicy:
     momentum: float = 0.9  # Adam's first, of actor and critics
     weight_decay: float = 0.0  # of the critics
     dreams: Dreams | None = None
-    activity_penalty: float = 0.0  # on the actor's firing rate, beside the mean magnitude of its values
+    activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside the mean magnitude of its values
+    activity_target: float = 0.0
 
     def __post_init__(self) -> None:
         at_least_one, not_negative = (1, None), (0, None)
         check_bounds(self, critics=at_least_one, policy_delay=at_least_one, n_step=at_least_one, batch=at_least_one)
         check_bounds(self, gamma=(0, 0.99999), learning_rate=not_negative, critic_learning_rate=not_negative)
-        check_bounds(self, weight_decay=not_negative, activity_penalty=not_negative, momentum=(0, 0.9999))
+        check_bounds(self, weight_decay=not_negative, activity_penalty=not_negative, activity_target=(0, 1))
+        check_bounds(self, momentum=(0, 0.9999))
         if self.subset is not None and not 1 <= self.subset <= self.critics:
             raise ValueError(f"subset is {self.subset}; it must be from 1 to critics ({self.critics})")
         if self.actor.persistent or self.critic.persistent:
@@ -387,7 +389,8 @@ class OffPolicy:
             if state.temperature is not None:
                 value = value - jnp.exp(state.temperature) * log_prob
             size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
-            total = -value.mean() / size + self.activity_penalty * rate.mean()
+            busy = jnp.maximum(rate.mean() - self.activity_target, 0)
+            total = -value.mean() / size + self.activity_penalty * busy
             return total, (value.mean(), rate.mean(), log_prob.mean())
 
         gradient, (value, rate, log_prob) = jax.grad(loss, has_aux=True)(state.now.actor)
