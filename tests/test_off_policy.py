@@ -299,11 +299,10 @@ def test_a_bonus_counts_as_reward():
 def test_activity_penalty_silences_the_actor_down_to_its_target():
     agent = replace(AGENT, actor=SPIKING, learning_rate=5e-3)
     rates = []
-    for penalty, target in ((0.0, 0.0), (5.0, 0.0), (5.0, 0.1)):
+    for penalty, target in ((0.0, 0.0), (5.0, 0.0), (5.0, 0.2)):
         _, metrics = learn(replace(agent, activity_penalty=penalty, activity_target=target), steps_at_the_origin())
         rates.append(float(metrics["firing_rate/actor"][-1]))
-    assert rates[1] < 0.5 * rates[0] and rates[1] < 0.07
-    assert 0.07 < rates[2] < 0.13 < rates[0]
+    assert rates[1] < 0.5 * rates[0] and rates[1] < 0.15 < rates[2] < 0.25 < rates[0]
 
 
 def test_noise_explores_and_is_clipped():
