@@ -239,7 +239,7 @@ def test_no_dreams_before_enough_real_steps() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="schedule.first is 4, which is above horizon \\(3\\)"):
+    with pytest.raises(ValueError, match=r"schedule.first is 4, which is above horizon \(3\)"):
         replace(DREAMS, schedule=HorizonSchedule(first=4))
     with pytest.raises(ValueError, match="age is 0"):
         replace(DREAMS, age=0)

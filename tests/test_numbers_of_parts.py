@@ -82,7 +82,8 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         {"world_model": ENSEMBLE,
          "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {
              "kind": "Dreams", "starts": 4, "horizon": 3, "every": 2, "begin": 1, "capacity": 48, "share": SHARE, "doubt": 0.5,
-             "penalty": 0.5, "stretches": 4, "age": 3, "schedule": {"kind": "HorizonSchedule", **HORIZON}, "trust": {"kind": "Tightening", "limit": 0.5, "factor": 0.5}}}},
+             "penalty": 0.5, "stretches": 4, "age": 3, "schedule": {"kind": "HorizonSchedule", **HORIZON},
+             "trust": {"kind": "Tightening", "limit": 0.5, "factor": 0.5}}}},
         "dream",
         [*(f"agent.dreams.{x}" for x in ("starts", "horizon", "every", "begin", "capacity", "age", "penalty", "doubt")),
          *(f"agent.dreams.schedule.{x}" for x in HORIZON),
