@@ -23,8 +23,10 @@ from spikedream.envs.spaces import decode_actions
 from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
-from spikedream.reports.comparison import compare, find_runs
+from spikedream.reports.compare import header_and_rows
+from spikedream.reports.comparison import compare, find_runs, open_record
 from spikedream.reports.statistics import improvement, iqm, summary
+from spikedream.runners.stop import Diverged
 
 CURVE = ((10, 0.0), (20, 100.0))  # real steps and return of the turns
 
@@ -134,7 +136,7 @@ def test_a_method_s_curve_holds_the_last_value_of_runs_that_have_stopped(tmp_pat
     runs = [write_run(tmp_path / "0", ((10, 0), (20, 100))), write_run(tmp_path / "1", ((15, 50), (20, 60), (30, 200)), seed=1)]
     curve = compare(runs).methods["p"].curves["real_steps"]
     assert curve.x.tolist() == [15, 20, 30]  # from where both have been evaluated
-    assert curve.iqm.tolist() == [25, 80, 150]
+    assert curve.middle.tolist() == [25, 80, 150]
     assert curve.low.tolist() == [0, 60, 100] and curve.high.tolist() == [50, 100, 200]
 
 
@@ -143,6 +145,55 @@ def test_a_method_s_curve_ends_with_its_first_unfinished_run(tmp_path: Path) -> 
     comparison = compare(runs)
     assert comparison.methods["p"].curves["real_steps"].x.tolist() == [10, 20]
     assert "p: unfinished, counted as far as it has come: seed 0." in comparison.notes
+
+
+WHOLE = {"evaluation": {"stop": False}}  # runs go on to the ends of their budgets
+
+
+def test_runs_that_go_to_the_end_are_compared_by_their_returns_at_marks_and_there(tmp_path: Path) -> None:
+    turns = {
+        "a": [((10, 100), (20, 10), (30, 20)), ((10, 0), (20, 30), (30, 60))],
+        "b": [((10, 0), (20, 50), (30, 40)), ((10, 0), (20, 50), (30, 40))],
+    }
+    runs = [
+        write_run(tmp_path / f"{name}{seed}", curve, preset=name, seed=seed, **WHOLE)
+        for name, curves in turns.items()
+        for seed, curve in enumerate(curves)
+    ]
+    comparison = compare(runs, "preset", statistic="mean", marks=(10, 25, 40))
+    a, b = comparison.methods.values()
+    assert (a.scores["return at 10"]["mean"], a.scores["return at 25"]["mean"], a.scores["final_return"]["mean"]) == (50, 20, 40)
+    assert (a.scores["final_return"]["low"], a.scores["final_return"]["high"]) == (20, 60)
+    assert b.scores["return at 25"]["mean"] == 50 and "return at 40" not in b.scores  # no run has come so far
+    # What was played on fresh episodes may have been played by an earlier policy.
+    assert "fresh_return" not in a.scores and not any("stopped as solved" in note for note in comparison.notes)
+    probabilities = {score: pairs["a", "b"].probability for score, pairs in comparison.improvement.items()}
+    assert probabilities == {"return at 10": 0.75, "return at 25": 0.0, "final_return": 0.5}
+    assert header_and_rows(comparison) == (
+        ["method", "seeds", "solved", "real steps to solve", "return at 10", "return at 25", "final return", "wall seconds"],
+        [["a", "2", "0 of 2", "–", "50 [0, 100]", "20 [10, 30]", "40 [20, 60]", "30 [30, 30]"],
+         ["b", "2", "0 of 2", "–", "0 [0, 0]", "50 [50, 50]", "40 [40, 40]", "30 [30, 30]"]],
+    )  # fmt: skip
+    data = json.loads(json.dumps(comparison.to_data()))["methods"]["a"]
+    assert data["curves"]["real_steps"]["mean"] == [50, 20, 40] and data["return at 25"]["mean"] == 20
+
+
+def test_a_mark_is_known_of_runs_that_have_come_so_far_and_of_those_that_stopped_as_solved(tmp_path: Path) -> None:
+    under_way = open_record(write_run(tmp_path / "0", ((10, 0), (20, 40)), finished=False))
+    solved = open_record(write_run(tmp_path / "1", ((10, 0), (20, 100))))
+    assert under_way is not None and solved is not None
+    assert [under_way.at(mark) for mark in (5, 10, 19, 20, 21)] == [None, 0, 0, 40, None]
+    assert [solved.at(mark) for mark in (5, 20, 100)] == [None, 100, 100]
+    with pytest.raises(ConfigError, match="marks are numbers of real steps, at least 1, not 0"):
+        compare([tmp_path / "0"], marks=(5, 0))
+
+
+def test_the_mean_and_its_interval_over_many_seeds() -> None:
+    values = np.arange(100.0)
+    scores = summary(values, "mean")
+    error = 1.96 * values.std() / 10
+    assert scores["mean"] == 49.5 and "iqm" not in scores
+    assert scores["low"] == pytest.approx(49.5 - error, abs=0.5) and scores["high"] == pytest.approx(49.5 + error, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +441,8 @@ def test_a_study_that_comes_with_spikedream_is_valid(name: str, tmp_path: Path) 
         ({"environments": {"debgu": None}}, "environments.debgu: no preset 'debgu' (did you mean 'debug'?)"),
         ({"environments": {"CartPoll-v1": None}}, "nearest: CartPole-v1"),
         ({"environments": {"debug": {"budgte": 3}}}, "environments.debug: unknown setting 'budgte'; did you mean 'budget'?"),
+        ({"statistic": "median"}, "statistic is one of iqm, mean, not 'median'"),
+        ({"marks": [100, 0]}, "marks takes a list of real steps, at least 1 each, not [100, 0]"),
         ({"methods": None}, "has no methods"),
         ({"methods": {"a/b": {}}}, "a method's name takes letters"),
         (
@@ -421,7 +474,7 @@ def test_a_wrong_study_is_explained_before_anything_is_run(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "no study 'nothing'; spikedream comes with debug, model-based-against-model-free"),
+        (["nothing"], "no study 'nothing'; spikedream comes with debug, dreams-on-mujoco, model-based-against-model-free"),
         (["no/such.yaml"], "cannot read no/such.yaml"),
         (["debug", "--jobs", "0"], "jobs is 0; it must be at least 1"),
     ],
@@ -517,6 +570,49 @@ def test_a_study_is_run_in_parts_and_compared_whole(tmp_path: Path, monkeypatch:
     _, _, data = run(str(file), tmp_path / "out", environments=("CartPole-v1",))
     assert len(fake.started) == 6 and list(data["comparisons"]) == ["debug", "CartPole-v1"]
     assert "6 finished, 0 failed, 0 skipped, 2 waiting" in (tmp_path / "out/index.html").read_text()
+
+
+def test_a_study_tells_means_and_returns_at_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeProcesses(monkeypatch)
+    file = tmp_path / "mine.yaml"
+    text = (
+        "name: x\nseeds: 2\nstatistic: mean\nmarks: [10]\nenvironments: {debug: {evaluation: {stop: false}}}\nmethods: {a: , b: }\n"
+    )
+    file.write_text(text)
+    _, lines, data = run(str(file), tmp_path / "out")
+    assert any(line == "debug: Mean [95 % interval] over seeds" for line in lines)
+    assert any("return at 10" in line and "final return" in line and "fresh" not in line for line in lines)
+    methods = json.loads((tmp_path / "out" / data["comparisons"]["debug"]).read_text())["methods"]
+    assert {label: (m["return at 10"]["mean"], m["final_return"]["mean"]) for label, m in methods.items()} == {
+        "a": (0, 100), "b": (0, 100),
+    }  # fmt: skip
+    page = (tmp_path / "out/index.html").read_text()
+    assert "Mean over seeds with its 95 % bootstrap interval" in page and "return at 10" in page
+
+
+def test_a_study_runs_a_method_s_seeds_together_and_leaves_what_fails_to_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, groups = FakeProcesses(monkeypatch), []
+
+    def together(left: Any, console: Console) -> None:
+        groups.append([(cell.environment, cell.method, cell.seed) for cell in left])
+        if left[0].method == "b":
+            raise Diverged("critic_loss became NaN")
+        for cell in left:
+            write_run(cell.directory, seed=cell.seed, preset=cell.method)
+            configuration.save(cell.config, cell.directory / "config.yaml")
+
+    monkeypatch.setattr("spikedream.experiments.cells._run_group", together)
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: x\nseeds: [7, 3]\nenvironments: {debug: }\nmethods: {a: , b: , ppo: {sb3: PPO, only: [debug]}}\n")
+    monkeypatch.setattr(baselines, "installed", lambda: True)
+    status, lines, _ = run(str(file), tmp_path / "out", together=True)
+    assert status == 0 and groups == [[("debug", "a", 7), ("debug", "a", 3)], [("debug", "b", 7), ("debug", "b", 3)]]
+    assert "debug · b: critic_loss became NaN; its seeds go on one by one" in lines
+    assert sorted(arguments[-1].split("/debug/")[1] for arguments in fake.started) == ["b/s3", "b/s7", "ppo/s3", "ppo/s7"]
+    groups.clear()
+    assert run(str(file), tmp_path / "out", together=True)[0] == 0 and groups == []  # all are kept
 
 
 def test_a_part_that_a_study_does_not_have(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from small import with_changed
 
 from spikedream import config as configuration
 from spikedream.config import Config
-from spikedream.snn.networks import MLP, SpikingNetwork
+from spikedream.snn.networks import MLP, Linear, SpikingNetwork
 
 # Fields that act outside `fit` and `dream`; test_cli.py and test_resume.py hold them.
 SHELL = {
@@ -125,3 +125,35 @@ def test_optional_parts_survive_their_file(kind: str, tmp_path) -> None:
     twin = configuration.twin(config)
     assert "Spiking" not in str(configuration.to_data(twin))
     assert twin.world_model.network.persistent and type(twin.world_model.network).__name__ == "GRU"
+
+
+def test_a_bare_kind_has_the_defaults_of_the_field_whose_own_kind_it_is() -> None:
+    td3 = configuration.named("td3")
+    assert isinstance(td3.agent.actor, MLP) and td3.threshold is None
+    spiking = configuration.merge(td3, {"agent": {"actor": "SpikingNetwork"}})
+    assert spiking.agent.actor == configuration.OffPolicy().actor != SpikingNetwork()
+    wider = configuration.merge(td3, {"agent": {"actor": {"kind": "SpikingNetwork", "ticks": 3}}})
+    assert wider.agent.actor == dataclasses.replace(configuration.OffPolicy().actor, ticks=3)
+    assert configuration.merge(td3, {"agent": {"actor": "Linear"}}).agent.actor == Linear()
+    assert dataclasses.replace(spiking.agent, actor=td3.agent.actor) == td3.agent
+
+
+@pytest.mark.parametrize("name", ["td3", "sac", "td7"])
+def test_the_published_algorithms_are_settings_of_one_agent(name: str) -> None:
+    """What makes each of them that algorithm; the figures are of the papers and their released code."""
+    config = configuration.named(name)
+    agent = config.agent
+    assert (agent.gamma, agent.batch, agent.learning_rate, agent.critic_learning_rate, agent.critics) == (0.99, 256, 3e-4, 3e-4, 2)
+    assert agent.target == "min" and agent.actor.hidden == agent.critic.hidden == (256, 256) and config.improve.ratio == 1
+    assert configuration.twin(agent) == agent  # all conventional
+    if name == "sac":
+        assert (type(agent.policy).__name__, agent.policy.temperature.entropy, agent.policy_delay) == ("SquashedGaussian", -1, 1)
+        assert agent.policy_value == "min" and config.collect.seed_steps == 10_000
+    else:
+        assert (agent.policy.noise, agent.policy.target_noise, agent.policy.target_clip, agent.policy_delay) == (0.1, 0.2, 0.5, 2)
+        assert config.collect.seed_steps == 25_000
+    if name == "td7":
+        assert agent.slow.every == 250 and agent.clip_value and agent.representation.size == 256 and agent.actor_sees == "both"
+        assert (config.replay.priority, config.replay.alpha, agent.policy_value) == ("loss", 0.4, "mean")
+    else:
+        assert agent.slow.rate == 0.005 and agent.representation is None and config.replay.priority == "uniform"

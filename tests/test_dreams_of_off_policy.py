@@ -13,7 +13,8 @@ from toys import KEY
 from spikedream.agents.dreams import Acceptance, Dreams, DreamsState, ImaginedSteps
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import Deterministic
-from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.dream import dream
+from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import Calibrated, Evidence, FirstStep, Tightening
 from spikedream.snn.networks import MLP
 from spikedream.types import Decision, Prediction
@@ -125,13 +126,75 @@ def test_a_dream_that_has_ended_stays_ended() -> None:
 
 def test_the_oldest_imagined_steps_make_way() -> None:
     ring = ImaginedSteps(*(jnp.zeros((5, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
-    state = DreamsState(ring, jnp.asarray(3), Acceptance(*[jnp.zeros(2)] * 3))
+    state = DreamsState(ring, jnp.asarray(3), jnp.zeros(0, jnp.int32), Acceptance(*[jnp.zeros(2)] * 3))
     new = ImaginedSteps(*(jnp.zeros((2, 2, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
     new = new._replace(reward=jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     few = Dreams(starts=2, horizon=2, capacity=5)
     state = few._add(state, new, jnp.array([[1.0, 0.0], [1.0, 1.0]]), state.acceptance)
     np.testing.assert_array_equal(state.ring.reward, [4, 0, 0, 1, 3])
     assert int(state.added) == 6
+
+
+def test_the_horizon_grows_along_a_line_between_two_numbers_of_real_steps() -> None:
+    schedule = HorizonSchedule(first=1, begin=20, steps=100)
+    horizons = [int(schedule(25, jnp.asarray(steps))) for steps in (0, 20, 24, 25, 70, 119, 120, 10**6)]
+    assert horizons == [1, 1, 1, 2, 13, 24, 25, 25]  # 1 + 24 (steps - 20) / 100, rounded down
+    assert int(HorizonSchedule(first=3, begin=0, steps=7)(3, jnp.asarray(4))) == 3
+
+
+@pytest.mark.parametrize(("begin", "horizon"), [(20, 1), (15, 2), (5, 3)])
+def test_dreams_are_as_long_as_their_schedule_says_and_no_longer(begin: int, horizon: int) -> None:
+    scheduled = replace(DREAMS, trust=None, schedule=HorizonSchedule(first=1, begin=begin, steps=10))
+    state, experience = dreamt(scheduled, Drift())  # 20 real steps
+    whole, _ = dreamt(replace(DREAMS, trust=None), Drift())
+    kept = 4 * horizon
+    assert int(scheduled.horizon_now(experience)) == horizon and int(state.added) == kept
+    np.testing.assert_array_equal(state.acceptance.accepted, [1.0] * horizon + [0.0] * (3 - horizon))
+    for short, long in zip(state.ring, whole.ring, strict=True):  # up to there the same dreams
+        np.testing.assert_array_equal(short[:kept], long[:kept])
+        assert not short[kept:].any()
+
+
+def test_steps_beyond_the_horizon_are_not_computed() -> None:
+    calls: list[None] = []
+
+    class Counting(Drift):
+        def step(self, state: Any, memory: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Prediction]:
+            jax.debug.callback(lambda: calls.append(None))
+            return super().step(state, memory, action, key)
+
+    model, experience = Counting(), filled(CONTINUOUS, 20, 24, KEY)
+    memory = jax.vmap(lambda obs: model.start((), obs, KEY))(jnp.zeros((4, 3)))
+    for taken in (2, 5):
+        world = World(model, (), experience.normalizer)
+        run = jax.jit(lambda n, w=world: dream(w, still, (), memory, 5, KEY, n))
+        calls.clear()
+        steps, ends = jax.block_until_ready(run(jnp.asarray(taken)))
+        jax.effects_barrier()
+        assert len(calls) == taken  # once for all dreams side by side
+        np.testing.assert_allclose(steps.following[:, 0, 0], [0.1 * (i + 1) if i < taken else 0 for i in range(5)], rtol=1e-5)
+        np.testing.assert_allclose(ends.memory.obs, 0.1 * taken, rtol=1e-5)
+
+
+def test_imagined_steps_that_are_too_old_are_not_drawn() -> None:
+    young = Dreams(starts=1, horizon=2, capacity=5, every=10, age=15)  # of the newest two times
+    state = young.init(CONTINUOUS, World(Drift(), (), filled(CONTINUOUS, 4, 4, KEY).normalizer))
+    experience = filled(CONTINUOUS, 20, 24, KEY)
+
+    def rewards(state: DreamsState) -> set[float]:
+        return set(np.asarray(young.batch(state, experience, 0.9, 200, KEY).reward).tolist())
+
+    assert state.before.shape == (2,) and float(young.share_now(state, experience)) == 0
+    new = ImaginedSteps(*(jnp.zeros((2, 1, *shape)) for shape in ((3,), (1,), (), (3,), (), ())))
+    drawn = []
+    for time in range(6):
+        kept = jnp.array([[1.0], [1.0]]) if time < 4 else jnp.zeros((2, 1))  # nothing is trusted in the end
+        new = new._replace(reward=jnp.array([[time + 1.0], [time + 1.5]]))
+        state = young._add(state, new, kept, state.acceptance)
+        drawn.append(rewards(state) if float(young.share_now(state, experience)) else set())
+    assert drawn == [{1, 1.5}, {1, 1.5, 2, 2.5}, {2, 2.5, 3, 3.5}, {3, 3.5, 4, 4.5}, {4, 4.5}, set()]
+    young = replace(young, age=None)
+    assert rewards(state) == {2.5, 3, 3.5, 4, 4.5}  # of all five that the ring holds
 
 
 def test_errors_of_dreams_along_real_actions_are_told_by_step() -> None:
@@ -176,6 +239,10 @@ def test_no_dreams_before_enough_real_steps() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"schedule.first is 4, which is above horizon \(3\)"):
+        replace(DREAMS, schedule=HorizonSchedule(first=4))
+    with pytest.raises(ValueError, match="age is 0"):
+        replace(DREAMS, age=0)
     with pytest.raises(ValueError, match="capacity is 11; one time's dreams, starts x horizon, are 12 steps"):
         replace(DREAMS, capacity=11)
     model = TrueEnvironment("Pendulum")

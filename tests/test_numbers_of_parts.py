@@ -21,6 +21,7 @@ DREAMER = {"trajectories": 4, "horizon": 2, "critic": NETWORK, "start_noise": 0.
 OFF_POLICY = {"kind": "OffPolicy", "critic": NETWORK, "batch": 4, "policy_delay": 1}
 SEARCH = {"kind": "MPPI", "candidates": 12, "iterations": 1, "temperature": 2.0}
 SHARE = {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20}  # 24 steps are held
+HORIZON = {"first": 1, "begin": 10, "steps": 20}
 SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that shows it, fields
     "remembering world": (
         {"world_model": {"kind": "Recurrent", "network": MEMORY, "latent": 2, "context": 2, "open_loop": 2, "ensemble": ENSEMBLE},
@@ -83,9 +84,11 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         {"world_model": ENSEMBLE,
          "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {
              "kind": "Dreams", "starts": 4, "horizon": 3, "every": 2, "begin": 1, "capacity": 48, "share": SHARE, "doubt": 0.5,
-             "penalty": 0.5, "stretches": 4, "trust": {"kind": "Tightening", "limit": 0.5, "factor": 0.5}}}},
+             "penalty": 0.5, "stretches": 4, "age": 3, "schedule": {"kind": "HorizonSchedule", **HORIZON},
+             "trust": {"kind": "Tightening", "limit": 0.5, "factor": 0.5}}}},
         "dream",
-        [*(f"agent.dreams.{x}" for x in ("starts", "horizon", "every", "begin", "capacity", "penalty", "doubt")),
+        [*(f"agent.dreams.{x}" for x in ("starts", "horizon", "every", "begin", "capacity", "age", "penalty", "doubt")),
+         *(f"agent.dreams.schedule.{x}" for x in HORIZON),
          *(f"agent.dreams.trust.{x}" for x in ("limit", "factor")), *(f"agent.dreams.share.{x}" for x in SHARE)],
     ),
     "trust in first steps": (
@@ -188,6 +191,7 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert {f"critic.{x}" for x in numbers(scene("crossq").agent.critic)} <= found["crossq"]
     dreams = scene("dreams").agent.dreams
     assert {f"dreams.{x}" for x in numbers(dreams) - {"stretches"}} <= found["dreams"] and numbers(dreams.share) == set(SHARE)
+    assert numbers(dreams.schedule) == set(HORIZON)
     for name in ("dreams", "trust in first steps", "trust by calibration"):
         assert {f"dreams.trust.{x}" for x in numbers(scene(name).agent.dreams.trust)} <= found[name]
     assert {f"policy.temperature.{x}" for x in numbers(sac.policy.temperature)} <= found["sac"]

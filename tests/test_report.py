@@ -39,7 +39,7 @@ from spikedream.ops.slow_copy import HardCopy
 from spikedream.planners.cem import CEM
 from spikedream.reports import drawing, episode, report
 from spikedream.reports.curves import GROUPS, curves, learning_curve
-from spikedream.reports.display import LivePanel, PlainLines
+from spikedream.reports.display import LivePanel, Pace, PlainLines, duration
 from spikedream.runners.sync import Progress
 from spikedream.runs import checkpoint, evaluate, metrics
 from spikedream.runs.replay_log import ReplayLog
@@ -287,6 +287,57 @@ def test_the_live_panel_has_the_columns_that_its_rows_fill():
 
     assert "imagined" not in shown(ROWS["ppo"]) and "imagined" not in shown()
     assert "imagined" in shown(ROWS["ppo"], ROWS["dreamer"]) and "ms/decision" in shown(ROWS["planner"])
+
+
+def drive(listener: LivePanel | PlainLines, steps: int, budget: int = 1_000_000) -> float:
+    """A run with evaluations every 10,000 steps, on a clock of its own, until `steps`; the seconds that the rest will take."""
+    now, a_turn, an_evaluation = 0.0, 50 / 93, 22.0
+    listener._pace._clock = lambda: now
+    for turn, done in enumerate(range(10_000, steps + 1, 50)):
+        now += a_turn
+        if done % 10_000 == 0:
+            now += an_evaluation
+            listener.record(ROWS["dreamer"] | {"turn": turn, "real_steps": done, "wall_seconds": now})
+        listener.progress(done, budget)
+    return (budget - steps) / 50 * a_turn + (budget - steps) / 10_000 * an_evaluation
+
+
+def test_a_long_run_tells_its_pace_and_the_time_that_is_left():
+    file = io.StringIO()
+    panel, lines = LivePanel(Console(file=io.StringIO(), width=100), "title"), PlainLines(Console(file=file, width=200))
+    left = drive(panel, 430_000)
+    assert panel._pace.seconds_left == pytest.approx(left, rel=0.03) and panel._pace.steps_a_second == pytest.approx(77.2, rel=0.03)
+    assert len(panel._pace._seen) <= Pace.WINDOW / Pace.SPACING + 2
+    panel.phase("dream", 1, 2)
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as capture:
+        console.print(panel._draw())
+    assert "430,000 of 1,000,000 real steps" in capture.get() and re.search(r"7\d steps/s · 2:0\d:\d\d left", capture.get())
+    drive(lines, 30_000)
+    first, *_, last = file.getvalue().splitlines()
+    assert first.endswith(" s") and re.search(
+        r"  [78]\d steps/s  3:\d\d:\d\d left$", last
+    )  # nothing is known before the second turn
+    drive(PlainLines(Console(file=file, width=200)), 30_000, budget=30_100)
+    assert file.getvalue().splitlines()[-1].endswith(" s")  # it will be over soon
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.6, "1:00"), (3599, "59:59"), (7384.4, "2:03:04"), (0, "0:00")])
+def test_durations_are_told_in_hours_minutes_and_seconds(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out_whole():
+    row = ROWS["dreamer"] | {"dream_uncertainty": 0.12, "train_episodes": 1, "train_return_mean": -1234.5, "wall_seconds": 99999.9}
+    shown = {}
+    for width in (60, 80, 120):
+        panel, console = LivePanel(Console(file=io.StringIO(), width=width), "title"), Console(file=io.StringIO(), width=width)
+        panel.record(row)
+        with console.capture() as capture:
+            console.print(panel._draw())
+        assert "…" not in capture.get() and max(map(len, capture.get().splitlines())) <= width
+        shown[width] = {name for name in ("uncertainty", "training", "return", "real steps", "seconds") if name in capture.get()}
+    assert shown == {60: {"return", "real steps", "seconds", "training"}, 80: shown[120] - {"uncertainty"}, 120: shown[120]}
 
 
 def test_tensorboard_groups_the_metrics(run):

@@ -1,7 +1,8 @@
 """The complete description of a run: a tree of dataclasses, its presets, and its YAML form.
 
 A field that holds a part (network, neuron, world model ...) is written as that part's fields plus `kind`, the name of its class; a
-bare name stands for the kind with its defaults. Fields that are not written keep their defaults.
+bare name stands for the kind with its defaults, or with those of the field where it is the field's own kind: a `SpikingNetwork` as
+the actor of `OffPolicy` is population-coded. Fields that are not written keep their defaults.
 """
 
 import dataclasses
@@ -236,7 +237,7 @@ def to_data(value: Any) -> Any:
     return [to_data(x) for x in value] if isinstance(value, tuple) else value
 
 
-def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
+def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: Any = None) -> Any:
     """`base` with the settings of the plain data `changes`.
 
     Args:
@@ -244,6 +245,7 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
         changes: settings to change; nested mappings for nested parts.
         hint: the declared type of `base`; its own class at the top.
         path: dotted name of `base`, for messages.
+        default: the declared default of the field that holds `base`.
 
     Raises:
         ConfigError: for an unknown key or a value of the wrong type, naming the setting.
@@ -264,14 +266,14 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "") -> Any:
     kind = changes.pop("kind", type(base).__name__)
     if kind not in options:
         raise ConfigError(f"{path} has no kind {kind!r}; {nearest(str(kind), options)}")
-    base = base if kind == type(base).__name__ else options[kind]()
-    hints = typing.get_type_hints(type(base))
+    base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()
+    hints, defaults = typing.get_type_hints(type(base)), {f.name: f.default for f in dataclasses.fields(base)}
     for name in changes:
         if name not in hints:
             where = f"{path}.{name}" if path else str(name)
             raise ConfigError(f"unknown setting {where!r}; {nearest(str(name), hints)}")
     prefix = f"{path}." if path else ""
-    new = {n: merge(getattr(base, n), v, hints[n], prefix + n) for n, v in changes.items()}
+    new = {n: merge(getattr(base, n), v, hints[n], prefix + n, defaults[n]) for n, v in changes.items()}
     try:
         return dataclasses.replace(base, **new)
     except ValueError as error:

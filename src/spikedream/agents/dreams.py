@@ -11,7 +11,7 @@ from jax import Array
 
 from spikedream.agents.transitions import Batch
 from spikedream.ops.dream import Policy, dream, playback
-from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
 from spikedream.types import Experience, Metrics, Spec, check_bounds
 from spikedream.world import World
@@ -39,6 +39,7 @@ class Acceptance(NamedTuple):
 class DreamsState(eqx.Module):
     ring: ImaginedSteps
     added: Array  # () int32, imagined steps ever added
+    before: Array  # (times,) int32, what `added` was before each of the newest times it dreamed that are drawn from, oldest first
     acceptance: Acceptance
 
 
@@ -48,10 +49,12 @@ class Dreams:
     fitted to them."""
 
     starts: int = 256  # replayed states from which it dreams at a time
-    horizon: int = 5
+    horizon: int = 5  # steps of a dream that nothing ends before
+    schedule: HorizonSchedule | None = None  # by which the horizon is reached; None: it holds from the start
     every: int = 250  # updates between two times
     begin: int = 5000  # real steps before the first
     capacity: int = 100_000  # imagined steps kept
+    age: int | None = None  # updates after which an imagined step is no longer drawn, rounded up to whole times; None: no limit
     share: ImaginedShare = ImaginedShare(0.5, 0.5)  # of each mini-batch
     trust: AnyTrust | None = Tightening()  # None: every step is trusted
     penalty: float = 0.0  # normalised reward lost per unit of uncertainty (Yu et al. 2020, MOPO)
@@ -62,6 +65,10 @@ class Dreams:
         at_least_one, not_negative = (1, None), (0, None)
         check_bounds(self, starts=at_least_one, horizon=at_least_one, every=at_least_one, stretches=at_least_one)
         check_bounds(self, begin=not_negative, penalty=not_negative, doubt=not_negative)
+        if self.age is not None:
+            check_bounds(self, age=at_least_one)
+        if self.schedule is not None and self.schedule.first > self.horizon:
+            raise ValueError(f"schedule.first is {self.schedule.first}, which is above horizon ({self.horizon})")
         if self.capacity < self.starts * self.horizon:
             raise ValueError(
                 f"capacity is {self.capacity}; one time's dreams, starts x horizon, are {self.starts * self.horizon} steps"
@@ -77,24 +84,33 @@ class Dreams:
         shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
         ring = ImaginedSteps(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
         nothing = jnp.zeros(self.horizon)
-        return DreamsState(ring, jnp.zeros((), jnp.int32), Acceptance(nothing, nothing, nothing))
+        times = 0 if self.age is None else -(-self.age // self.every)
+        counts = jnp.zeros((), jnp.int32), jnp.zeros(times, jnp.int32)
+        return DreamsState(ring, *counts, Acceptance(nothing, nothing, nothing))
 
     def due(self, updates: Array, experience: Experience) -> Array:
         """() bool, after so many `updates`, () int32."""
         return (updates % self.every == 0) & (experience.count >= self.begin)
+
+    def horizon_now(self, experience: Experience) -> Array:
+        """() int32, steps of a dream that nothing ends before."""
+        return jnp.full((), self.horizon, jnp.int32) if self.schedule is None else self.schedule(self.horizon, experience.count)
 
     def dream(self, state: DreamsState, world: World, experience: Experience, policy: Policy, key: Array) -> DreamsState:
         """Dream once, and keep what is trusted."""
         draw_key, start_key, dream_key, measure_key = jax.random.split(key, 4)
         index = experience.draw(draw_key, (self.starts,))
         memory = jax.vmap(world.start)(experience.gather(index).obs, jax.random.split(start_key, self.starts))
-        steps, _ = dream(world, policy, (), memory, self.horizon, dream_key)
+        horizon = self.horizon_now(experience)
+        taken = None if self.schedule is None else horizon
+        steps, _ = dream(world, policy, (), memory, self.horizon, dream_key, taken)
         prediction, normalizer = steps.prediction, experience.normalizer
         evidence = self._measure(world, experience, measure_key)
         bounds = jnp.full(self.horizon, jnp.inf) if self.trust is None else self.trust.bounds(evidence, prediction.uncertainty)
         trusted = jnp.cumprod((prediction.uncertainty <= bounds[:, None]).astype(jnp.float32), axis=0)
         ended = (prediction.terminated > 0.5).astype(jnp.float32)
         alive = jnp.concatenate([jnp.ones((1, self.starts)), jnp.cumprod(1 - ended, axis=0)[:-1]])
+        alive = jnp.where(jnp.arange(self.horizon)[:, None] < horizon, alive, 0.0)
         reward = jnp.clip(prediction.reward, *normalizer.reward_range()) - self.penalty * prediction.uncertainty + prediction.bonus
         imagined = ImaginedSteps(
             obs=normalizer.raw_obs(steps.obs),
@@ -114,7 +130,8 @@ class Dreams:
         at = (state.added + jnp.cumsum(kept.astype(jnp.int32)) - 1) % self.capacity
         at = jnp.where(kept, at, self.capacity)
         ring = jax.tree.map(lambda ring, new: ring.at[at].set(new.reshape(-1, *new.shape[2:]), mode="drop"), state.ring, imagined)
-        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), acceptance)
+        before = jnp.append(state.before, state.added)[1:]
+        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), before, acceptance)
 
     def _measure(self, world: World, experience: Experience, key: Array) -> Evidence:
         """How wrong dreams are along the actions of real stretches: the newest, to which the model has hardly been fitted yet."""
@@ -141,13 +158,19 @@ class Dreams:
 
         return mean(evidence.valid * trusted), mean(evidence.valid * (1 - trusted))
 
+    def _drawn_from(self, state: DreamsState) -> Array:
+        """() int32, how many of the newest imagined steps are young enough."""
+        oldest = 0 if self.age is None else state.before[0]
+        return jnp.minimum(state.added - oldest, self.capacity)
+
     def share_now(self, state: DreamsState, experience: Experience) -> Array:
-        """() of a mini-batch that is imagined; 0 as long as nothing has been."""
-        return jnp.where(state.added > 0, self.share(experience.count), 0.0)
+        """() of a mini-batch that is imagined; 0 where nothing young enough is held."""
+        return jnp.where(self._drawn_from(state) > 0, self.share(experience.count), 0.0)
 
     def batch(self, state: DreamsState, experience: Experience, gamma: float, rows: int, key: Array) -> Batch:
-        """Imagined steps, drawn equally often."""
-        index = jax.random.randint(key, (rows,), 0, jnp.clip(state.added, 1, self.capacity))
+        """Imagined steps, those that are young enough equally often."""
+        back = jax.random.randint(key, (rows,), 0, jnp.maximum(self._drawn_from(state), 1))
+        index = (state.added - 1 - back) % self.capacity
         steps, normalizer = jax.tree.map(lambda x: x[index], state.ring), experience.normalizer
         obs, following = normalizer.obs(steps.obs), normalizer.obs(steps.next_obs)
         return Batch(obs, steps.action, following, steps.reward, following, gamma * (1 - steps.terminated), steps.weight)

@@ -280,7 +280,7 @@ class OffPolicy:
         imagined = jnp.arange(self.batch) < jnp.round(share * self.batch)
         batch = mixed(dreams.batch(dreamt, experience, self.gamma, self.batch, batch_key), batch, imagined)
         metrics = {
-            "imagined_steps": jnp.where(due, dreams.starts * dreams.horizon, 0).astype(jnp.int32),
+            "imagined_steps": jnp.where(due, dreams.starts * dreams.horizon_now(experience), 0),
             "imagined_share": imagined.astype(jnp.float32).mean(),
         }
         return eqx.tree_at(lambda s: s.dreams, state, dreamt), batch, imagined, metrics | dreams.metrics(dreamt)

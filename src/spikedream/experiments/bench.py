@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells, run_together
+from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
 from spikedream.experiments.grid import Cell, folder
 from spikedream.experiments.record import from_cells, of_preset, save
 from spikedream.reports.compare import print_table
@@ -63,10 +63,7 @@ def run_bench(command: Bench, config: Config, console: Console, line: str) -> in
     out = command.out or Path("runs/bench") / folder(command.name)
     cells = expand(command, config, out)
     check_unchanged(cells)
-    if command.together:
-        for label in dict.fromkeys(cell.method for cell in cells):
-            run_together([cell for cell in cells if cell.method == label], console)
-    outcomes = run_cells(cells, command.jobs, console)
+    outcomes = run_cells(cells, command.jobs, console, command.together)
     if outcomes is None:
         return 130
     outcomes.sort(key=lambda outcome: cells.index(outcome.cell))

@@ -20,13 +20,15 @@ from rich.console import Console
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
 from spikedream.experiments.grid import Cell
 from spikedream.reports import methods
 from spikedream.reports.report import write_report
+from spikedream.runners.stop import Diverged, Interrupted
 from spikedream.runners.together import Together
-from spikedream.runs.checkpoint import write_file
+from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.runs.run import Run
 
 FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
@@ -51,8 +53,14 @@ def check_unchanged(cells: Iterable[Cell]) -> None:
             methods.check_unchanged(cell.directory, there, cell.config)
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, console: Console) -> list[Outcome] | None:
-    """Run them, `jobs` at a time, with a line for each that ends; in the order in which they end. None where it was interrupted.
+def run_cells(cells: Sequence[Cell], jobs: int, console: Console, together: bool = False) -> list[Outcome] | None:
+    """Run them with a line for each that ends; in the order in which they end. None where it was interrupted.
+
+    Args:
+        cells: which.
+        jobs: of them at a time.
+        console: where the lines go.
+        together: first those that differ in their seeds alone in one program in this process; `jobs` is for what is left.
 
     Raises:
         ConfigError: no jobs are allowed.
@@ -61,10 +69,12 @@ def run_cells(cells: Sequence[Cell], jobs: int, console: Console) -> list[Outcom
         raise ConfigError(f"jobs is {jobs}; it must be at least 1")
     outcomes: list[Outcome] = []
     try:
+        if together:
+            _run_together(cells, console)
         for outcome in _run_all(cells, jobs):
             outcomes.append(outcome)
             console.print(f"[{len(outcomes)}/{len(cells)}] {outcome.cell}: {outcome.text}", **PLAIN)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         console.print("stopped; the same command goes on with it", **PLAIN)
         return None
     return outcomes
@@ -77,6 +87,7 @@ class Lines:
         self._cell, self._console = cell, console
 
     def phase(self, name: str, done: int, total: int) -> None: ...
+    def progress(self, real_steps: int, budget: int) -> None: ...
     def record(self, row: Mapping[str, Any]) -> None:
         text = f"{row['real_steps']} real steps · return {row['eval_return_mean']:.1f} · {row['wall_seconds']:.1f} s"
         self._console.print(f"{self._cell}: {text}", **PLAIN)
@@ -85,12 +96,19 @@ class Lines:
         self._console.print(f"{self._cell}: {text}", **PLAIN)
 
 
-def run_together(cells: Sequence[Cell], console: Console) -> None:
-    """Those that are not finished, which differ in their seeds alone, in one program in this process; raises what
-    `runners.together` raises."""
-    left = [cell for cell in cells if kept(cell) is None]
-    if not left:
-        return
+def _run_together(cells: Sequence[Cell], console: Console) -> None:
+    """Those of one method on one environment in one program, one such group after the other. A group that fails is left to
+    processes, where each of its cells can fail on its own."""
+    ours = [cell for cell in cells if isinstance(cell.config, Config) and kept(cell) is None]
+    for environment, method in dict.fromkeys((cell.environment, cell.method) for cell in ours):
+        group = [cell for cell in ours if (cell.environment, cell.method) == (environment, method)]
+        try:
+            _run_group(group, console)
+        except (Diverged, BrokenEnvironment, CheckpointError) as error:
+            console.print(f"{environment} · {method}: {error}; its seeds go on one by one", **PLAIN)
+
+
+def _run_group(left: Sequence[Cell], console: Console) -> None:
     together = Together(
         [cast(Config, cell.config) for cell in left],
         [cell.directory for cell in left],

@@ -8,9 +8,12 @@
       spiking: {base: cartpole}       # settings as in a preset file
       conventional: {base: cartpole, twin: true}
       ppo: {sb3: PPO, only: [CartPole-v1], on: {CartPole-v1: {budget: 50000}}}
+    statistic: mean                   # over seeds; the interquartile mean (iqm) where it is not said
+    marks: [100, 300]                 # real steps at which returns are compared, too
 
 A method that is not `only` for some environments runs on all. Its settings `on` one environment come on top of its others, and all
 of them on top of the environment's. What decides whether a run counts as solved belongs to the environment: it is the same for all.
+With `evaluation: {stop: false}` runs go to the end of their budgets, and are compared by their returns there.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import yaml
@@ -29,6 +32,7 @@ from spikedream.config import Config, ConfigError, nearest
 from spikedream.envs.make import spec_of
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
+from spikedream.reports.statistics import Statistic
 
 SHARED_BY_METHODS = (
     "env",
@@ -48,6 +52,8 @@ class Grid:
     seeds: tuple[int, ...]
     environments: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, Any]]
+    statistic: Statistic = "iqm"
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,16 @@ def parse(text: str, origin: str) -> Grid:
         if not NAME.fullmatch(method):
             raise ConfigError(f"{origin}: a method's name takes letters, digits, spaces and . + -, not {method!r}")
         _check_method(settings, environments, f"{origin}: methods.{method}")
-    return Grid(name, _seeds(data.get("seeds"), origin), environments, methods)
+    statistic, known = data.get("statistic", "iqm"), get_args(Statistic)
+    if statistic not in known:
+        raise ConfigError(f"{origin}: statistic is one of {', '.join(known)}, not {statistic!r}")
+    return Grid(name, _seeds(data.get("seeds"), origin), environments, methods, statistic, _marks(data.get("marks", []), origin))
+
+
+def _marks(value: Any, origin: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(mark) is not int or mark < 1 for mark in value):
+        raise ConfigError(f"{origin}: marks takes a list of real steps, at least 1 each, not {value!r}")
+    return tuple(value)
 
 
 def _seeds(value: Any, origin: str) -> tuple[int, ...]:

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
-from spikedream.experiments.grid import Cell
+from spikedream.experiments.grid import Cell, Grid
 from spikedream.experiments.record import from_cells, save
-from spikedream.reports.compare import SCORES, STATISTICS, header_and_rows, interval, print_table, write_comparison
+from spikedream.reports.compare import SHORT, header_and_rows, interval, print_table, scores, statistics, write_comparison
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.runs.checkpoint import write_file
@@ -32,6 +32,7 @@ class Study:
     jobs: int = 1  # cells at a time
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
+    together: bool = False  # a method's seeds on an environment in one program, which fills a machine that one seed leaves idle
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
     record: str | None = None  # also write results/<record>-<environment>-<method>.json of what was asked for: rows for tables
 
@@ -44,14 +45,14 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     cells = grid.expand(study, out)
     part = grid.part(study, cells, command.seeds, command.environments)
     check_unchanged(cells)
-    outcomes = run_cells(part, command.jobs, console)
+    outcomes = run_cells(part, command.jobs, console, command.together)
     if outcomes is None:
         return 130
     outcomes += [kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]
     outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
-    comparisons = _compare(cells, out)
-    _write(study.name, outcomes, comparisons, out)
-    _print(outcomes, comparisons, console)
+    comparisons = _compare(study, cells, out)
+    _write(study, outcomes, comparisons, out)
+    _print(study, outcomes, comparisons, console)
     console.print(out / "index.html", **PLAIN)
     if command.record is not None:
         _record(command.record, part, outcomes, line, console)
@@ -72,14 +73,14 @@ def _record(name: str, part: Sequence[Cell], outcomes: Sequence[Outcome], line: 
 # ---- what is made of them
 
 
-def _compare(cells: Sequence[Cell], out: Path) -> dict[str, tuple[Comparison, Path]]:
+def _compare(study: Grid, cells: Sequence[Cell], out: Path) -> dict[str, tuple[Comparison, Path]]:
     """Environment to its comparison and the page that shows it; environments where nothing has been measured are left out."""
     comparisons = {}
     for environment in dict.fromkeys(cell.environment for cell in cells):
         own = [cell.directory for cell in cells if cell.environment == environment]
         measured = [directory for directory in own if (directory / "config.yaml").exists() and open_record(directory)]
         if measured:
-            comparison = compare(measured, by="preset")
+            comparison = compare(measured, "preset", statistic=study.statistic, marks=study.marks)
             comparisons[environment] = comparison, write_comparison(comparison, own[0].parent.parent)
     return comparisons
 
@@ -92,32 +93,30 @@ def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[s
         yield environment, *header_and_rows(comparison)
         return
     methods = dict.fromkeys(label for comparison, _ in comparisons.values() for label in comparison.methods)
-    for score, title in SCORES.items():
+    titles = {score: title for comparison, _ in comparisons.values() for score, title in scores(comparison).items()}
+    for score, title in titles.items():
         rows = [[label, *(_entry(comparison, label, score) for comparison, _ in comparisons.values())] for label in methods]
-        if any(cell != "–" for row in rows for cell in row[1:]):
-            yield title, ["method", *comparisons], rows
+        yield title, ["method", *comparisons], rows
 
 
 def _entry(comparison: Comparison, label: str, score: str) -> str:
     method = comparison.methods.get(label)
-    if method is None or score not in method.scores:
-        return "–"
-    if score != "real_steps_to_solve":
-        return interval(method, score)
+    if method is None or score != "real_steps_to_solve" or score not in method.scores:
+        return "–" if method is None else interval(comparison, label, score)
     solved = f"{method.solved} of {len(method.runs)} solved"
-    return f"{interval(method, score)} · {solved}" if method.solved else solved
+    return f"{interval(comparison, label, score)} · {solved}" if method.solved else solved
 
 
-def _print(outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], console: Console) -> None:
+def _print(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], console: Console) -> None:
     for title, header, rows in _tables(comparisons):
-        console.print(f"{title}: IQM [95 % interval] over seeds", **PLAIN)
+        console.print(f"{title}: {SHORT[study.statistic]} [95 % interval] over seeds", **PLAIN)
         print_table(header, rows, console)
     for outcome in outcomes:
         if outcome.status in (FAILED, SKIPPED):
             console.print(f"{outcome.cell}: {outcome.text}", **PLAIN)
 
 
-def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], out: Path) -> None:
+def _write(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], out: Path) -> None:
     """`index.html` for people and `study.json` for programs."""
     out.mkdir(parents=True, exist_ok=True)
     fields: dict[str, Callable[[Outcome], Any]] = {
@@ -130,7 +129,7 @@ def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[
     }
     pages = {environment: os.path.relpath(page, out) for environment, (_, page) in comparisons.items()}
     data = {
-        "name": name,
+        "name": study.name,
         "cells": [{field: get(outcome) for field, get in fields.items()} for outcome in outcomes],
         "comparisons": {environment: str(Path(page).with_name("compare.json")) for environment, page in pages.items()},
     }
@@ -144,11 +143,10 @@ def _write(name: str, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[
     lines = [[html.escape(str(get(outcome))) for get in fields.values()] for outcome in outcomes]
     trouble = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.status in (FAILED, SKIPPED)]
     sections = [
-        Section("summary", "Summary", note(STATISTICS) + tables if tables else note("Nothing has been measured.")),
+        Section("summary", "Summary", note(statistics(study.statistic)) + tables if tables else note("Nothing has been measured.")),
         Section("environments", "Learning curves and probabilities of improvement", f"<p>{links or '–'}</p>"),
         Section("cells", "Cells", note(", ".join(counts)) + (html_table(fields, trouble) if trouble else "")
                 + f"<details><summary>all {len(lines)}</summary>{html_table(fields, lines)}</details>"),
     ]  # fmt: skip
-    write_page(
-        out / "index.html", name, f"{len(comparisons)} environment{'s' if len(comparisons) != 1 else ''}", sections, plotly=False
-    )
+    several = f"{len(comparisons)} environment{'s' if len(comparisons) != 1 else ''}"
+    write_page(out / "index.html", study.name, several, sections, plotly=False)

@@ -37,7 +37,9 @@ def playback(carry: tuple[Array, Array], feature: Array, key: Array) -> Decision
     return Decision(actions[step], (actions, step + 1), jnp.zeros(()), ())
 
 
-def dream(world: World, policy: Policy, carry: PyTree, memory: Any, horizon: int, key: Array) -> tuple[Dream, Ends]:
+def dream(
+    world: World, policy: Policy, carry: PyTree, memory: Any, horizon: int, key: Array, taken: Array | None = None
+) -> tuple[Dream, Ends]:
     """Imagine onward.
 
     Args:
@@ -47,10 +49,11 @@ def dream(world: World, policy: Policy, carry: PyTree, memory: Any, horizon: int
         memory: the world's memory at the start, leaves (batch, ...).
         horizon: number of steps.
         key: randomness of policy and world.
+        taken: () int32, how many of these steps are taken; the others cost nothing and are zero. None: all.
     """
     batch = memory.obs.shape[0]
 
-    def step(state: tuple[PyTree, PyTree, Array], key: Array):
+    def advance(state: tuple[PyTree, PyTree, Array], key: Array):
         memory, carry, obs = state
         policy_key, world_key = jax.random.split(key)
         policy_keys = jax.random.split(policy_key, batch)
@@ -62,6 +65,13 @@ def dream(world: World, policy: Policy, carry: PyTree, memory: Any, horizon: int
         seen = jax.vmap(world.feature)(following)
         return (following, decision.carry, seen), Dream(obs, carry, policy_keys, decision, prediction, seen)
 
+    def stay(state: tuple[PyTree, PyTree, Array], key: Array):
+        return state, jax.tree.map(jnp.zeros_like, jax.eval_shape(advance, state, key)[1])
+
+    def step(state: tuple[PyTree, PyTree, Array], number_and_key: tuple[Array, Array]):
+        number, key = number_and_key
+        return advance(state, key) if taken is None else jax.lax.cond(number < taken, advance, stay, state, key)
+
     start = (memory, carry, jax.vmap(world.feature)(memory))
-    (memory, carry, _), steps = jax.lax.scan(step, start, jax.random.split(key, horizon))
+    (memory, carry, _), steps = jax.lax.scan(step, start, (jnp.arange(horizon), jax.random.split(key, horizon)))
     return steps, Ends(memory, carry)

@@ -29,3 +29,22 @@ class ImaginedShare:
         """() from the number of real steps, ()."""
         progress = jnp.clip((real_steps - self.begin) / self.steps, 0, 1)
         return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class HorizonSchedule:
+    """Imagined steps of a dream: `first` until `begin` real steps, then along a line, rounded down, to the longest after `begin` +
+    `steps` (Janner et al. 2019, MBPO, appendix C)."""
+
+    first: int = 1
+    begin: int = 20_000
+    steps: int = 80_000
+
+    def __post_init__(self) -> None:
+        check_bounds(self, first=(1, None), begin=(0, None), steps=(1, None))
+
+    def __call__(self, longest: int, real_steps: Array) -> Array:
+        """() int32 from the number of real steps, ()."""
+        past = jnp.clip(real_steps - self.begin, 0, self.steps)
+        # In whole numbers: rounding errors would hold steps back.
+        return self.first + (past * (longest - self.first)) // self.steps

@@ -17,29 +17,20 @@ from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table
 
-from spikedream.reports.comparison import Comparison, Method, compare, find_runs
+from spikedream.reports.comparison import Comparison, compare, find_runs, return_at
 from spikedream.reports.page import MUTED, Section, band, figure_html, html_table, note, number, panels, write_page
 from spikedream.reports.picture import LOGARITHMIC, draw
-from spikedream.reports.statistics import Improvement
+from spikedream.reports.statistics import Improvement, Statistic
 from spikedream.runs.checkpoint import write_file
 
 COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
 AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}
-SCORES = {
-    "real_steps_to_solve": "real steps to solve", "fresh_return": "fresh evaluation", "final_return": "final return",
-    "wall_seconds": "wall seconds",
-}  # fmt: skip
-BETTER = {
-    "fresh_return": "a higher return on fresh episodes", "final_return": "a higher final return",
-    "real_steps_to_solve": "fewer real steps to solve",
-}  # fmt: skip
 FAR_APART = 10.0  # ratio of the methods' longest to shortest curve from which an axis is logarithmic
 SHOWN_PAIRS = 6  # on the terminal
 
-STATISTICS = (
-    "Interquartile mean (IQM) over seeds with its 95 % bootstrap interval; seeds are drawn whole, each method's on their own"
-    " (Agarwal et al. 2021)."
-)
+MIDDLE: dict[Statistic, str] = {"iqm": "Interquartile mean", "mean": "Mean"}
+SHORT: dict[Statistic, str] = {"iqm": "IQM", "mean": "Mean"}
+BOOTSTRAP = "over seeds with its 95 % bootstrap interval; seeds are drawn whole, each method's on their own (Agarwal et al. 2021)."
 HELD = (
     "Each run is a step function: between two evaluations it keeps the last value. A run that stopped, because it was solved or its"
     " budget was spent, keeps its last value until the last run of its method stops. A method's curve begins where all its runs"
@@ -54,12 +45,14 @@ class Compare:
     # run directories, directories that contain runs, or glob patterns
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_GLOB ...")]
     by: str | None = None  # the field that names a run's method, as agent.kind; when absent, runs that differ only in seed are one
+    statistic: Statistic = "iqm"  # over seeds: the interquartile mean, or the mean
+    marks: tuple[int, ...] = ()  # real steps at which returns are compared, too
     out: Path = Path("runs/compare")  # where the files go
 
 
 def run_compare(command: Compare, console: Console) -> int:
     runs, notes = find_runs(command.runs)
-    comparison = compare(runs, command.by, notes)
+    comparison = compare(runs, command.by, notes, command.statistic, command.marks)
     print_comparison(comparison, console)
     page = write_comparison(comparison, command.out)
     console.print(page, highlight=False, soft_wrap=True)
@@ -69,11 +62,12 @@ def run_compare(command: Compare, console: Console) -> int:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The table, how likely each method is better than each other, and the notes."""
     threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)}"
-    console.print(f"{comparison.env}{threshold}: IQM [95 % interval] over seeds", highlight=False, soft_wrap=True, markup=False)
+    heading = f"{comparison.env}{threshold}: {SHORT[comparison.statistic]} [95 % interval] over seeds"
+    console.print(heading, highlight=False, soft_wrap=True, markup=False)
     print_table(*header_and_rows(comparison), console)
     for score, pairs in comparison.improvement.items():
         for (x, y), value in list(pairs.items())[:SHOWN_PAIRS]:
-            text = f"P({x} has {BETTER[score]} than {y}) = {probability(value)}"
+            text = f"P({x} has {better(score)} than {y}) = {probability(value)}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         if len(pairs) > SHOWN_PAIRS:
             console.print(f"... and {len(pairs) - SHOWN_PAIRS} more pairs: see the page", highlight=False)
@@ -100,9 +94,11 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
     header, rows = header_and_rows(comparison)
     axes = {axis: title + LOGARITHMIC * is_logarithmic(comparison, axis) for axis, title in AXES.items()}
-    draw(comparison, colours, axes, header, rows, out / "compare.png")
+    subtitle = f"{MIDDLE[comparison.statistic]} over seeds, with its 95 % bootstrap interval"
+    draw(comparison, colours, axes, subtitle, header, rows, out / "compare.png")
+    table = html_table(header, [[html.escape(cell) for cell in row] for row in rows])
     sections = [
-        Section("methods", "Methods", note(STATISTICS) + html_table(header, [[html.escape(c) for c in row] for row in rows])),
+        Section("methods", "Methods", note(statistics(comparison.statistic)) + table),
         Section("curves", "Learning curves", _curves(comparison, colours, axes) + note(HELD)),
         Section("improvement", "Probability of improvement", _improvement(comparison)),
         Section("notes", "Notes", "".join(note(text) for text in comparison.notes)),
@@ -116,24 +112,46 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
 # ---- the numbers, in words
 
 
+def statistics(statistic: Statistic) -> str:
+    """What the figures are."""
+    return f"{MIDDLE[statistic]}{' (IQM)' if statistic == 'iqm' else ''} {BOOTSTRAP}"
+
+
+def scores(comparison: Comparison) -> dict[str, str]:
+    """Name to title of those that any method has, in their order."""
+    marks = {return_at(mark): f"return at {mark:,}" for mark in comparison.marks}
+    fresh = {"fresh_return": "fresh evaluation"}
+    known = {"real_steps_to_solve": "real steps to solve", **fresh, **marks, "final_return": "final return"}
+    known["wall_seconds"] = "wall seconds"
+    return {name: title for name, title in known.items() if any(name in m.scores for m in comparison.methods.values())}
+
+
+def better(score: str) -> str:
+    """What a method has that is better."""
+    known = {"fresh_return": "a higher return on fresh episodes", "final_return": "a higher final return"}
+    known["real_steps_to_solve"] = "fewer real steps to solve"
+    return known.get(score) or f"a higher {score}"
+
+
 def header_and_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The table of methods; the header names the method's column `method`."""
-    shown = [score for score in SCORES if all(score in method.scores for method in comparison.methods.values())]
-    solved = ["solved"] if comparison.threshold is not None else []
-    header = ["method", "seeds", *solved, *(SCORES[score] for score in shown)]
+    shown, solved = scores(comparison), ["solved"] if comparison.threshold is not None else []
+    header = ["method", "seeds", *solved, *shown.values()]
     rows = []
     for label, method in comparison.methods.items():
         counts = [str(len(method.runs)), *([f"{method.solved} of {len(method.runs)}"] if solved else [])]
-        rows.append([label, *counts, *(interval(method, score) for score in shown)])
+        rows.append([label, *counts, *(interval(comparison, label, score) for score in shown)])
     return header, rows
 
 
-def interval(method: Method, score: str) -> str:
-    """IQM [95 % interval]; a single seed has no interval, and a method that never solved no steps to solve."""
-    if score == "real_steps_to_solve" and method.solved == 0:
+def interval(comparison: Comparison, label: str, score: str) -> str:
+    """The statistic [95 % interval]; a single seed has no interval, a method that never solved no steps to solve, and not every
+    method has every score."""
+    method = comparison.methods[label]
+    if score not in method.scores or (score == "real_steps_to_solve" and method.solved == 0):
         return "–"
     s = method.scores[score]
-    middle = _short(s["iqm"])
+    middle = _short(s[comparison.statistic])
     return f"{middle} [{_short(s['low'])}, {_short(s['high'])}]" if len(method.runs) > 1 else middle
 
 
@@ -168,7 +186,7 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             line = {"color": colours[label], "width": 2, "shape": "hv"}
             mode = "lines" if len(curve.x) > 1 else "markers"  # one point makes no line
             legend |= {"showlegend": i == 0, "name": html.escape(label)}
-            figure.add_trace(go.Scatter(x=curve.x, y=curve.iqm, mode=mode, line=line, **legend), **place)
+            figure.add_trace(go.Scatter(x=curve.x, y=curve.middle, mode=mode, line=line, **legend), **place)
         curves = [method.curves[axis].x for method in comparison.methods.values()]
         if comparison.threshold is not None:
             ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
@@ -201,7 +219,7 @@ def _improvement(comparison: Comparison) -> str:
     parts = [note("How often a random seed of the row's method beats one of the column's; a tie counts half. 95 % interval below.")]
     for score, pairs in comparison.improvement.items():
         rows = [[f"<td>{html.escape(x)}</td>", *(_cell(pairs, x, y) for y in labels)] for x in labels]
-        parts.append(note(f"The row's method has {BETTER[score]} than the column's") + html_table(["", *labels], rows, "shaded"))
+        parts.append(note(f"The row's method has {better(score)} than the column's") + html_table(["", *labels], rows, "shaded"))
     if "real_steps_to_solve" in comparison.improvement:
         parts.append(note("A run that did not solve is worse than every run that did; two that did not are a tie."))
     return "".join(parts)

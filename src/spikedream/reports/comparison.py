@@ -7,7 +7,7 @@ another version of spikedream, or of a baseline, is as good as any.
 import glob
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ import yaml
 from spikedream.config import ConfigError
 from spikedream.envs.make import reward_threshold
 from spikedream.reports.methods import differing, flatten, group
-from spikedream.reports.statistics import Curve, Improvement, curve, improvement, summary
+from spikedream.reports.statistics import Curve, Improvement, Statistic, curve, improvement, summary
 
 CURVE_POINTS = 200
 MEASURED = ("real_steps", "eval_return_mean", "wall_seconds")  # in every row and every result
@@ -65,9 +65,22 @@ class Record:
         return float((self.result or self.rows[-1])[name])
 
     @property
+    def stops(self) -> bool:
+        """Whether it does as soon as it is solved."""
+        return (self.config.get("evaluation") or {}).get("stop", True)
+
+    @property
     def fresh(self) -> float | None:
-        """Mean return on fresh episodes; None where it is unfinished or of an earlier version."""
-        return (self.result or {}).get("fresh_return_mean")
+        """Mean return on fresh episodes; None where it is unfinished, of an earlier version, or goes on after it is solved: then
+        they may have been played by the policy that solved it, which is not the last."""
+        return (self.result or {}).get("fresh_return_mean") if self.stops else None
+
+    def at(self, mark: int) -> float | None:
+        """The return of the last evaluation within `mark` real steps; None where there is none, or the run has not come so far. One
+        that stopped as solved keeps its last."""
+        until = [row["eval_return_mean"] for row in self.rows if row["real_steps"] <= mark]
+        there = self.last("real_steps") >= mark or self.solved_at is not None
+        return float(until[-1]) if until and there else None
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Method:
 
     runs: list[Record]
     solved: int
-    scores: dict[str, dict[str, float]]  # name to `statistics.summary`
+    scores: dict[str, dict[str, float]]  # name to `statistics.summary`; of a mark, `return_at(mark)`
     curves: dict[str, Curve]  # return over `real_steps` and over `wall_seconds`
 
 
@@ -90,6 +103,8 @@ class Comparison:
     methods: dict[str, Method]
     improvement: dict[str, dict[tuple[str, str], Improvement]]  # score to (X, Y) to P(X is better than Y), each pair once
     notes: list[str]
+    statistic: Statistic = "iqm"  # over seeds
+    marks: tuple[int, ...] = ()  # real steps at which returns are told too
 
     def to_data(self) -> dict[str, Any]:
         """As `compare.json` holds it."""
@@ -97,6 +112,7 @@ class Comparison:
             "env": self.env,
             "threshold": self.threshold,
             "by": self.fields,
+            "statistic": self.statistic,
             "notes": self.notes,
             "methods": {
                 label: {
@@ -104,7 +120,7 @@ class Comparison:
                     "seeds": [run.seed for run in method.runs],
                     "solved": method.solved,
                     **method.scores,
-                    "curves": {axis: {k: v.tolist() for k, v in c._asdict().items()} for axis, c in method.curves.items()},
+                    "curves": {axis: self._curve_data(curve) for axis, curve in method.curves.items()},
                 }
                 for label, method in self.methods.items()
             },
@@ -113,6 +129,14 @@ class Comparison:
                 for score, pairs in self.improvement.items()
             },
         }
+
+    def _curve_data(self, curve: Curve) -> dict[str, list[float]]:
+        return {self.statistic if k == "middle" else k: values.tolist() for k, values in curve._asdict().items()}
+
+
+def return_at(mark: int) -> str:
+    """The name of a score."""
+    return f"return at {mark}"
 
 
 # ---- finding and reading runs
@@ -204,17 +228,28 @@ def _require(file: Path, found: Iterable[Any], names: Iterable[str]) -> None:
 # ---- comparing
 
 
-def compare(directories: Iterable[Path], by: str | None = None, notes: Iterable[str] = ()) -> Comparison:
+def compare(
+    directories: Iterable[Path],
+    by: str | None = None,
+    notes: Iterable[str] = (),
+    statistic: Statistic = "iqm",
+    marks: Sequence[int] = (),
+) -> Comparison:
     """Compare runs of one environment.
 
     Args:
         directories: of the runs.
         by: dotted configuration field whose value names a run's method; when absent, runs that differ only in seed are one method.
         notes: what is to be said of how the runs were found.
+        statistic: over the seeds of a method.
+        marks: real steps at which returns are compared, too.
 
     Raises:
-        ConfigError: a run cannot be read, none has finished a turn, their environments differ, or no run has the field `by`.
+        ConfigError: a run cannot be read, none has finished a turn, their environments differ, no run has the field `by`, or a mark
+            is not positive.
     """
+    if wrong := [mark for mark in marks if mark < 1]:
+        raise ConfigError(f"marks are numbers of real steps, at least 1, not {wrong[0]}")
     notes = list(notes)
     records = []
     for directory in directories:
@@ -232,9 +267,10 @@ def compare(directories: Iterable[Path], by: str | None = None, notes: Iterable[
         groups[name].append(record)
     groups = {label: _without_repetitions(label, runs, notes) for label, runs in groups.items()}
     threshold = _threshold(records)
-    methods = {label: _measure(runs, threshold is not None) for label, runs in groups.items()}
+    methods = {label: _measure(runs, threshold is not None, statistic, marks) for label, runs in groups.items()}
     notes += _notes(groups, fields)
-    return Comparison(records[0].config["env"], threshold, fields, methods, _improvements(groups, threshold is not None), notes)
+    improvements = _improvements(groups, threshold is not None, marks)
+    return Comparison(records[0].config["env"], threshold, fields, methods, improvements, notes, statistic, tuple(marks))
 
 
 def _check_environments(records: Sequence[Record]) -> None:
@@ -271,21 +307,22 @@ def _threshold(records: Sequence[Record]) -> float | None:
         return None
 
 
-def _measure(runs: list[Record], has_threshold: bool) -> Method:
-    fresh = [run.fresh for run in runs if run.fresh is not None]
-    scores = {
-        **({"fresh_return": summary(np.array(fresh))} if len(fresh) == len(runs) else {}),
-        "final_return": summary(np.array([run.last("eval_return_mean") for run in runs])),
-        "wall_seconds": summary(np.array([run.last("wall_seconds") for run in runs])),
+def _measure(runs: list[Record], has_threshold: bool, statistic: Statistic, marks: Sequence[int]) -> Method:
+    """A score that not all of the runs have is left out."""
+    values: dict[str, list[float | None]] = {
+        "fresh_return": [run.fresh for run in runs],
+        **{return_at(mark): [run.at(mark) for run in runs] for mark in marks},
+        "final_return": [run.last("eval_return_mean") for run in runs],
+        "wall_seconds": [run.last("wall_seconds") for run in runs],
     }
     if has_threshold:
-        steps = [float(run.solved_at) if run.solved_at is not None else run.last("real_steps") for run in runs]
-        scores = {"real_steps_to_solve": summary(np.array(steps)), **scores}
+        values["real_steps_to_solve"] = [run.last("real_steps") if run.solved_at is None else run.solved_at for run in runs]
+    scores = {name: summary(np.array(of, float), statistic) for name, of in values.items() if None not in of}
     solved = sum(run.solved_at is not None for run in runs)
-    return Method(runs, solved, scores, {axis: _curve(runs, axis) for axis in ("real_steps", "wall_seconds")})
+    return Method(runs, solved, scores, {axis: _curve(runs, axis, statistic) for axis in ("real_steps", "wall_seconds")})
 
 
-def _curve(runs: list[Record], axis: str) -> Curve:
+def _curve(runs: list[Record], axis: str, statistic: Statistic) -> Curve:
     """Return over `axis`, each run a step function that keeps its last value. It begins where every run has been evaluated once,
     and ends where the first unfinished run ends; a finished one keeps its last value until the last one has stopped."""
     xs = [np.array([row[axis] for row in run.rows], float) for run in runs]
@@ -296,15 +333,24 @@ def _curve(runs: list[Record], axis: str) -> Curve:
     grid = grid[(grid >= start) & (grid <= max(start, end))]
     if len(grid) > CURVE_POINTS:
         grid = grid[np.linspace(0, len(grid) - 1, CURVE_POINTS).round().astype(int)]
-    return curve(grid, np.stack([y[np.searchsorted(x, grid, side="right") - 1] for x, y in zip(xs, ys, strict=True)]))
+    values = np.stack([y[np.searchsorted(x, grid, side="right") - 1] for x, y in zip(xs, ys, strict=True)])
+    return curve(grid, values, statistic)
 
 
-def _improvements(groups: Mapping[str, list[Record]], has_threshold: bool) -> dict[str, dict[tuple[str, str], Improvement]]:
-    """By the return, on fresh episodes where it is known of all runs, and by the steps to solve where any run did."""
+def _improvements(
+    groups: Mapping[str, list[Record]], has_threshold: bool, marks: Sequence[int]
+) -> dict[str, dict[tuple[str, str], Improvement]]:
+    """By the return in the end, on fresh episodes where it is known of all runs, by those at the marks that all runs have reached,
+    and by the steps to solve where any run did."""
     records = [run for runs in groups.values() for run in runs]
-    better = {"final_return": {label: np.array([run.last("eval_return_mean") for run in runs]) for label, runs in groups.items()}}
+    returns: dict[str, Callable[[Record], float | None]] = {
+        return_at(mark): lambda run, mark=mark: run.at(mark) for mark in marks if all(run.at(mark) is not None for run in records)
+    }
     if all(run.fresh is not None for run in records):
-        better = {"fresh_return": {label: np.array([run.fresh for run in runs], float) for label, runs in groups.items()}}
+        returns["fresh_return"] = lambda run: run.fresh
+    else:
+        returns["final_return"] = lambda run: run.last("eval_return_mean")
+    better = {score: {k: np.array([of(run) for run in runs], float) for k, runs in groups.items()} for score, of in returns.items()}
     if has_threshold and any(run.solved_at is not None for run in records):
         # Fewer steps are better, and whoever did not solve is worse than everyone who did, whatever budget it had.
         steps = {k: [np.inf if run.solved_at is None else run.solved_at for run in runs] for k, runs in groups.items()}
@@ -336,7 +382,7 @@ def _notes(groups: Mapping[str, list[Record]], fields: Sequence[str]) -> list[st
         notes.append(
             "A run that did not solve counts with the steps it was given, which flatters it: see the number solved beside."
         )
-    if any(run.solved_at is not None for run in records):
+    if any(run.solved_at is not None and run.stops for run in records):
         notes.append("The final return of a run that stopped as solved is of the evaluation that stopped it, which flatters it.")
     return notes
 

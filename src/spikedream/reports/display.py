@@ -1,5 +1,7 @@
 """How a run looks while it learns: a live panel on a terminal, plain lines anywhere else."""
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from rich.text import Text
 
 VERBS = ("collect", "fit", "dream", "evaluate", "confirm")
 SLOW_MS = 1.0  # decisions that take less are of no concern while a run learns
+SOON = 60.0  # seconds; a run that takes no longer needs no estimate of when it ends
 Row = Mapping[str, Any]
 
 
@@ -70,13 +73,65 @@ COLUMNS = (
     Column("ms/decision", _decision, "{:>4} ms/decision"),
     Column("seconds", _value("wall_seconds", ".1f"), "{:>6} s"),
 )
+# Left out, the first ones first, where a terminal is narrow: a figure that is cut off is worse than none.
+DISPENSABLE = ("uncertainty", "model loss", "beta", "confidence", "turn", "training", "ms/decision", "imagined")
+
+
+class Pace:
+    """How fast real steps are made, by the last twenty minutes: that evens out evaluations, and follows what changes. The first
+    turn does not count, whose random steps are quick.
+
+    Args:
+        clock: seconds from anywhere.
+    """
+
+    WINDOW = 1200.0  # seconds
+    SPACING = 1.0  # seconds between two moments that are kept
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()  # moments, and real steps so far
+        self.real_steps = self.budget = 0
+
+    def progress(self, real_steps: int, budget: int) -> None:
+        now, self.real_steps, self.budget = self._clock(), real_steps, budget
+        if not self._seen or now - self._seen[-1][0] >= self.SPACING:
+            self._seen.append((now, real_steps))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self.WINDOW:
+            self._seen.popleft()
+
+    @property
+    def steps_a_second(self) -> float | None:
+        """None where nothing is known yet."""
+        if len(self._seen) < 2 or self._seen[-1][1] == self._seen[0][1]:
+            return None
+        (begun, before), (now, after) = self._seen[0], self._seen[-1]
+        return (after - before) / (now - begun)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the end of the budget; None where nothing is known yet."""
+        pace = self.steps_a_second
+        return None if pace is None else (self.budget - self.real_steps) / pace
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 2:03:04 or 3:04."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def rate(steps_a_second: float) -> str:
+    return f"{steps_a_second:,.0f}" if steps_a_second >= 10 else f"{steps_a_second:.1f}"
 
 
 class PlainLines:
     """One line a turn, for logs and pipes."""
 
     def __init__(self, console: Console):
-        self._console = console
+        self._console, self._pace = console, Pace()
+        self.progress = self._pace.progress
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -87,6 +142,9 @@ class PlainLines:
     def record(self, row: Row) -> None:
         told = [(column.line, column.text(row)) for column in COLUMNS if column.line]
         line = "  ".join(form.format(text) for form, text in told if text is not None)
+        pace, left = self._pace.steps_a_second, self._pace.seconds_left
+        if pace is not None and left is not None and left > SOON:
+            line += f"  {rate(pace)} steps/s  {duration(left)} left"
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -94,14 +152,16 @@ class PlainLines:
 
 
 class LivePanel:
-    """The turns so far and the phase under way, redrawn in place."""
+    """The turns so far, the phase under way and how far the budget is spent, redrawn in place."""
 
     ROWS = 12  # latest turns shown
 
     def __init__(self, console: Console, title: str):
-        self._title, self._rows, self._notes = title, [], []
+        self._console, self._title, self._rows, self._notes, self._pace = console, title, [], [], Pace()
+        self.progress = self._pace.progress
         self._phase: tuple[str, int, int] = ("compile", 0, 1)
-        self._live = Live(self._draw(), console=console, refresh_per_second=8, transient=False)
+        # Drawn as often as it is shown, not as often as something is told: that is at every step.
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8, transient=False)
 
     def __enter__(self) -> "LivePanel":
         self._live.start()
@@ -109,38 +169,50 @@ class LivePanel:
 
     def __exit__(self, *_: object) -> None:
         self._phase = ("", 1, 1)
-        self._live.update(self._draw(), refresh=True)
         self._live.stop()
 
     def phase(self, name: str, done: int, total: int) -> None:
         self._phase = (name, done, total)
-        self._live.update(self._draw())
 
     def record(self, row: Row) -> None:
         self._rows.append(dict(row))
-        self._live.update(self._draw())
 
     def note(self, text: str) -> None:
         self._notes.append(text)
-        self._live.update(self._draw())
 
     def _draw(self) -> Panel:
         name, done, total = self._phase
         parts: list[Any] = [self._table()] if self._rows else []
         if name:
             verbs = Text("  ").join(Text(v, style="bold yellow" if v == name else "dim") for v in VERBS[:4])
-            line = Table.grid(padding=(0, 2))
-            line.add_row(verbs, ProgressBar(total=max(total, 1), completed=done, width=30), Text(f"{done}/{total}", style="dim"))
-            parts += [Text(""), line]
+            lines = Table.grid(padding=(0, 2))
+            lines.add_row(verbs, self._bar(done, total), Text(f"{done}/{total}", style="dim"))
+            self._add_budget(lines)
+            parts += [Text(""), lines]
         parts += [Text(note, style="yellow") for note in self._notes]
         return Panel(Group(*parts), title=self._title, title_align="left", border_style="blue", expand=False)
 
+    def _bar(self, done: int, total: int) -> ProgressBar:
+        return ProgressBar(total=max(total, 1), completed=done, width=30 if self._console.width >= 100 else 12)
+
+    def _add_budget(self, lines: Table) -> None:
+        """Real steps of the budget, and as far as it is known how many a second and how long the rest of it takes."""
+        pace, left, spent, budget = self._pace.steps_a_second, self._pace.seconds_left, self._pace.real_steps, self._pace.budget
+        if budget:
+            known = "" if pace is None or left is None else f"{rate(pace)} steps/s · {duration(left)} left"
+            lines.add_row(Text(f"{spent:,} of {budget:,} real steps"), self._bar(spent, budget), Text(known))
+
     def _table(self) -> Table:
-        """Of the columns that any shown turn has something to say about."""
+        """Of the columns that any shown turn has something to say about, as many as there is room for."""
         table = Table(box=None, pad_edge=False, header_style="bold cyan")
         rows = self._rows[-self.ROWS :]
         told = {column.title: [column.text(row) for row in rows] for column in COLUMNS}
         told = {title: texts for title, texts in told.items() if any(text is not None for text in texts)}
+        for title in DISPENSABLE:
+            widths = [max(map(len, (name, *(text or "-" for text in texts)))) + 2 for name, texts in told.items()]
+            if sum(widths) <= self._console.width:
+                break
+            told.pop(title, None)
         for title in told:
             table.add_column(title, justify="right", no_wrap=True, style="bold green" if title == "return" else "")
         for texts in zip(*told.values(), strict=True):

@@ -18,7 +18,7 @@ LOGARITHMIC = " (logarithmic)"
 
 
 def draw(
-    comparison: Comparison, colours: Mapping[str, str], axes: Mapping[str, str], header: Sequence[str],
+    comparison: Comparison, colours: Mapping[str, str], axes: Mapping[str, str], subtitle: str, header: Sequence[str],
     rows: Sequence[Sequence[str]], path: Path,
 ) -> None:  # fmt: skip
     """Write the picture.
@@ -27,6 +27,7 @@ def draw(
         comparison: what is shown.
         colours: of each method, #rrggbb; the table's first column is the legend.
         axes: of the curves, with their titles; a title that ends in `LOGARITHMIC` makes its axis so.
+        subtitle: what the figures are.
         header: of the table.
         rows: of the table, one for each method.
         path: of the file.
@@ -56,7 +57,7 @@ def draw(
                 panel.set_xlim(left=0)
         threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)} (dashed)"
         _text(figure, 0.07, 0.16, f"{comparison.env}{threshold}", height, fontsize=13, fontweight="bold")
-        _text(figure, 0.07, 0.45, "Interquartile mean over seeds, with its 95 % bootstrap interval", height, color=MUTED)
+        _text(figure, 0.07, 0.45, subtitle, height, color=MUTED)
         _table(figure, colours, header, rows, height)
         file = io.BytesIO()
         figure.savefig(file, format="png")
@@ -67,7 +68,7 @@ def _curves(panel: Any, comparison: Comparison, axis: str, colours: Mapping[str,
     for label, method in comparison.methods.items():
         curve, colour = method.curves[axis], colours[label]
         # A curve of one point makes no line.
-        panel.plot(curve.x, curve.iqm, color=colour, drawstyle="steps-post", marker="o" if len(curve.x) == 1 else "")
+        panel.plot(curve.x, curve.middle, color=colour, drawstyle="steps-post", marker="o" if len(curve.x) == 1 else "")
         panel.fill_between(curve.x, curve.low, curve.high, step="post", color=colour, alpha=0.2, linewidth=0)
     if comparison.threshold is not None:
         panel.axhline(comparison.threshold, color=MUTED, linestyle="--", linewidth=1)

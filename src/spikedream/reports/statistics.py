@@ -1,7 +1,8 @@
 """Statistics over seeds, in rliable's manner: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
 precipice". Intervals are 95 % percentile bootstraps that draw whole seeds; methods are drawn independently of each other."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,10 +20,10 @@ class Improvement(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Interquartile mean over seeds and its 95 % interval, at each of the points."""
+    """A statistic over seeds and its 95 % interval, at each of the points."""
 
     x: np.ndarray  # (points,)
-    iqm: np.ndarray  # (points,)
+    middle: np.ndarray  # (points,)
     low: np.ndarray  # (points,)
     high: np.ndarray  # (points,)
 
@@ -30,6 +31,10 @@ class Curve(NamedTuple):
 def iqm(x: np.ndarray, axis: int = -1) -> Any:
     """The mean of the middle half along `axis`; the mean itself for fewer than four values."""
     return stats.trim_mean(x, 0.25, axis=axis)
+
+
+Statistic = Literal["iqm", "mean"]
+COMPUTED: dict[str, Callable[..., Any]] = {"iqm": iqm, "mean": np.mean}
 
 
 def _interval(samples: tuple[np.ndarray, ...], statistic: Any, **options: Any) -> tuple[Any, Any]:
@@ -40,15 +45,16 @@ def _interval(samples: tuple[np.ndarray, ...], statistic: Any, **options: Any) -
     return interval.low, interval.high
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
-    """Of one score over seeds, (seeds,): median, interquartile mean with its 95 % interval, lowest and highest. The interval of a
-    single seed is that seed."""
-    low = high = float(iqm(values))
+def summary(values: np.ndarray, statistic: Statistic = "iqm") -> dict[str, float]:
+    """Of one score over seeds, (seeds,): median, the statistic with its 95 % interval, lowest and highest. The interval of a single
+    seed is that seed."""
+    compute = COMPUTED[statistic]
+    low = high = float(compute(values))
     if len(values) > 1 and np.ptp(values) > 0:
-        low, high = (float(x) for x in _interval((values,), iqm))
+        low, high = (float(x) for x in _interval((values,), compute))
     return {
         "median": float(np.median(values)),
-        "iqm": float(iqm(values)),
+        statistic: float(compute(values)),
         "low": low,
         "high": high,
         "lowest": float(values.min()),
@@ -70,10 +76,11 @@ def improvement(x: np.ndarray, y: np.ndarray) -> Improvement:
     return Improvement(float(probability(x, y)), low, high)
 
 
-def curve(x: np.ndarray, values: np.ndarray) -> Curve:
+def curve(x: np.ndarray, values: np.ndarray, statistic: Statistic = "iqm") -> Curve:
     """Of curves on a common grid, `x` (points,) and `values` (seeds, points). A single seed has a band of no width."""
-    middle = iqm(values, axis=0)
+    compute = COMPUTED[statistic]
+    middle = compute(values, axis=0)
     low = high = middle
     if len(values) > 1:
-        low, high = _interval((values,), iqm, axis=0)
+        low, high = _interval((values,), compute, axis=0)
     return Curve(x, np.asarray(middle), np.asarray(low), np.asarray(high))

@@ -265,6 +265,7 @@ class Trainer:
             progress.first_turn = progress.real_steps
         progress.turn += 1
         progress.collected, progress.fitted, progress.blocks = 0, False, 0
+        self.listener.progress(progress.real_steps, self.config.budget)
         if progress.finished or due(self.config.checkpoint.every, progress.done.get("checkpoint"), progress.real_steps):
             self.save()
 

@@ -31,6 +31,10 @@ class Listener(Protocol):
         """`done` of `total` units of the phase (steps, updates, episodes) are through."""
         ...
 
+    def progress(self, real_steps: int, budget: int) -> None:
+        """A turn is through, after so many of the `budget`'s real steps."""
+        ...
+
     def record(self, row: Mapping[str, Any]) -> None:
         """An evaluation is through; `row` as in `metrics.jsonl`."""
         ...
