@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.agents.transitions import Batch
+from spikedream.agents.transitions import Batch, mixed
 from spikedream.ops.dream import Policy, dream, playback
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
@@ -87,6 +87,33 @@ class Dreams:
         times = 0 if self.age is None else -(-self.age // self.every)
         counts = jnp.zeros((), jnp.int32), jnp.zeros(times, jnp.int32)
         return DreamsState(ring, *counts, Acceptance(nothing, nothing, nothing))
+
+    def mix(
+        self,
+        state: DreamsState,
+        world: World,
+        experience: Experience,
+        policy: Policy,
+        batch: Batch,
+        updates: Array,
+        gamma: float,
+        key: Array,
+    ) -> tuple[DreamsState, Batch, Array, Metrics]:
+        """Dream where that is due after so many `updates`, () int32, and put imagined steps in the place of some of `batch`.
+
+        Returns:
+            The state, the batch, which of its rows are imagined, (rows,) bool, and what the dreams were like.
+        """
+        dream_key, batch_key = jax.random.split(key)
+        due, rows = self.due(updates, experience), batch.reward.shape[0]
+        state = jax.lax.cond(due, lambda s: self.dream(s, world, experience, policy, dream_key), lambda s: s, state)
+        imagined = jnp.arange(rows) < jnp.round(self.share_now(state, experience) * rows)
+        batch = mixed(self.batch(state, experience, gamma, rows, batch_key), batch, imagined)
+        metrics = {
+            "imagined_steps": jnp.where(due, self.starts * self.horizon_now(experience), 0),
+            "imagined_share": imagined.astype(jnp.float32).mean(),
+        }
+        return state, batch, imagined, metrics | self.metrics(state)
 
     def due(self, updates: Array, experience: Experience) -> Array:
         """() bool, after so many `updates`, () int32."""

@@ -22,7 +22,7 @@ from spikedream.agents.actor_critic import apply_gradient
 from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
-from spikedream.agents.transitions import Batch, mixed, real
+from spikedream.agents.transitions import Batch, real
 from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
@@ -265,25 +265,15 @@ class OffPolicy:
     ) -> tuple[OffPolicyState, Batch, Array, Metrics]:
         """The state, having dreamed where that is due; the batch, partly of imagined steps; which of its rows these are, (batch,)
         bool; and what the dreams were like."""
-        none = {"imagined_steps": jnp.zeros((), jnp.int32)}
-        dreams, dreamt = self.dreams, state.dreams
-        if dreams is None or dreamt is None:
-            return state, batch, jnp.zeros(self.batch, bool), none
-        dream_key, batch_key = jax.random.split(key)
+        if self.dreams is None or state.dreams is None:
+            return state, batch, jnp.zeros(self.batch, bool), {"imagined_steps": jnp.zeros((), jnp.int32)}
 
         def policy(carry: tuple[()], obs: Array, key: Array) -> Decision:
             return self.act(self.policy_of(state), world, carry, obs, key, greedy=False)
 
-        due = dreams.due(state.updates, experience)
-        dreamt = jax.lax.cond(due, lambda s: dreams.dream(s, world, experience, policy, dream_key), lambda s: s, dreamt)
-        share = dreams.share_now(dreamt, experience)
-        imagined = jnp.arange(self.batch) < jnp.round(share * self.batch)
-        batch = mixed(dreams.batch(dreamt, experience, self.gamma, self.batch, batch_key), batch, imagined)
-        metrics = {
-            "imagined_steps": jnp.where(due, dreams.starts * dreams.horizon_now(experience), 0),
-            "imagined_share": imagined.astype(jnp.float32).mean(),
-        }
-        return eqx.tree_at(lambda s: s.dreams, state, dreamt), batch, imagined, metrics | dreams.metrics(dreamt)
+        learning = (state.updates, self.gamma)
+        dreams, batch, imagined, metrics = self.dreams.mix(state.dreams, world, experience, policy, batch, *learning, key)
+        return eqx.tree_at(lambda s: s.dreams, state, dreams), batch, imagined, metrics
 
     def judged(self, state: OffPolicyState) -> Judged:
         return state.judged
