@@ -293,9 +293,8 @@ class Trainer:
             "decision_ms": result.decision_ms,
             "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
+            **({"train_return_mean": float(np.mean(returns))} if returns else {}),
         }
-        if returns:
-            progress.row["train_return_mean"] = float(np.mean(returns))
         self.recorder.write(progress.row)
         self.listener.record(progress.row)
         progress.metrics_bytes = self.recorder.size()
@@ -347,7 +346,7 @@ class Trainer:
             CheckpointError: it cannot be written; the one before it is untouched.
         """
         progress, replay = self.progress, self.state.replay
-        replay = replay if self.held is None else replace(replay, data=self.held())
+        replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
         arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
         learned = ("state.world", "state.agent", "state.bonus", "state.carry")
@@ -382,22 +381,18 @@ class Trainer:
                 self.state = replace(self.state, replay=replay.cut(jnp.asarray(~same)))
                 self.log.begin_anew()
 
-    # ---- the outcome
-
     def write_result(self) -> None:
         """`result.json`: the outcome for people and programs."""
         progress = self.progress
         outcome.write_result(
             self.directory, self.config, progress.row, progress.fresh or self._fresh(), threshold=self.threshold,
-            solved_at=progress.solved_at,
-            wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds, inherited_steps=progress.inherited_steps,
+            solved_at=progress.solved_at, wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
+            inherited_steps=progress.inherited_steps,
         )  # fmt: skip
 
     def close(self) -> None:
-        self.recorder.close()
-        self.evaluator.close()
-        self.collector.close()
-        self.clock.close()
+        for part in (self.recorder, self.evaluator, self.collector, self.clock):
+            part.close()
 
 
 def _finite(array: np.ndarray) -> bool:
