@@ -23,8 +23,9 @@ from spikedream.envs.spaces import decode_actions
 from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
-from spikedream.reports.compare import header_and_rows
+from spikedream.reports.compare import better, header_and_rows
 from spikedream.reports.comparison import compare, find_runs, open_record
+from spikedream.reports.picture import threshold_in_sight
 from spikedream.reports.statistics import improvement, iqm, summary
 from spikedream.runners.stop import Diverged
 
@@ -174,8 +175,16 @@ def test_runs_that_go_to_the_end_are_compared_by_their_returns_at_marks_and_ther
         [["a", "2", "0 of 2", "–", "50 [0, 100]", "20 [10, 30]", "40 [20, 60]", "30 [30, 30]"],
          ["b", "2", "0 of 2", "–", "0 [0, 0]", "50 [50, 50]", "40 [40, 40]", "30 [30, 30]"]],
     )  # fmt: skip
+    assert not any("return at" in title for title in header_and_rows(comparison, marks=False)[0])
+    assert better(comparison, "return at 25") == "a higher return at 25"
     data = json.loads(json.dumps(comparison.to_data()))["methods"]["a"]
     assert data["curves"]["real_steps"]["mean"] == [50, 20, 40] and data["return at 25"]["mean"] == 20
+
+
+def test_a_threshold_that_would_press_the_curves_together_is_not_drawn(tmp_path: Path) -> None:
+    for threshold, drawn in ((-90.0, True), (190.0, True), (210.0, False), (-110.0, False), (None, False)):
+        directory = write_run(tmp_path / str(threshold), ((10, 0), (20, 100)), threshold=threshold)
+        assert threshold_in_sight(compare([directory])) is drawn
 
 
 def test_a_mark_is_known_of_runs_that_have_come_so_far_and_of_those_that_stopped_as_solved(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 import spikedream
-from spikedream.config import Config, ConfigError, merge
+from spikedream.config import Config, ConfigError, merge, named
 from spikedream.envs import make
 from spikedream.envs.hidden_velocity import HiddenVelocity
 from spikedream.envs.host import LEARN, HostEnvironments, Position, episode_seed
-from spikedream.envs.make import make_environment, make_vector, reward_threshold, spec_of
+from spikedream.envs.make import make_environment, make_own, make_vector, reward_threshold, spec_of
 from spikedream.envs.spaces import BrokenEnvironment, decode_actions, random_action, translate
 from spikedream.runs.evaluate import Evaluator
 from spikedream.types import Transition
@@ -509,6 +509,33 @@ def test_mujoco_is_played_without_a_warning_or_a_file_and_comes_back_to_where_it
     host.close()
     again.close()
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs spikedream[mujoco]")
+def test_mujoco_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        importlib.import_module("mujoco.egl")
+    except Exception:
+        pytest.skip("EGL does not work here")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    env = make_own("Hopper-v4", {}, None, "rgb_array")
+    env.reset(seed=0)
+    frame = np.asarray(env.render())
+    env.close()
+    assert frame.shape == (480, 480, 3) and len(np.unique(frame.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_compact_humanoid_sees_positions_and_velocities_only() -> None:
+    pytest.importorskip("mujoco")
+    compact, whole = named("humanoid-compact"), named("humanoid")
+    observed = []
+    for env in (make_own(compact.env, compact.env_kwargs, None), make_own(whole.env, {}, None)):
+        first = env.reset(seed=3)[0]
+        observed.append(np.stack([first, *(env.step(np.full(17, 0.1))[0] for _ in range(5))]))
+        env.close()
+    assert observed[0].shape == (6, 45)
+    np.testing.assert_array_equal(observed[0], observed[1][:, :45])
 
 
 def test_mujoco_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

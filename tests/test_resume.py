@@ -268,7 +268,7 @@ def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_say
     policy, acting = first.algorithm.policy(first.state), Acting(first.state.carry, first.state.keys.collect)
     first.collector.explore(acting, policy, 0)
     if remembered:
-        first._remember()
+        first.remember()
     assert first.collector.positions[0].obs is not None
     first.save()
     first.close()
@@ -277,7 +277,7 @@ def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_say
     assert notes.texts == ["environments:Unseeded-v0 is not deterministic: the episode under way is given up for a fresh one"]
     assert second.collector.positions[0].obs is None and second.collector.positions[0].episode == 1
     # What comes next does not follow from the last step that is kept.
-    second._remember()
+    second.remember()
     assert int(second.state.replay.count) == 1 and float(second.state.replay.data.truncated[0, 0]) == 1
     second.save()
     third = Trainer(first.config, tmp_path / "run", notes, resume=True)

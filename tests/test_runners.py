@@ -2,17 +2,22 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from small import same
 from test_resume import DREAMER, ENSEMBLE, Notes, final_arrays, outcome
 
 from spikedream import config as configuration
 from spikedream.config import Config, Evaluation
+from spikedream.envs.make import spec_of
 from spikedream.experiments.bench import Bench, run_bench
+from spikedream.runners import together
 from spikedream.runners.clock import due
 from spikedream.runners.sync import Trainer
 from spikedream.runners.together import Together
@@ -97,11 +102,11 @@ def test_seeds_that_run_together_come_to_the_numbers_of_each_alone(tmp_path: Pat
     configs = [configuration.merge(how, {"seed": seed}) for seed in seeds]
     for chosen in configs:
         run(chosen, tmp_path / f"alone{chosen.seed}")
-    together = Together(configs, [tmp_path / f"s{seed}" for seed in seeds], [Notes(), Notes()])
+    several = Together(configs, [tmp_path / f"s{seed}" for seed in seeds], [Notes(), Notes()])
     try:
-        together.train()
+        several.train()
     finally:
-        together.close()
+        several.close()
     for seed in seeds:
         alone, mapped = (outcome(tmp_path / name) for name in (f"alone{seed}", f"s{seed}"))
         assert [row["real_steps"] for row in mapped] == [row["real_steps"] for row in alone]
@@ -113,6 +118,40 @@ def test_seeds_that_run_together_come_to_the_numbers_of_each_alone(tmp_path: Pat
                                    other["state.world.members.dynamics.layers[0].weight"], rtol=0.02, atol=1e-3)  # fmt: skip
         assert json.loads((tmp_path / f"s{seed}" / "result.json").read_text())["seed"] == seed
     assert outcome(tmp_path / "s3") != outcome(tmp_path / "s4")
+
+
+def test_what_was_experienced_is_not_copied_where_seeds_run_together() -> None:
+    """The compiled verbs need less room of their own than the replay takes, and remembering writes into it."""
+    how = config(env="Pendulum-v1", replay={"capacity": 20_000}, agent={"actor": {"kind": "MLP", "hidden": [4]}})
+    algorithm = how.algorithm(spec_of(how.env, {}, None))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    rest = replace(state, replay=replace(state.replay, data=None))
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), state.replay.data)
+    steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 16, *x.shape[2:]), x.dtype), data)
+    number, size = jax.ShapeDtypeStruct((2,), np.int32), sum(x.size * 4 for x in jax.tree.leaves(data))
+    remember = together._remember.lower(algorithm, [rest.replay] * 2, data, steps, number).compile().memory_analysis()
+    assert remember.alias_size_in_bytes >= size and remember.temp_size_in_bytes < size / 10
+    dream = together._dream.lower(algorithm, [rest] * 2, data, jax.ShapeDtypeStruct((2,), bool)).compile().memory_analysis()
+    assert dream.temp_size_in_bytes < size / 2 and dream.output_size_in_bytes < size / 2
+
+
+def test_seeds_that_run_together_and_are_stopped_go_on_with_what_they_remember(tmp_path: Path) -> None:
+    configs = [config(seed=seed, budget=60) for seed in (3, 4)]
+    directories = [tmp_path / "a", tmp_path / "b"]
+    listeners = [Notes(), Notes()]
+    first = Together(configs, directories, listeners)
+    for trainer in first.trainers:
+        trainer.save()
+    first._turn(first.trainers)
+    first._turn(first.trainers)
+    held = [first._data_of(i) for i in range(2)]
+    first.close()
+    second = Together(configs, directories, listeners)
+    assert all(same(second._data_of(i), there) for i, there in enumerate(held))
+    assert [int(trainer.state.replay.added) for trainer in second.trainers] == [
+        int(trainer.state.replay.added) for trainer in first.trainers
+    ]
+    second.close()
 
 
 def test_seeds_with_other_settings_do_not_run_together(tmp_path: Path) -> None:

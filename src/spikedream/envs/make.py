@@ -1,5 +1,6 @@
 """Environments by their Gymnasium ids: as they are, or behind flat spaces, one or a batch."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -77,6 +78,8 @@ def make_own(
         known = registered(env_id)
         if _is_mujoco(known):
             _use_mujoco(env_id)
+            if render_mode == "rgb_array" and not has_display():
+                _draw_by_egl()
         with warnings.catch_warnings():
             # That there is a newer version is no reason not to want this one.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
@@ -138,6 +141,15 @@ def _use_mujoco(env_id: str) -> None:
     if importlib.util.find_spec("mujoco") is None:
         raise BrokenEnvironment(f"{env_id} needs mujoco: pip install 'spikedream[mujoco]'")
     importlib.import_module("mujoco").set_mju_user_warning(_warned_by_mujoco)
+
+
+def _draw_by_egl() -> None:
+    """Gymnasium would try GLFW first, which needs a display and says so too late. `MUJOCO_GL` says otherwise, and where EGL does
+    not work the environment says what is wrong."""
+    if "MUJOCO_GL" not in os.environ:
+        with contextlib.suppress(Exception):  # PyOpenGL fails in ways of its own
+            importlib.import_module("mujoco.egl")
+            os.environ["MUJOCO_GL"] = "egl"
 
 
 def _warned_by_mujoco(text: str) -> None:

@@ -18,7 +18,16 @@ from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell, Grid
 from spikedream.experiments.record import from_cells, save
-from spikedream.reports.compare import SHORT, header_and_rows, interval, print_table, scores, statistics, write_comparison
+from spikedream.reports.compare import (
+    SHORT,
+    header_and_rows,
+    interval,
+    print_table,
+    returns_at_marks,
+    scores,
+    statistics,
+    write_comparison,
+)
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.runs.checkpoint import write_file
@@ -85,12 +94,12 @@ def _compare(study: Grid, cells: Sequence[Cell], out: Path) -> dict[str, tuple[C
     return comparisons
 
 
-def _tables(comparisons: dict[str, tuple[Comparison, Path]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows: of one environment all scores in one table; of several a table for each score, a column for each
-    environment."""
+def _tables(comparisons: dict[str, tuple[Comparison, Path]], wide: bool = True) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows: of one environment all scores in one table, but for the returns at marks where it may not be `wide`;
+    of several a table for each score, a column for each environment."""
     if len(comparisons) == 1:
         ((environment, (comparison, _)),) = comparisons.items()
-        yield environment, *header_and_rows(comparison)
+        yield environment, *header_and_rows(comparison, marks=wide)
         return
     methods = dict.fromkeys(label for comparison, _ in comparisons.values() for label in comparison.methods)
     titles = {score: title for comparison, _ in comparisons.values() for score, title in scores(comparison).items()}
@@ -137,8 +146,10 @@ def _write(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tupl
     links = " · ".join(f'<a href="{html.escape(page)}">{html.escape(environment)}</a>' for environment, page in pages.items())
     tables = "".join(
         note(title) + html_table(header, [[html.escape(cell) for cell in row] for row in rows])
-        for title, header, rows in _tables(comparisons)
+        for title, header, rows in _tables(comparisons, wide=False)
     )
+    if len(comparisons) == 1:
+        tables += "".join(returns_at_marks(comparison) for comparison, _ in comparisons.values())
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in (FINISHED, FAILED, SKIPPED, WAITING)]
     lines = [[html.escape(str(get(outcome))) for get in fields.values()] for outcome in outcomes]
     trouble = [line for line, outcome in zip(lines, outcomes, strict=True) if outcome.status in (FAILED, SKIPPED)]

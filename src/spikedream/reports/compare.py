@@ -19,7 +19,7 @@ from rich.table import Table
 
 from spikedream.reports.comparison import Comparison, compare, find_runs, return_at
 from spikedream.reports.page import MUTED, Section, band, figure_html, html_table, note, number, panels, write_page
-from spikedream.reports.picture import LOGARITHMIC, draw
+from spikedream.reports.picture import LOGARITHMIC, draw, threshold_in_sight
 from spikedream.reports.statistics import Improvement, Statistic
 from spikedream.runs.checkpoint import write_file
 
@@ -67,7 +67,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     print_table(*header_and_rows(comparison), console)
     for score, pairs in comparison.improvement.items():
         for (x, y), value in list(pairs.items())[:SHOWN_PAIRS]:
-            text = f"P({x} has {better(score)} than {y}) = {probability(value)}"
+            text = f"P({x} has {better(comparison, score)} than {y}) = {probability(value)}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         if len(pairs) > SHOWN_PAIRS:
             console.print(f"... and {len(pairs) - SHOWN_PAIRS} more pairs: see the page", highlight=False)
@@ -92,11 +92,11 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "compare.json", json.dumps(comparison.to_data(), indent=1).encode())
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
-    header, rows = header_and_rows(comparison)
+    header, rows = header_and_rows(comparison, marks=False)
     axes = {axis: title + LOGARITHMIC * is_logarithmic(comparison, axis) for axis, title in AXES.items()}
     subtitle = f"{MIDDLE[comparison.statistic]} over seeds, with its 95 % bootstrap interval"
     draw(comparison, colours, axes, subtitle, header, rows, out / "compare.png")
-    table = html_table(header, [[html.escape(cell) for cell in row] for row in rows])
+    table = html_table(header, [[html.escape(cell) for cell in row] for row in rows]) + returns_at_marks(comparison)
     sections = [
         Section("methods", "Methods", note(statistics(comparison.statistic)) + table),
         Section("curves", "Learning curves", _curves(comparison, colours, axes) + note(HELD)),
@@ -117,31 +117,46 @@ def statistics(statistic: Statistic) -> str:
     return f"{MIDDLE[statistic]}{' (IQM)' if statistic == 'iqm' else ''} {BOOTSTRAP}"
 
 
+def at_marks(comparison: Comparison) -> dict[str, str]:
+    """Name to title of the returns there."""
+    return {return_at(mark): f"return at {mark:,}" for mark in comparison.marks}
+
+
 def scores(comparison: Comparison) -> dict[str, str]:
     """Name to title of those that any method has, in their order."""
-    marks = {return_at(mark): f"return at {mark:,}" for mark in comparison.marks}
     fresh = {"fresh_return": "fresh evaluation"}
-    known = {"real_steps_to_solve": "real steps to solve", **fresh, **marks, "final_return": "final return"}
+    known = {"real_steps_to_solve": "real steps to solve", **fresh, **at_marks(comparison), "final_return": "final return"}
     known["wall_seconds"] = "wall seconds"
     return {name: title for name, title in known.items() if any(name in m.scores for m in comparison.methods.values())}
 
 
-def better(score: str) -> str:
+def better(comparison: Comparison, score: str) -> str:
     """What a method has that is better."""
     known = {"fresh_return": "a higher return on fresh episodes", "final_return": "a higher final return"}
     known["real_steps_to_solve"] = "fewer real steps to solve"
-    return known.get(score) or f"a higher {score}"
+    return known.get(score) or f"a higher {at_marks(comparison)[score]}"
 
 
-def header_and_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The table of methods; the header names the method's column `method`."""
+def header_and_rows(comparison: Comparison, marks: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The table of methods, with returns at the marks or without; the header names the method's column `method`."""
     shown, solved = scores(comparison), ["solved"] if comparison.threshold is not None else []
+    shown = {name: title for name, title in shown.items() if marks or name not in at_marks(comparison)}
     header = ["method", "seeds", *solved, *shown.values()]
     rows = []
     for label, method in comparison.methods.items():
         counts = [str(len(method.runs)), *([f"{method.solved} of {len(method.runs)}"] if solved else [])]
         rows.append([label, *counts, *(interval(comparison, label, score) for score in shown)])
     return header, rows
+
+
+def returns_at_marks(comparison: Comparison) -> str:
+    """A table of its own, as HTML: beside everything else it would be too wide. Empty where there are no marks."""
+    if not comparison.marks:
+        return ""
+    shown = at_marks(comparison) | {"final_return": "final return"}
+    header = ["method", *shown.values()]
+    rows = [[label, *(interval(comparison, label, score) for score in shown)] for label in comparison.methods]
+    return html_table(header, [[html.escape(cell) for cell in row] for row in rows])
 
 
 def interval(comparison: Comparison, label: str, score: str) -> str:
@@ -188,7 +203,7 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             legend |= {"showlegend": i == 0, "name": html.escape(label)}
             figure.add_trace(go.Scatter(x=curve.x, y=curve.middle, mode=mode, line=line, **legend), **place)
         curves = [method.curves[axis].x for method in comparison.methods.values()]
-        if comparison.threshold is not None:
+        if comparison.threshold is not None and threshold_in_sight(comparison):
             ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
             line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
             figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
@@ -219,7 +234,9 @@ def _improvement(comparison: Comparison) -> str:
     parts = [note("How often a random seed of the row's method beats one of the column's; a tie counts half. 95 % interval below.")]
     for score, pairs in comparison.improvement.items():
         rows = [[f"<td>{html.escape(x)}</td>", *(_cell(pairs, x, y) for y in labels)] for x in labels]
-        parts.append(note(f"The row's method has {better(score)} than the column's") + html_table(["", *labels], rows, "shaded"))
+        parts.append(
+            note(f"The row's method has {better(comparison, score)} than the column's") + html_table(["", *labels], rows, "shaded")
+        )
     if "real_steps_to_solve" in comparison.improvement:
         parts.append(note("A run that did not solve is worse than every run that did; two that did not are a tie."))
     return "".join(parts)

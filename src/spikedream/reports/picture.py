@@ -55,7 +55,8 @@ def draw(
                 panel.xaxis.set_minor_formatter(NullFormatter())
             else:
                 panel.set_xlim(left=0)
-        threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)} (dashed)"
+        place = "dashed" if threshold_in_sight(comparison) else "far from all curves"
+        threshold = "" if comparison.threshold is None else f", solved at {number(comparison.threshold)} ({place})"
         _text(figure, 0.07, 0.16, f"{comparison.env}{threshold}", height, fontsize=13, fontweight="bold")
         _text(figure, 0.07, 0.45, subtitle, height, color=MUTED)
         _table(figure, colours, header, rows, height)
@@ -64,13 +65,23 @@ def draw(
     write_file(path, file.getvalue())
 
 
+def threshold_in_sight(comparison: Comparison) -> bool:
+    """Whether it can be drawn without pressing the curves together: it would take up no more room than they do."""
+    if comparison.threshold is None:
+        return False
+    curves = [curve for method in comparison.methods.values() for curve in method.curves.values()]
+    low, high = min(curve.low.min() for curve in curves), max(curve.high.max() for curve in curves)
+    room = high - low
+    return bool(room == 0 or low - room <= comparison.threshold <= high + room)
+
+
 def _curves(panel: Any, comparison: Comparison, axis: str, colours: Mapping[str, str]) -> None:
     for label, method in comparison.methods.items():
         curve, colour = method.curves[axis], colours[label]
         # A curve of one point makes no line.
         panel.plot(curve.x, curve.middle, color=colour, drawstyle="steps-post", marker="o" if len(curve.x) == 1 else "")
         panel.fill_between(curve.x, curve.low, curve.high, step="post", color=colour, alpha=0.2, linewidth=0)
-    if comparison.threshold is not None:
+    if threshold_in_sight(comparison):
         panel.axhline(comparison.threshold, color=MUTED, linestyle="--", linewidth=1)
     panel.grid(color="#eef0f3")
     panel.set_axisbelow(True)

@@ -3,6 +3,7 @@ spent."""
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from spikedream.runs.metrics import Listener, Recorder, check_wandb
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.runs.run import Run
 from spikedream.snn.product import Precision, fastest
-from spikedream.types import Metrics
+from spikedream.types import Metrics, Transition
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Trainer:
         self.programs = Programs(self.algorithm, self.state, self.clock) if alone else None
         self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
+        self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
         self._metrics: Metrics = {}  # still on the device
         if saved is not None:
             self._restore(*saved)
@@ -149,6 +151,11 @@ class Trainer:
 
     def collect(self) -> None:
         """Whole random episodes in the first turn, then some steps with the agent's own noisy policy."""
+        self.play()
+        self.remember()
+
+    def play(self) -> None:
+        """The steps of `collect`, which wait in the collector."""
         progress, collect = self.progress, self.config.collect
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
@@ -173,12 +180,11 @@ class Trainer:
                 self._carry_on(acting)
                 self._heed_stop()
         self._carry_on(acting)
-        self._remember()
 
     def _carry_on(self, acting: Acting) -> None:
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
 
-    def _remember(self) -> None:
+    def remember(self) -> None:
         while self.collector.pending:
             steps, number = self.collector.fetch(min(LARGEST_BLOCK, self.state.replay.rows))
             replay = self.algorithm.remember(self.state.replay, steps, np.int32(number))
@@ -287,9 +293,8 @@ class Trainer:
             "decision_ms": result.decision_ms,
             "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
+            **({"train_return_mean": float(np.mean(returns))} if returns else {}),
         }
-        if returns:
-            progress.row["train_return_mean"] = float(np.mean(returns))
         self.recorder.write(progress.row)
         self.listener.record(progress.row)
         progress.metrics_bytes = self.recorder.size()
@@ -341,6 +346,7 @@ class Trainer:
             CheckpointError: it cannot be written; the one before it is untouched.
         """
         progress, replay = self.progress, self.state.replay
+        replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
         arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
         learned = ("state.world", "state.agent", "state.bonus", "state.carry")
@@ -375,22 +381,18 @@ class Trainer:
                 self.state = replace(self.state, replay=replay.cut(jnp.asarray(~same)))
                 self.log.begin_anew()
 
-    # ---- the outcome
-
     def write_result(self) -> None:
         """`result.json`: the outcome for people and programs."""
         progress = self.progress
         outcome.write_result(
             self.directory, self.config, progress.row, progress.fresh or self._fresh(), threshold=self.threshold,
-            solved_at=progress.solved_at,
-            wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds, inherited_steps=progress.inherited_steps,
+            solved_at=progress.solved_at, wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
+            inherited_steps=progress.inherited_steps,
         )  # fmt: skip
 
     def close(self) -> None:
-        self.recorder.close()
-        self.evaluator.close()
-        self.collector.close()
-        self.clock.close()
+        for part in (self.recorder, self.evaluator, self.collector, self.clock):
+            part.close()
 
 
 def _finite(array: np.ndarray) -> bool:

@@ -1,10 +1,12 @@
 """Many seeds of one configuration in one program: the compiled verbs are mapped over them, each has environments of its own.
 
-Each seed is a `Trainer` with a directory of its own and comes to the same numbers as alone, up to rounding. Fitting and
-dreaming, where the time goes, are mapped; a seed that is through is carried along until the last one is.
+Each seed is a `Trainer` with a directory of its own and comes to the same numbers as alone, up to rounding. Remembering, fitting
+and dreaming, where the time goes, are mapped; a seed that is through is carried along until the last one is. What was experienced,
+which is most of a state, stays where it is, one array for all seeds; the rest is put together for a verb and taken apart after it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
+from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runners.sync import Trainer
 from spikedream.runs import checkpoint
+from spikedream.runs.collect import LARGEST_BLOCK
 from spikedream.runs.metrics import Listener
-from spikedream.types import Metrics, PyTree
+from spikedream.types import Metrics, PyTree, Transition
 
 
 class Together:
@@ -43,6 +47,13 @@ class Together:
         self.algorithm = self.trainers[0].algorithm
         if any(trainer.algorithm != self.algorithm for trainer in self.trainers):
             raise ValueError("seeds that run together must have the same settings")
+        self.data = _stack([trainer.state.replay.data for trainer in self.trainers])  # leaves (seeds, rows, environments, ...)
+        for i, trainer in enumerate(self.trainers):
+            trainer.held = partial(self._data_of, i)
+            trainer.state = replace(trainer.state, replay=replace(trainer.state.replay, data=None))
+
+    def _data_of(self, i: int) -> Transition:
+        return jax.tree.map(lambda x: x[i], self.data)
 
     def train(self) -> None:
         """Go on until each is solved or out of budget.
@@ -65,7 +76,8 @@ class Together:
 
     def _turn(self, going: list[Trainer]) -> None:
         for trainer in going:
-            trainer.collect()
+            trainer.play()
+        self._remember()
         self._fit(going)
         while self._dream(going):
             pass
@@ -75,10 +87,23 @@ class Together:
             if trainer.progress.finished:
                 trainer.write_result()
 
+    def _remember(self) -> None:
+        """What waits in the collectors."""
+        most = min(LARGEST_BLOCK, self.data.reward.shape[1])
+        while any(trainer.collector.pending for trainer in self.trainers):
+            fetched = [t.collector.fetch(most) if t.collector.pending else None for t in self.trainers]
+            largest = max((steps for steps, _ in filter(None, fetched)), key=lambda steps: len(steps.reward))
+            numbers = np.array([number for _, number in (some or (None, 0) for some in fetched)], np.int32)
+            steps = _stack([_filled(some[0] if some else largest, len(largest.reward)) for some in fetched])
+            replays = [trainer.state.replay for trainer in self.trainers]
+            replays, self.data = _remember(self.algorithm, replays, self.data, steps, numbers)
+            for trainer, replay in zip(self.trainers, replays, strict=True):
+                trainer.state = replace(trainer.state, replay=replay)
+
     def _fit(self, going: list[Trainer]) -> None:
         due = [trainer.fit_due() if trainer in going else 0 for trainer in self.trainers]
         if any(due):
-            states, metrics = _fit(self.algorithm, self._states(), np.asarray(due, np.int32))
+            states, metrics = _fit(self.algorithm, self._states(), self.data, np.asarray(due, np.int32))
             for trainer, updates, state, measured in zip(self.trainers, due, states, metrics, strict=True):
                 trainer.state = state
                 if updates:
@@ -88,7 +113,7 @@ class Together:
         """A block of agent updates for each that still has to make one; whether any had."""
         due = [trainer in going and trainer.blocks_due() > 0 for trainer in self.trainers]
         if any(due):
-            states, metrics = _dream(self.algorithm, self._states(), np.asarray(due))
+            states, metrics = _dream(self.algorithm, self._states(), self.data, np.asarray(due))
             for trainer, dreams, state, measured in zip(self.trainers, due, states, metrics, strict=True):
                 trainer.state = state
                 if dreams:
@@ -107,27 +132,51 @@ class Together:
             trainer.close()
 
 
-def _mapped(verb: Callable, states: list[TrainState], due: Array, *arguments: Array) -> tuple[list[TrainState], list[Metrics]]:
-    """`verb` of each state where it is `due`, (seeds,) bool; the others stay as they are."""
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    after, metrics = jax.vmap(verb)(stacked, *arguments)
+def _filled(steps: Transition, rows: int) -> Transition:
+    """With the last of the rows over and over; leaves (rows, ...)."""
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)]), steps)
 
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    after = jax.tree.map(choose, after, stacked)
-    return _apart(after, len(states)), _apart(metrics, len(states))
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def _apart(stacked: PyTree, number: int) -> list[PyTree]:
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(number)]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _fit(algorithm: Algorithm, states: list[TrainState], updates: Array) -> tuple[list[TrainState], list[Metrics]]:
-    return _mapped(algorithm.fit, states, updates > 0, updates)
+def _chosen(due: Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` for the seeds that are `due`, (seeds,) bool, else `old`."""
+    return jax.tree.map(lambda new, old: jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old), new, old)
+
+
+def _mapped(
+    verb: Callable, states: list[TrainState], data: Transition, due: Array, *arguments: Array
+) -> tuple[list[TrainState], list[Metrics]]:
+    """`verb`, which leaves `data` as they are, of each state where it is `due`, (seeds,) bool; the others stay as they are."""
+    stacked = _stack(states)
+    after, metrics = jax.vmap(verb)(replace(stacked, replay=replace(stacked.replay, data=data)), *arguments)
+    after = _chosen(due, replace(after, replay=replace(after.replay, data=None)), stacked)
+    return _apart(after, len(states)), _apart(metrics, len(states))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _remember(
+    algorithm: Algorithm, replays: list[Replay], data: Transition, steps: Transition, numbers: Array
+) -> tuple[list[Replay], Transition]:
+    """The first `numbers`, (seeds,), of the rows of `steps`, leaves (seeds, rows, environments, ...)."""
+    stacked = _stack(replays)
+    after = jax.vmap(algorithm.remember)(replace(stacked, data=data), steps, numbers)
+    return _apart(_chosen(numbers > 0, replace(after, data=None), stacked), len(replays)), after.data
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _dream(algorithm: Algorithm, states: list[TrainState], due: Array) -> tuple[list[TrainState], list[Metrics]]:
-    return _mapped(algorithm.dream, states, due)
+def _fit(
+    algorithm: Algorithm, states: list[TrainState], data: Transition, updates: Array
+) -> tuple[list[TrainState], list[Metrics]]:
+    return _mapped(algorithm.fit, states, data, updates > 0, updates)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _dream(algorithm: Algorithm, states: list[TrainState], data: Transition, due: Array) -> tuple[list[TrainState], list[Metrics]]:
+    return _mapped(algorithm.dream, states, data, due)
