@@ -39,6 +39,18 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
                                                                 "neuron": {"kind": "LIF", "recurrent": True}}}},
         "dream", ["agent.actor.neuron.recurrent_gain"],
     ),
+    "branched networks": (
+        {"world_model": ENSEMBLE | {"dynamics": {
+            "kind": "SpikingNetwork", "hidden": [6], "ticks": 3, "branches": [0.3, 0.8],
+            "neuron": {"kind": "AdaptiveCubaLIF", "recurrent": True, "norm": "layer", "decay_input": True, "learn_threshold": True},
+            "encoder": {"kind": "GaussianPopulation", "fields": 4, "mode": "current", "squash": True},
+            "readout": {"kind": "PopulationVectorReadout", "hidden": 4, "neurons": 4}}}},
+        "fit",
+        [*(f"world_model.dynamics.{x}" for x in ("branches", "encoder.fields", "encoder.span", "encoder.width")),
+         *(f"world_model.dynamics.readout.{x}" for x in ("hidden", "neurons", "span", "share", "gain")),
+         *(f"world_model.dynamics.neuron.{x}" for x in (
+             "synapse_decay", "adaptation_decay", "adaptation", "threshold", "recurrent_gain"))],
+    ),
     "planner": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "MPC", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
@@ -180,6 +192,9 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     found = {name: {f.partition(".")[2] for f in fields} for name, (_, _, fields) in SCENES.items()}
     assert numbers(scene("remembering world").world_model) <= found["remembering world"]
     assert numbers(scene("planner").agent) <= found["planner"] | found["planner with a policy"]
+    dynamics = scene("branched networks").world_model.dynamics
+    for part in ("encoder", "readout", "neuron"):
+        assert {f"dynamics.{part}.{x}" for x in numbers(getattr(dynamics, part))} <= found["branched networks"]
     ppo = scene("ppo").agent
     assert numbers(ppo) <= found["ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]

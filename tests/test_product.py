@@ -11,6 +11,7 @@ from programs import outcome
 
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.snn.codings import PopulationVectorReadout
 from spikedream.snn.product import NARROW, UNROLLED, WORTHWHILE, fastest, narrow_dot, precisely, product
 
 KEY = jax.random.key(0)
@@ -75,6 +76,20 @@ def test_general_contractions_with_batches_and_several_summed_axes() -> None:
     for argument in (0, 1):
         wanted, found = (jax.grad(lambda *xy, f=f: jnp.square(f(*xy)).sum(), argument)(x, y) for f in (exact, narrow))
         np.testing.assert_allclose(found, wanted, atol=0.02 * float(jnp.abs(wanted).max()))
+
+
+def test_a_population_vector_is_learned_in_bfloat16_at_the_sizes_of_an_ensemble() -> None:
+    readout, spikes = PopulationVectorReadout(), jax.random.normal(KEY, (256, 2, 255))
+    params = jax.vmap(lambda k: readout.init(255, 18, k))(jax.random.split(KEY, 3))
+
+    def gradients(precision) -> list[np.ndarray]:
+        with precisely(precision):
+            value = lambda p: jax.vmap(lambda x: readout.decode(p, None, x, x)[0])(spikes)  # noqa: E731
+            found = jax.jit(jax.vmap(jax.grad(lambda p: jnp.square(value(p)).mean())))(params)
+            return [np.asarray(x) for x in jax.tree.leaves(found)]
+
+    for exact, narrow in zip(gradients("float32"), gradients("bfloat16"), strict=True):
+        assert 0 < np.abs(exact - narrow).mean() < 0.05 * np.abs(exact).mean()
 
 
 def test_very_many_products_side_by_side_are_made_in_float32() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small import encoders, finite, kinds, same, shapes, small
 
+from spikedream.ops.fitting import matrices
 from spikedream.snn import surrogates
 from spikedream.snn.codings import (
     Affine,
@@ -20,11 +21,13 @@ from spikedream.snn.codings import (
     MembraneReadout,
     MembraneWeights,
     PopulationReadout,
+    PopulationVectorReadout,
+    PopulationVectorWeights,
     PopulationWeights,
     RateReadout,
 )
 from spikedream.snn.networks import GRU, MLP, AnyNetwork, Linear, SpikingNetwork
-from spikedream.snn.neurons import LIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
+from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, spike
 
 KEY = jax.random.key(0)
@@ -136,6 +139,49 @@ def test_adaptive_lif_soft_reset_subtracts_the_raised_threshold():
     np.testing.assert_allclose(trace.v, [0.0, 0.1], atol=1e-6)
 
 
+def test_adaptive_cuba_lif_by_hand():
+    # i = 0.7 0.35 0.875 1.1375 1.26875 from inputs 0.7 0 0.7 0.7 0.7; the threshold rises by 0.1 a spike and decays by 0.9.
+    # u = 0.7* | 0.35 | 0.75 x 0.35 + 0.875 = 1.1375* | 1.1375* | 1.26875*, against 0.5, 0.6, 0.59, 0.681, 0.7629
+    neuron = AdaptiveCubaLIF()
+    trace = run(neuron, neuron.init(1, KEY), [0.7, 0.0, 0.7, 0.7, 0.7])
+    np.testing.assert_array_equal(trace.spikes, [1, 0, 1, 1, 1])
+    np.testing.assert_allclose(trace.current, [0.7, 0.35, 0.875, 1.1375, 1.26875], rtol=1e-5)
+    np.testing.assert_allclose(trace.v, [0, 0.35, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(trace.adaptation, [0, 0.1, 0.09, 0.181, 0.2629], rtol=1e-5)
+
+
+def test_adaptive_cuba_lif_answers_an_impulse_as_cuba_lif_until_it_fires():
+    a, b, t = 0.6, 0.9, np.arange(20)
+    neuron = AdaptiveCubaLIF(synapse_decay=(a, a), decay=(b, b), threshold=10.0)
+    trace = run(neuron, neuron.init(1, KEY), [1.0] + [0.0] * 19)
+    np.testing.assert_allclose(trace.v, (b ** (t + 1) - a ** (t + 1)) / (b - a), rtol=1e-4)
+    assert not trace.adaptation.any()
+
+
+@pytest.mark.parametrize("kind", NEURONS)
+def test_a_decaying_input_makes_the_membrane_a_running_average(kind):
+    # Without a synaptic memory: v[t] = x (1 - b^(t+1)), whatever b is.
+    b, x, t = 0.8, 0.3, np.arange(25)
+    memory = {"synapse_decay": (1e-6, 1e-6)} if hasattr(kind(), "synapse_decay") else {}
+    neuron = kind(decay=(b, b), threshold=1.0, decay_input=True, **memory)
+    trace = run(neuron, neuron.init(1, KEY), [x] * 25)
+    np.testing.assert_allclose(trace.v, x * (1 - b ** (t + 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_layer_norm_standardises_the_whole_current_of_each_branch(branches):
+    neuron = LIF(decay=(1e-6, 1e-6), threshold=9.0, norm="layer", recurrent=True)
+    recurrent = jnp.arange(6 * 6 / branches).reshape((branches, 6 // branches, 6 // branches) if branches > 1 else (6, 6))
+    params = replace(neuron.init(6, KEY), recurrent=recurrent, branches=branches)
+    x, spikes = np.array([0.3, -2.0, 5.0, 0.1, 0.2, -0.4], np.float32), np.array([1.0, 0, 1, 0, 1, 1], np.float32)
+    state = neuron.start(6)._replace(spikes=jnp.asarray(spikes))
+    blocks = [recurrent] if branches == 1 else list(recurrent)
+    fed = [part @ np.asarray(block) for part, block in zip(np.split(spikes, branches), blocks, strict=True)]
+    each = np.split(x + np.concatenate(fed), branches)
+    wanted = np.concatenate([(part - part.mean()) / np.sqrt(part.var() + 1e-5) for part in each])
+    np.testing.assert_allclose(jax.jit(neuron.step)(params, state, jnp.asarray(x)).v, wanted, atol=2e-4)
+
+
 def test_leaky_integrator_is_a_geometric_series_and_never_fires():
     b, x, t = 0.9, 5.0, np.arange(30)
     neuron = LeakyIntegrator(decay=(b, b))
@@ -243,6 +289,15 @@ def test_deterministic_population_fires_in_proportion_to_its_gaussian_activation
     assert peak[:, 1].tolist() == [1.0] * 10
 
 
+def test_a_population_as_a_current_is_its_activation_and_squashing_is_of_the_input():
+    x, centres = np.array([0.25, -3.0]), np.array([-1, 0, 1])
+    for squash in (False, True):
+        encoder = GaussianPopulation(fields=3, span=1.0, width=0.5, mode="current", squash=squash)
+        seen = np.tanh(x) if squash else x
+        wanted = np.exp(-0.5 * ((seen[:, None] - centres) / 0.5) ** 2).ravel()
+        np.testing.assert_allclose(encoder.encode(encoder.init(2), jnp.asarray(x), 5, None), wanted[None], rtol=1e-4)
+
+
 def test_poisson_population_fires_at_its_activation_on_average_and_passes_the_gradient():
     encoder = GaussianPopulation(fields=3, span=1.0, width=0.5, mode="poisson")
     params, x = encoder.init(1), jnp.array([0.25])
@@ -288,14 +343,15 @@ SPIKES = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # (ticks, neurons)
 
 def test_rate_readout_by_hand():
     params = Affine(jnp.array([[3.0], [-6.0]]), jnp.array([0.5]))
-    value, state, trains = RateReadout().decode(params, None, SPIKES, jnp.array([9.0, 9.0]))
+    value, state, trains = RateReadout().decode(params, None, SPIKES, jnp.full((3, 2), 9.0))
     assert float(value[0]) == pytest.approx(3 * 2 / 3 - 6 / 3 + 0.5)
     assert state is None and trains == ()
 
 
 def test_membrane_readout_by_hand():
     params = MembraneWeights(Affine(jnp.array([[3.0], [-6.0]]), jnp.array([0.5])), jnp.array([[10.0], [20.0]]))
-    value, _, trains = MembraneReadout().decode(params, None, SPIKES, jnp.array([0.3, -0.6]))
+    v = jnp.array([[7.0, 7.0], [7.0, 7.0], [0.3, -0.6]])  # the last counts
+    value, _, trains = MembraneReadout().decode(params, None, SPIKES, v)
     charge = 3 * (2 / 3 + 0.1) - 6 * (1 / 3 - 0.2) + 0.5
     assert float(value[0]) == pytest.approx(charge + 10 * 2 / 3 + 20 / 3, rel=1e-6)
     assert trains == ()
@@ -305,7 +361,7 @@ def test_membrane_readout_by_hand():
 def test_leaky_readout_by_hand():
     readout = LeakyReadout(neuron=LeakyIntegrator(decay=(0.5, 0.5)))
     params = eqx.tree_at(lambda p: p.synapse, readout.init(2, 1, KEY), Affine(jnp.array([[1.0], [4.0]]), jnp.zeros(1)))
-    value, state, _ = readout.decode(params, readout.start(params), SPIKES, jnp.zeros(2))
+    value, state, _ = readout.decode(params, readout.start(params), SPIKES, jnp.zeros((3, 2)))
     assert float(state.v[0]) == pytest.approx(1 / 4 + 4 / 2 + 1)
     assert float(value[0]) == pytest.approx((1 / 4 + 4 / 2 + 1) / 3)
 
@@ -321,9 +377,29 @@ def test_population_readout_by_hand():
         jnp.array([[2.0, -3.0], [6.0, 1.0]]),
         jnp.array([0.1, -0.2]),
     )
-    value, _, (train,) = readout.decode(params, readout.start(params), jnp.array([[1.0], [0.0], [0.0]]), jnp.zeros(1))
+    value, _, (train,) = readout.decode(params, readout.start(params), jnp.array([[1.0], [0.0], [0.0]]), jnp.zeros((3, 1)))
     np.testing.assert_array_equal(train, [[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0]])
     np.testing.assert_allclose(value, [2 * 2 / 3 + 0.1, 6 * 2 / 3 - 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("membranes", [True, False])
+def test_population_vector_readout_by_hand(membranes):
+    v = jnp.array([[0.3, 0.6], [0.0, -0.3], [0.0, 0.0]])
+    seen = np.array([2 / 3, 1 / 3, 0.1, 0.1] if membranes else [2 / 3, 1 / 3])  # mean spikes, mean membranes
+    rng = np.random.default_rng(0)
+    weights = [(rng.normal(size=(a, b)), rng.normal(size=b)) for a, b in ((seen.size, 4), (4, 6), (4, 2))]
+    readout = PopulationVectorReadout(hidden=4, neurons=3, span=1.5, share=0.6, membranes=membranes)
+    params = PopulationVectorWeights(*(Affine(*map(jnp.float32, pair)) for pair in weights))
+    (mix, activity, direct) = weights
+    hidden = seen @ mix[0] + mix[1]
+    hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 1e-5)
+    hidden = hidden / (1 + np.exp(-hidden))
+    active = np.exp((hidden @ activity[0] + activity[1]).reshape(2, 3))
+    vector = 1.5 * (active[:, 2] - active[:, 0]) / active.sum(1)  # preferred values -1.5, 0, 1.5
+    wanted = 0.6 * vector + 0.4 * (hidden @ direct[0] + direct[1])
+    value, state, trains = readout.decode(params, None, SPIKES, v)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    assert state is None and trains == ()
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.6])
@@ -354,6 +430,40 @@ def test_membrane_readout_counts_the_charge_of_its_own_step_only():
 
 
 # ---- networks
+
+
+@pytest.mark.parametrize("kind", NEURONS)
+def test_branches_are_networks_side_by_side_whose_spikes_are_joined(kind):
+    """A network of two branches says what two of one branch say that hear the same and are read together."""
+    neuron, decays = kind(recurrent=True, norm="layer", recurrent_gain=2.0, threshold=0.4), (0.3, 0.9)
+    whole = SpikingNetwork(hidden=(8,), ticks=4, neuron=neuron, branches=decays)
+    params, x = whole.init(3, 2, KEY), jnp.array([0.9, -0.4, 0.6])
+    layer, neurons = params.layers[0], params.layers[0].neuron
+    np.testing.assert_allclose(jax.nn.sigmoid(neurons.decay), [0.3] * 4 + [0.9] * 4, rtol=1e-5)
+    assert neurons.recurrent.shape == (2, 4, 4)
+    trains = []
+    for i, here in enumerate((slice(0, 4), slice(4, 8))):
+        apart = jax.tree.map(lambda leaf, i=i, here=here: leaf[i] if leaf.ndim == 3 else leaf[here], neurons)
+        alone = replace(whole, hidden=(4,), branches=())
+        synapse = Affine(layer.synapse.weight[:, here], layer.synapse.bias[here])
+        first = replace(layer, synapse=synapse, neuron=replace(apart, branches=1))
+        trains.append(alone(replace(params, layers=(first,), readout=Affine(jnp.zeros((4, 2)), jnp.zeros(2))), x).spikes[0])
+    joined = whole(params, x)
+    np.testing.assert_array_equal(joined.spikes[0], jnp.concatenate(trains, axis=1))
+    assert 0 < float(joined.spikes[0].mean()) < 1
+
+
+def test_branches_must_share_each_layer_equally():
+    with pytest.raises(ValueError, match=r"hidden is \[9, 6\]; 2 branches"):
+        SpikingNetwork(hidden=(9, 6), branches=(0.5, 0.9))
+    with pytest.raises(ValueError, match="branches is"):
+        SpikingNetwork(branches=(0.5, 1.0))
+
+
+def test_time_constants_of_branches_are_no_weights_that_decay():
+    network = SpikingNetwork(hidden=(6,), branches=(0.5, 0.9), neuron=AdaptiveLIF(recurrent=True))
+    weights = matrices(network.init(3, 2, KEY)).layers[0].neuron
+    assert weights.recurrent and not (weights.decay or weights.threshold or weights.adaptation_decay)
 
 
 def assert_binary_between_layers(network):
@@ -441,6 +551,11 @@ def test_twin_is_conventional_and_keeps_widths(kind):
     assert [layer.weight.shape for layer in params.layers] == [(3, 9), (9, 4), (4, 2)]
     assert conventional(params, jnp.ones(3)).spikes == ()
     assert conventional.twin() == conventional
+
+
+def test_twin_of_a_normalised_network_behind_a_population_vector_has_its_layers_and_norm():
+    network = SpikingNetwork(hidden=(9, 4), neuron=AdaptiveLIF(norm="layer"), readout=PopulationVectorReadout(hidden=5))
+    assert network.twin() == MLP((9, 4, 5), norm="layer")
 
 
 def test_a_linear_network_is_affine_and_its_own_twin():

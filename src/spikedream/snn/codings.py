@@ -49,14 +49,16 @@ class GaussianPopulation:
     """PopSAN's encoder (Tang et al. 2020, eq. 2-3): `fields` Gaussian receptive fields per input dimension, learnable.
 
     The activation A = exp(-(x - mean)^2 / (2 width^2)) drives, at every tick, either an integrator that fires when it passes 1 and
-    resets by subtraction ("deterministic") or a Bernoulli draw ("poisson", which needs a key).
+    resets by subtraction ("deterministic") or a Bernoulli draw ("poisson", which needs a key). As a "current" it enters as it is,
+    the same at every tick: the first layer then does multiply-accumulates, once for all ticks.
     """
 
     fields: int = 10
     span: float = 3.0  # the means lie evenly in [-span, span], in standard deviations of the input
     width: float = 0.5  # initial standard deviation of the fields
-    mode: Literal["deterministic", "poisson"] = "deterministic"
-    currents: int = 0  # inputs, the last ones, that enter as constant currents beside the spikes
+    mode: Literal["deterministic", "poisson", "current"] = "deterministic"
+    squash: bool = False  # encodes tanh(x), which no outlier drives beyond the fields
+    currents: int = 0  # inputs, the last ones, that enter as they are, as constant currents
 
     def __post_init__(self) -> None:
         check_bounds(self, fields=(2, None), span=(1e-6, None), width=(1e-6, None), currents=(0, None))
@@ -74,14 +76,17 @@ class GaussianPopulation:
 
     def encode(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
         encoded = x.size - self.currents
-        train = self._spikes(params, x[:encoded], ticks, key)
+        train = self._population(params, x[:encoded], ticks, key)
         if not self.currents:
             return train
-        return jnp.concatenate([train, jnp.broadcast_to(x[encoded:], (ticks, self.currents))], axis=1)
+        return jnp.concatenate([train, jnp.broadcast_to(x[encoded:], (train.shape[0], self.currents))], axis=1)
 
-    def _spikes(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
-        """(ticks, size * fields) of x (size,)."""
+    def _population(self, params: ReceptiveFields, x: Array, ticks: int, key: Array | None) -> Array:
+        """(ticks, size * fields), or (1, size * fields) as a current, of x (size,)."""
+        x = jnp.tanh(x) if self.squash else x
         drive = jnp.exp(-0.5 * jnp.square((x[:, None] - params.mean) * jnp.exp(-params.width))).ravel()
+        if self.mode == "current":
+            return drive[None]
         if self.mode == "poisson":
             if key is None:
                 raise ValueError("a Poisson encoder draws spikes and needs a key; none was given")
@@ -121,8 +126,9 @@ class Readout(Protocol):
         ...
 
     def decode(self, params: PyTree, state: PyTree, spikes: Array, v: Array) -> tuple[Array, PyTree, tuple[Array, ...]]:
-        """From the last hidden layer's `spikes` (ticks, in_size) and final membrane `v` (in_size,), in units of the threshold, to
-        the output (out_size,), the new state, and the spike trains of any spiking output layer."""
+        """From the last hidden layer's `spikes` and membranes `v`, each (ticks, in_size), to the output (out_size,), the new state,
+        and the spike trains of any spiking output layer. `v` is after the reset, in units of the threshold, less what the membrane
+        held before the first tick."""
         ...
 
     def curvature(self, params: PyTree) -> Array:
@@ -175,7 +181,7 @@ class MembraneReadout:
 
     def decode(self, params: MembraneWeights, state: None, spikes: Array, v: Array):
         rate = spikes.mean(0)
-        charge = rate + v / spikes.shape[0]
+        charge = rate + v[-1] / spikes.shape[0]
         return params.charge(charge[None])[0] + rate @ params.spikes, None, ()
 
     def curvature(self, params: MembraneWeights) -> Array:
@@ -256,4 +262,56 @@ class PopulationReadout:
         return jnp.zeros(())
 
 
-AnyReadout = RateReadout | MembraneReadout | LeakyReadout | PopulationReadout
+class PopulationVectorWeights(eqx.Module):
+    mix: Affine  # mean spikes and mean membranes to the hidden units
+    activity: Affine  # to the logits of the populations, (hidden, out_size x neurons)
+    direct: Affine  # (hidden, out_size)
+
+
+@dataclass(frozen=True)
+class PopulationVectorReadout:
+    """Means over the ticks of spikes and of membranes, through one conventional layer to population vectors (Georgopoulos et al.
+    1986) beside a linear map. An output's vector is the mean of its neurons' preferred values, which lie evenly in [-span, span],
+    weighted by the softmax of their activities:
+
+        h = silu(norm([mean s, mean v] W));   out_i = share sum_k softmax_k(h A_i) value_k + (1 - share) (h D_i + d_i)
+
+    All behind the spikes is conventional, and the membranes are read in real numbers at every tick: multiply-accumulates, for a
+    network that stays on the machine that trains it. Without `membranes` spikes alone are read.
+    """
+
+    hidden: int = 256
+    neurons: int = 8
+    span: float = 3.0
+    share: float = 0.7  # of the population vector; the rest is linear
+    membranes: bool = True
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, hidden=(1, None), neurons=(2, None), span=(1e-6, None), share=(0, 1))
+
+    def init(self, in_size: int, out_size: int, key: Array) -> PopulationVectorWeights:
+        mix, activity, direct = jax.random.split(key, 3)
+        return PopulationVectorWeights(
+            affine(in_size * (2 if self.membranes else 1), self.hidden, mix),
+            affine(self.hidden, out_size * self.neurons, activity, self.gain),
+            affine(self.hidden, out_size, direct, self.gain),
+        )
+
+    def start(self, params: PyTree) -> None:
+        return None
+
+    def decode(self, params: PopulationVectorWeights, state: None, spikes: Array, v: Array):
+        seen = jnp.concatenate([spikes, v], axis=1) if self.membranes else spikes
+        hidden = jax.nn.silu(jax.nn.standardize(params.mix(seen.mean(0, keepdims=True))))
+        # XLA's back end for CPUs aborts where a reshape is fused with the gradient of a product in bfloat16.
+        activity = jax.lax.optimization_barrier(params.activity(hidden))
+        weights = jax.nn.softmax(activity.reshape(-1, self.neurons))
+        vector = weights @ jnp.linspace(-self.span, self.span, self.neurons, dtype=jnp.float32)
+        return self.share * vector + (1 - self.share) * params.direct(hidden)[0], None, ()
+
+    def curvature(self, params: PyTree) -> Array:
+        return jnp.zeros(())
+
+
+AnyReadout = RateReadout | MembraneReadout | LeakyReadout | PopulationReadout | PopulationVectorReadout

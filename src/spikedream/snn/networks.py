@@ -4,7 +4,7 @@
 samples, members or seeds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import equinox as eqx
@@ -12,8 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.snn.codings import Affine, AnyEncoder, AnyReadout, DirectCurrent, MembraneReadout, RateReadout, affine
-from spikedream.snn.neurons import LIF, AnyNeuron, NeuronParams, firing_threshold
+from spikedream.snn.codings import (
+    Affine,
+    AnyEncoder,
+    AnyReadout,
+    DirectCurrent,
+    MembraneReadout,
+    PopulationVectorReadout,
+    RateReadout,
+    affine,
+)
+from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.types import PyTree, check_bounds
 
 ACTIVATIONS = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}
@@ -62,6 +71,10 @@ class SpikingNetwork:
 
     With `persistent`, membranes are kept in the carry from one environment step to the next; without, or with an empty carry,
     a call starts from rest.
+
+    With `branches` each layer is several groups of equal size side by side: each begins with a membrane decay of its own, is
+    recurrent only within itself and normalised by itself, where its neurons are so; all hear the whole layer before them, and
+    their spikes are joined.
     """
 
     hidden: tuple[int, ...] = (64,)
@@ -73,9 +86,14 @@ class SpikingNetwork:
     bias: tuple[float, float] = (-0.5, 1.0)  # initial bias currents, spread evenly so that neurons differ in what wakes them
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
+    branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
+        if self.branches:
+            check_bounds(self, branches=OPEN_UNIT)
+            if any(size % len(self.branches) for size in self.hidden):
+                raise ValueError(f"hidden is {list(self.hidden)}; {len(self.branches)} branches must be able to share each equally")
         if self.fan_in is not None:
             check_bounds(self, fan_in=(1, None))
 
@@ -86,9 +104,18 @@ class SpikingNetwork:
             weight_key, neuron_key, bias_key = jax.random.split(layer_key, 3)
             bias = jax.random.permutation(bias_key, jnp.linspace(*self.bias, size, dtype=jnp.float32))
             synapse = affine(width, size, weight_key, self.gain, bias)
-            layers.append(SpikingLayer(synapse, self.neuron.init(size, neuron_key)))
+            layers.append(SpikingLayer(synapse, self._neurons(size, neuron_key)))
             width = size
         return SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+
+    def _neurons(self, size: int, key: Array) -> NeuronParams:
+        """Of one layer."""
+        if not self.branches:
+            return self.neuron.init(size, key)
+        keys, share = jax.random.split(key, len(self.branches)), size // len(self.branches)
+        each = [replace(self.neuron, decay=(b, b)).init(share, k) for b, k in zip(self.branches, keys, strict=True)]
+        joined = jax.tree.map(lambda *leaves: (jnp.concatenate if leaves[0].ndim == 1 else jnp.stack)(leaves), *each)
+        return replace(joined, branches=len(self.branches))
 
     def _rest(self, params: SpikingParams) -> PyTree:
         return tuple(self.neuron.start(size) for size in self.hidden), self.readout.start(params.readout)
@@ -103,16 +130,16 @@ class SpikingNetwork:
         for layer, state in zip(params.layers, states, strict=True):
             synapse = layer.synapse if trains else _thin(layer.synapse, self.fan_in)
             currents = synapse(spikes)  # one row when the input is the same at every tick
-            train = []
+            history = [state]
             for tick in range(self.ticks):
-                state = self.neuron.step(layer.neuron, state, currents[min(tick, currents.shape[0] - 1)])
-                train.append(state.spikes)
-            spikes = jnp.stack(train)
+                history.append(self.neuron.step(layer.neuron, history[-1], currents[min(tick, currents.shape[0] - 1)]))
+            spikes = jnp.stack([state.spikes for state in history[1:]])
             trains.append(spikes)
-            after.append(state)
+            after.append(history[-1])
         # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
-        charge = (after[-1].v - states[-1].v) / self._threshold(params.layers[-1].neuron)
-        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, charge)
+        change = jnp.stack([state.v - states[-1].v for state in history[1:]])
+        v = change / self._threshold(params.layers[-1].neuron)[None]
+        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, v)
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
 
@@ -128,9 +155,11 @@ class SpikingNetwork:
         return _l1(params.readout)
 
     def twin(self) -> "MLP | GRU":
+        gain, skip = self.readout.gain, isinstance(self.readout, MembraneReadout)
         if self.persistent:
-            return GRU(self.hidden[-1], gain=self.readout.gain)
-        return MLP(self.hidden, gain=self.readout.gain, skip=isinstance(self.readout, MembraneReadout), fan_in=self.fan_in)
+            return GRU(self.hidden[-1], gain=gain)
+        behind = (self.readout.hidden,) if isinstance(self.readout, PopulationVectorReadout) else ()
+        return MLP((*self.hidden, *behind), norm=self.neuron.norm, gain=gain, skip=skip, fan_in=self.fan_in)
 
 
 def _thin(synapse: Affine, fan_in: int | None) -> Affine:

@@ -71,6 +71,7 @@ class Ensemble:
     check_every: int = 200  # updates between checks on held-out data
     patience: int = 4  # checks without improvement before fitting stops
     adversarial: float = 0.0  # radius, in standard deviations, of worst-case perturbations of the observation while fitting
+    reward_weight: float = 1.0  # of the reward's error while fitting, as of so many entries of the observation
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -82,6 +83,7 @@ class Ensemble:
         check_bounds(self, patience=at_least_one, learning_rate=not_negative, weight_decay=not_negative, holdout=(0, 0.9))
         check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
         check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
+        check_bounds(self, reward_weight=not_negative)
         check_bounds(self, obs_bound=(1, None), adversarial=not_negative)
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
@@ -354,11 +356,12 @@ class Ensemble:
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
         error = jnp.square(mean - self._targets(scale, batch._replace(obs=batch.obs + shift)))
+        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(self.reward_weight)[None]
         if not self.gaussian:
-            return (error * importance[:, None]).mean()
+            return (error * weight).mean()
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
-        return (likelihood * importance[:, None]).mean() + 0.01 * (high - low).mean()
+        return (likelihood * weight).mean() + 0.01 * (high - low).mean()
 
 
 def _no_latent(steps: Transition) -> Array:
