@@ -36,9 +36,9 @@ class HorizonSchedule:
     """Imagined steps of a dream: `first` until `begin` real steps, then along a line, rounded down, to the longest after `begin` +
     `steps` (Janner et al. 2019, MBPO, appendix C)."""
 
-    first: int = 1
-    begin: int = 20_000
-    steps: int = 80_000
+    first: int = 1  # imagined steps
+    begin: int = 20_000  # real steps until which the horizon is that
+    steps: int = 80_000  # real steps from there until it is the longest
 
     def __post_init__(self) -> None:
         check_bounds(self, first=(1, None), begin=(0, None), steps=(1, None))
