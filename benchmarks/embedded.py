@@ -2,8 +2,8 @@
 
     python benchmarks/embedded.py cartpole [--seed 0] [--record NAME] [--agent.actor.encoder GaussianPopulation ...]
 
-A preset is trained, exported as C and compared, on every board, with the policy in JAX on test vectors; flash is of the least complete
-program that acts, RAM of its data and of the stack that a decision takes. With --record each board's figures become
+A preset is trained, exported as C and compared, on every board, with the policy in JAX on test vectors; flash is of the least
+complete program that acts, RAM of its data and of the stack that a decision takes. With --record each board's figures become
 results/embedded-NAME-BOARD.json, a repetition for each test vector. `make test-embedded` installs what this needs.
 """
 
