@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test test-learning tables clean
+.PHONY: cartpole test test-learning test-embedded tables clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -17,6 +17,13 @@ test: .venv/installed-dev
 # Trains one seed or more of the presets that `make test` does not, and the witnesses of the tables: hours.
 test-learning: .venv/installed-dev
 	$(BIN)/pytest -m learning -n 2 --dist load --maxschedchunk 1
+
+# Exported actors on emulated small computers; installs cross compilers and QEMU by Debian's package manager, as root or by sudo.
+EMBEDDED := gcc-arm-none-eabi qemu-system-arm gcc-riscv64-unknown-elf qemu-system-misc
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+test-embedded: .venv/installed-dev
+	dpkg -s $(EMBEDDED) >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(EMBEDDED); }
+	$(BIN)/pytest -m embedded -n 0
 
 # The tables of README.md and docs, from the files in results/.
 tables: .venv/installed

@@ -4,6 +4,7 @@ import spikedream as sd
 run = sd.train("cartpole", seed=0)
 run.evaluate(100).mean()
 action = run.policy(obs)
+sd.export_policy(run, "c")
 """
 
 import datetime
@@ -19,6 +20,8 @@ from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.export.directory import Exported, export_policy
+from spikedream.nodes import Unexportable
 from spikedream.reports.report import write_report
 from spikedream.runners.stop import Diverged, Interrupted
 from spikedream.runners.sync import Trainer
@@ -29,7 +32,8 @@ from spikedream.runs.run import Run
 __version__ = "0.1.0"
 hidden_velocity.register()
 __all__ = [
-    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Interrupted", "Run", "load", "resume", "train",
+    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "Unexportable",
+    "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 

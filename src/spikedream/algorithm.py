@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.knowledge import Knowledge
+from spikedream.nodes import Node, Unexportable, described
 from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
@@ -115,6 +116,19 @@ class Algorithm:
         if not (self.agent.acts_in_world or self.world_model.recurrent):
             world = World(self.world_model, (), state.replay.normalizer)
         return PolicyState(self.agent.policy_of(state.agent), world)
+
+    def describe(self, policy: PolicyState) -> tuple[Node, ...]:
+        """The greedy policy, from a raw observation to a choice or to an action in [-1, 1], for export.
+
+        Raises:
+            Unexportable: a part of it cannot leave Python.
+        """
+        if self.world_model.recurrent:
+            raise Unexportable(
+                f"a policy that sees what {type(self.world_model).__name__} remembers cannot be exported; one that learned with"
+                " Ensemble sees the observation alone and can"
+            )
+        return described(policy.world.normalizer), *described(self.agent, policy.policy)
 
     @partial(jax.jit, static_argnums=0)
     def init(self, key: Array) -> TrainState:

@@ -18,6 +18,8 @@ from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
+from spikedream.export import emulator
+from spikedream.export.directory import Target
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
@@ -48,6 +50,17 @@ class Evaluate:
     repetition: int = 0  # another number, other seeds
     video: bool = False  # also record one episode
     render: bool = False  # in the environment's own window, at its own pace
+
+
+@dataclass
+class Export:
+    """The greedy policy of a run as files that need neither Python nor JAX, with test vectors beside it."""
+
+    run: tyro.conf.Positional[Path]
+    to: Target = "c"  # C99, or a NIR graph for neuromorphic tool chains
+    out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
+    board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
+    vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
 
 
 @dataclass
@@ -164,6 +177,27 @@ def evaluate(arguments: list[str], console: Console) -> int:
     return 0
 
 
+def export(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Export, prog="spikedream export", args=arguments)
+    run = spikedream.load(command.run)
+    done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors)
+    state = "" if done.state is None else f", {done.state:,} bytes of state"
+    left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
+    lines = [f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}"]
+    status = 0
+    if command.board is not None:
+        ran = emulator.emulate(done.directory, emulator.BOARDS[command.board])
+        most, mean = max(ran.instructions), sum(ran.instructions) / len(ran.instructions)
+        lines.append(
+            f"{command.board}: self-test {'passed' if ran.passed else 'FAILED'} · {mean:,.0f} instructions a decision, at most"
+            f" {most:,} · flash {ran.flash:,} bytes, RAM {ran.ram:,}, start-up and stack included"
+        )
+        status = 0 if ran.passed else 1
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    return status
+
+
 def presets(arguments: list[str], console: Console) -> int:
     tyro.cli(Presets, prog="spikedream presets", args=arguments)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -212,13 +246,14 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study,
+    "compare": compare, "study": study, "export": export,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
 
   train PRESET_OR_ENV_ID   learn an environment
   evaluate RUN             greedy episodes of a run, on fresh seeds
+  export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals

@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
+from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
@@ -166,6 +167,9 @@ class Dreamer:
 
     def intended(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array) -> None:
         return None
+
+    def describe(self, policy: DreamerPolicy) -> tuple[Node, ...]:
+        return *described(self.actor, policy.actor), described(policy.distribution)
 
     def decide(self, policy: DreamerPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """By the actor alone; `carry` is its own memory."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.actor_critic import Learner
+from spikedream.nodes import Node, Unexportable, described
 from spikedream.ops.dream import Dream, dream, playback
 from spikedream.ops.returns import survival
 from spikedream.planners.cem import CEM
@@ -128,6 +129,14 @@ class MPC:
         follow_key, _, plan_key = jax.random.split(key, 3)
         memory = world.follow(carry.belief, obs, follow_key)
         return Intention(memory, self.plan(policy, world, memory, carry, plan_key, greedy=True).actions)
+
+    def describe(self, policy: MPCPolicy) -> tuple[Node, ...]:
+        if self._plans(greedy=True):
+            raise Unexportable(
+                "MPC plans each decision in its world model and cannot be exported; with a policy and when = collect it"
+                " decides by the policy alone and can, as can Dreamer, PPO and OffPolicy"
+            )
+        return described(self.policy, policy.policy)
 
     def _plans(self, greedy: bool) -> bool:
         return self.when == "always" or (self.when == "evaluate") == greedy

@@ -23,6 +23,7 @@ from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
 from spikedream.agents.transitions import Batch, real
+from spikedream.nodes import Node, Unexportable, described
 from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
@@ -222,6 +223,13 @@ class OffPolicy:
 
     def intended(self, policy: OffPolicyPolicy, world: World, carry: tuple[()], obs: Array, key: Array) -> None:
         return None
+
+    def describe(self, policy: OffPolicyPolicy) -> tuple[Node, ...]:
+        if self.actor_sees != "observation":
+            raise Unexportable(
+                f'an actor with actor_sees "{self.actor_sees}" cannot be exported; one that sees the "observation" can'
+            )
+        return *described(self.actor, policy.actor), described(self.policy, policy.spec.action_size)
 
     def _decide(self, actor: PyTree, encoder: PyTree, obs: Array, key: Array):
         """The actor's output for one observation."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Squash
 from spikedream.ops.distributions import TanhNormal
 from spikedream.types import check_bounds
 
@@ -56,6 +57,10 @@ class Deterministic:
     def mode(self, out: Array) -> Array:
         return jnp.tanh(out)
 
+    def describe(self, size: int) -> Squash:
+        """`mode` of `size` dimensions, for export."""
+        return Squash(size)
+
     def sample(self, out: Array, key: Array) -> tuple[Array, Array]:
         """An action to explore with, and its log-density, which nothing asks of a deterministic policy."""
         return self._near(out, self.noise * jax.random.normal(key, out.shape))
@@ -98,6 +103,9 @@ class SquashedGaussian:
 
     def mode(self, out: Array) -> Array:
         return self._distribution(out).mode(out)
+
+    def describe(self, size: int) -> Squash:
+        return TanhNormal(size, self.min_std, self.max_std).describe()
 
     def sample(self, out: Array, key: Array) -> tuple[Array, Array]:
         distribution = self._distribution(out)

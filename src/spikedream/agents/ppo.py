@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
+from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
 from spikedream.ops.imagination import Imagination
@@ -155,6 +156,9 @@ class PPO:
 
     def intended(self, policy: PPOPolicy, world: World, carry: PyTree, obs: Array, key: Array) -> None:
         return None
+
+    def describe(self, policy: PPOPolicy) -> tuple[Node, ...]:
+        return *described(self.actor, policy.actor), described(policy.distribution)
 
     def decide(self, policy: PPOPolicy | PPOState, obs: Array, key: Array, greedy: bool) -> Decision:
         return self._networks.decide(policy.actor, policy.distribution, (), obs, key, greedy)

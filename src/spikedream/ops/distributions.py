@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Choice, Squash
 from spikedream.types import Spec, check_bounds
 
 
@@ -23,6 +24,10 @@ class Categorical:
 
     def mode(self, logits: Array) -> Array:
         return jax.nn.one_hot(jnp.argmax(logits), self.size)
+
+    def describe(self) -> Choice:
+        """`mode`, for export."""
+        return Choice()
 
     def sample(self, logits: Array, key: Array) -> Array:
         return jax.nn.one_hot(jax.random.categorical(key, logits), self.size)
@@ -54,6 +59,10 @@ class TanhNormal:
 
     def mode(self, parameters: Array) -> Array:
         return jnp.tanh(self._normal(parameters)[0])
+
+    def describe(self) -> Squash:
+        """`mode`, for export."""
+        return Squash(self.size, within=4)
 
     def sample(self, parameters: Array, key: Array) -> Array:
         mean, std = self._normal(parameters)

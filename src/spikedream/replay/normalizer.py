@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Standardise, numbers
 from spikedream.types import Transition
 
 
@@ -24,6 +25,10 @@ class Normalizer(eqx.Module):
         """Environment units to normalised; the last axis is (obs_size,), leading axes are kept."""
         shape = (1,) * (obs.ndim - 1) + self.mean.shape
         return (obs - self.mean.reshape(shape)) / self.scale.reshape(shape)
+
+    def describe(self) -> Standardise:
+        """`obs`, for export."""
+        return Standardise(numbers(self.mean), numbers(self.scale))
 
     def raw_obs(self, obs: Array) -> Array:
         """The inverse of `obs`."""

@@ -5,13 +5,14 @@ do one matrix product instead of `ticks`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Charges, Current, Dense, GaussianFields, Layer, PopulationSum, Potentials, Rates, Unexportable, numbers
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import ArcTan, spike
@@ -22,6 +23,9 @@ class Encoder(Protocol):
     def init(self, in_size: int) -> PyTree: ...
     def channels(self, in_size: int) -> int: ...
     def encode(self, params: PyTree, x: Array, ticks: int, key: Array | None) -> Array: ...
+    def describe(self, params: PyTree) -> Current | GaussianFields:
+        """In effective values, for export."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class DirectCurrent:
 
     def encode(self, params: None, x: Array, ticks: int, key: Array | None) -> Array:
         return x[None]
+
+    def describe(self, params: None) -> Current:
+        return Current()
 
 
 class ReceptiveFields(eqx.Module):
@@ -100,6 +107,12 @@ class GaussianPopulation:
             v = v - jax.lax.stop_gradient(train[-1])
         return jnp.stack(train)
 
+    def describe(self, params: ReceptiveFields) -> GaussianFields:
+        if self.mode != "deterministic" or self.currents:
+            what = f"mode {self.mode}" if self.mode != "deterministic" else "currents beside its spikes"
+            raise Unexportable(f"GaussianPopulation with {what} cannot be exported; with mode deterministic and no currents it can")
+        return GaussianFields(numbers(params.mean), numbers(jnp.exp(-params.width)), self.squash)
+
 
 AnyEncoder = DirectCurrent | GaussianPopulation
 
@@ -112,11 +125,22 @@ class Affine(eqx.Module):
         """(rows, in_size) -> (rows, out_size): one product for all ticks."""
         return product(x, self.weight) + self.bias[None]
 
+    def describe(self) -> Dense:
+        return Dense(numbers(self.weight), numbers(self.bias))
+
 
 def affine(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Affine:
     """Normal weights of standard deviation gain / sqrt(in_size); zero bias unless one is given."""
     weight = jax.random.normal(key, (in_size, out_size)) * (gain / in_size**0.5)
     return Affine(weight, jnp.zeros(out_size) if bias is None else bias)
+
+
+class Decoding(NamedTuple):
+    """A readout in effective values, for export."""
+
+    layers: tuple[Layer, ...]  # after the hidden ones
+    reading: Rates | Potentials | Charges  # of the last of all layers
+    decoders: tuple[Dense | PopulationSum, ...]  # of what was read
 
 
 class Readout(Protocol):
@@ -135,10 +159,14 @@ class Readout(Protocol):
         """Mean square of the weights by which the readout departs from a linear one; 0 where there are no such weights."""
         ...
 
+    def describe(self, params: PyTree, threshold: Array) -> Decoding:
+        """`threshold`, (in_size,), is that of the last hidden layer."""
+        ...
+
 
 @dataclass(frozen=True)
 class RateReadout:
-    """mean over ticks of the spikes, times weights. NIR: `Linear` on spike counts."""
+    """mean over ticks of the spikes, times weights. Beside a NIR graph, not in it: a readout of counts, not of spikes."""
 
     gain: float = 1.0
 
@@ -153,6 +181,9 @@ class RateReadout:
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
+
+    def describe(self, params: Affine, threshold: Array) -> Decoding:
+        return Decoding((), Rates(), (params.describe(),))
 
 
 class MembraneWeights(eqx.Module):
@@ -187,6 +218,10 @@ class MembraneReadout:
     def curvature(self, params: MembraneWeights) -> Array:
         return jnp.square(params.spikes).mean()
 
+    def describe(self, params: MembraneWeights, threshold: Array) -> Decoding:
+        weight = jnp.concatenate([params.charge.weight, params.spikes])
+        return Decoding((), Charges(numbers(threshold)), (Affine(weight, params.charge.bias).describe(),))
+
 
 class LeakyWeights(eqx.Module):
     synapse: Affine
@@ -195,8 +230,7 @@ class LeakyWeights(eqx.Module):
 
 @dataclass(frozen=True)
 class LeakyReadout:
-    """Spikes drive one non-spiking leaky integrator per output; its final membrane, over the ticks, is the output.
-    NIR: `Linear` then `LI`."""
+    """Spikes drive one non-spiking leaky integrator per output; its final membrane, over the ticks, is the output."""
 
     neuron: LeakyIntegrator = LeakyIntegrator()
     gain: float = 1.0
@@ -215,6 +249,9 @@ class LeakyReadout:
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
 
+    def describe(self, params: LeakyWeights, threshold: Array) -> Decoding:
+        return Decoding((Layer(params.synapse.describe(), self.neuron.describe(params.neuron)),), Potentials(), ())
+
 
 class PopulationWeights(eqx.Module):
     synapse: Affine  # last hidden layer to the output populations
@@ -226,7 +263,8 @@ class PopulationWeights(eqx.Module):
 @dataclass(frozen=True)
 class PopulationReadout:
     """PopSAN's decoder (Tang et al. 2020, eq. 4-5): a spiking population per output, read by its firing rates:
-    out_i = sum_k w_ik rate_ik + b_i. Only spike counts leave the network. NIR: the neuron's primitive, then `Linear`."""
+    out_i = sum_k w_ik rate_ik + b_i. Only spike counts leave the network. In a NIR graph the population is
+    within, the sum beside it."""
 
     neurons: int = 8
     neuron: AnyNeuron = CubaLIF()
@@ -260,6 +298,10 @@ class PopulationReadout:
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
+
+    def describe(self, params: PopulationWeights, threshold: Array) -> Decoding:
+        layer = Layer(params.synapse.describe(), self.neuron.describe(params.neuron))
+        return Decoding((layer,), Rates(), (PopulationSum(numbers(params.decoder), numbers(params.bias)),))
 
 
 class PopulationVectorWeights(eqx.Module):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Activation, Dense, Layer, LayerNorm, Node, Unexportable, Window, described
 from spikedream.snn.codings import (
     Affine,
     AnyEncoder,
@@ -51,6 +52,10 @@ class Network(Protocol):
 
     def twin(self) -> "MLP | Linear | GRU":
         """The conventional network of the same widths, with a memory where this one has one."""
+        ...
+
+    def describe(self, params: PyTree) -> tuple[Node, ...]:
+        """In effective values, for export; a network that has no such method cannot leave Python."""
         ...
 
 
@@ -161,6 +166,15 @@ class SpikingNetwork:
         behind = (self.readout.hidden,) if isinstance(self.readout, PopulationVectorReadout) else ()
         return MLP((*self.hidden, *behind), norm=self.neuron.norm, gain=gain, skip=skip, fan_in=self.fan_in)
 
+    def describe(self, params: SpikingParams) -> tuple[Node, ...]:
+        first, *others = (layer.synapse for layer in params.layers)
+        synapses = (_thin(first, self.fan_in), *others)
+        neurons = (described(self.neuron, layer.neuron) for layer in params.layers)
+        layers = tuple(Layer(synapse.describe(), each) for synapse, each in zip(synapses, neurons, strict=True))
+        decoding = described(self.readout, params.readout, self._threshold(params.layers[-1].neuron))
+        encoder = described(self.encoder, params.encoder)
+        return Window(self.ticks, self.persistent, encoder, layers + decoding.layers, decoding.reading), *decoding.decoders
+
 
 def _thin(synapse: Affine, fan_in: int | None) -> Affine:
     """Keeps `fan_in` inputs for each neuron, in turn over the inputs, and the variance of their sum."""
@@ -240,6 +254,14 @@ class MLP:
     def twin(self) -> "MLP":
         return self
 
+    def describe(self, params: MLPParams) -> tuple[Node, ...]:
+        if self.skip:
+            raise Unexportable("an MLP with a skip from input to output cannot be exported; one with skip false can")
+        first, *others = params.layers
+        *hidden, last = (_thin(first, self.fan_in) if others else first, *others)
+        activate = (LayerNorm(), Activation(self.activation)) if self.norm == "layer" else (Activation(self.activation),)
+        return *(node for layer in hidden for node in (layer.describe(), *activate)), last.describe()
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -268,6 +290,9 @@ class Linear:
 
     def twin(self) -> "Linear":
         return self
+
+    def describe(self, params: Affine) -> tuple[Dense]:
+        return (params.describe(),)
 
 
 class GRUParams(eqx.Module):

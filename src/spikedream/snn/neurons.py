@@ -5,6 +5,9 @@ steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per
 (0, 1); thresholds are learned through an exponential and stay positive. Nothing here needs more than a chip offers: one decay,
 one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron), save `norm`.
 
+The primitives of NIR (Neuromorphic Intermediate Representation) are differential equations, which the tools that read it step by
+v <- v + (r x - v) dt / tau: for the decay b that is tau = dt / (1 - b) with r = 1 / (1 - b), not -dt / ln b.
+
 `x[t]` is the input current, `s[t]` the spikes (0 or 1), `v[t]` the membrane potential, R the recurrent weights (absent unless
 `recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0. The gradient flows through the reset too,
 unless `detach_reset`: a soft-reset neuron then conserves charge in the backward pass as it does in the forward one.
@@ -14,7 +17,7 @@ With `decay_input` the membrane is a running average: where an equation adds a c
 shift): analogue, for a network that stays on the machine that trains it; NIR has no primitive for it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import equinox as eqx
@@ -22,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.nodes import Integrators, Neurons, Unexportable, numbers
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
 from spikedream.types import check_bounds
@@ -58,6 +62,10 @@ class Neuron(Protocol):
         """One tick under the input current `x`, shape (size,); the new spikes are in the returned state."""
         ...
 
+    def describe(self, params: NeuronParams) -> Neurons | Integrators:
+        """In effective values, for export."""
+        ...
+
 
 def _logit(p: Array | float) -> Array:
     p = jnp.asarray(p, jnp.float32)
@@ -74,12 +82,16 @@ def _factor(logit: Array | None) -> Array:
     return jax.nn.sigmoid(logit)
 
 
+def _recurrent(params: NeuronParams) -> Array:
+    """(size, size) with the branches' blocks on its diagonal: one product is as fast as one for each branch, and in bfloat16 faster."""
+    assert params.recurrent is not None
+    return params.recurrent if params.branches == 1 else jax.scipy.linalg.block_diag(*params.recurrent)
+
+
 def _current(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, x: Array) -> Array:
     """The whole input current of a tick, (size,): from outside and from the layer's own last spikes."""
     if params.recurrent is not None:
-        # One product with the blocks on its diagonal: as fast as one for each branch in float32, and faster in bfloat16.
-        whole = params.recurrent if params.branches == 1 else jax.scipy.linalg.block_diag(*params.recurrent)
-        x = x + product(state.spikes[None], whole)[0]
+        x = x + product(state.spikes[None], _recurrent(params))[0]
     return _standardised(x, params.branches) if neuron.norm == "layer" else x
 
 
@@ -123,6 +135,15 @@ def _adaptation(params: NeuronParams, state: NeuronState) -> Array:
     return c * state.adaptation + (1 - c) * state.spikes
 
 
+def _neurons(neuron: "AnyNeuron", params: NeuronParams) -> Neurons:
+    """What the neurons have in common."""
+    if neuron.decay_input or neuron.norm != "none":
+        name = "decay_input" if neuron.decay_input else f'norm "{neuron.norm}"'
+        raise Unexportable(f"{type(neuron).__name__} with {name} cannot be exported; without it it can")
+    recurrent = None if params.recurrent is None else numbers(_recurrent(params))
+    return Neurons(numbers(_factor(params.decay)), numbers(firing_threshold(params)), neuron.reset, recurrent=recurrent)
+
+
 def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> NeuronParams:
     """Stops the gradient of what the hyper-parameters say is fixed."""
     stop = jax.lax.stop_gradient
@@ -140,8 +161,9 @@ class LIF:
 
         u[t] = b v[t-1] + x[t] + R s[t-1];   s[t] = [u[t] >= th];   v[t] = u[t] - th s[t]   (or u[t] (1 - s[t]))
 
-    NIR: `LIF` with tau = -dt / ln b, r = 1 / (1 - b), v_leak = 0, v_threshold = th, v_reset = 0 (the exponential-Euler step of
-    tau dv/dt = v_leak - v + r x). NIR's own reset is the hard one; a soft reset must be exported as that flag of the target chip.
+    NIR: `CubaLIF` with tau_syn = dt, w_in = 1, tau_mem = dt / (1 - b), r = 1 / (1 - b), v_leak = 0, v_threshold = th, v_reset = 0,
+    which all readers step as this neuron does (their steps of NIR's own `LIF` differ). NIR's reset is the hard one; that it is soft
+    stands beside the graph.
     """
 
     decay: tuple[float, float] = (0.5, 0.95)  # initial b, spread evenly over the layer between these two
@@ -174,6 +196,9 @@ class LIF:
         u = _charge(self, params, state, _current(self, params, state, x))
         return NeuronState(*_fire(self, u, firing_threshold(params)))
 
+    def describe(self, params: NeuronParams) -> Neurons:
+        return _neurons(self, params)
+
 
 @dataclass(frozen=True)
 class CubaLIF:
@@ -182,7 +207,8 @@ class CubaLIF:
         i[t] = a i[t-1] + x[t] + R s[t-1];   u[t] = b v[t-1] + i[t];   s[t] = [u[t] >= th];   v[t] = u[t] - th s[t]
 
     PopSAN: a = 0.5, b = 0.75, th = 0.5, hard reset.
-    NIR: `CubaLIF` with tau_syn = -dt / ln a, tau_mem = -dt / ln b, w_in = 1, r = 1 / (1 - b), v_leak = 0, v_threshold = th.
+    NIR: `CubaLIF` with tau_syn = dt / (1 - a), w_in = 1 / (1 - a), tau_mem = dt / (1 - b), r = 1 / (1 - b), v_leak = 0,
+    v_threshold = th, v_reset = 0.
     """
 
     synapse_decay: tuple[float, float] = (0.5, 0.5)
@@ -219,6 +245,9 @@ class CubaLIF:
         u = _charge(self, params, state, current)
         return NeuronState(*_fire(self, u, firing_threshold(params)), current=current)
 
+    def describe(self, params: NeuronParams) -> Neurons:
+        return replace(_neurons(self, params), synapse_decay=numbers(_factor(params.synapse_decay)))
+
 
 @dataclass(frozen=True)
 class AdaptiveLIF:
@@ -226,8 +255,7 @@ class AdaptiveLIF:
 
         a[t] = c a[t-1] + (1 - c) s[t-1];   u[t] = b v[t-1] + x[t] + R s[t-1];   s[t] = [u[t] >= th + k a[t]]
 
-    then the reset by the raised threshold. NIR has no adaptive primitive: the neuron is `LIF` (as above) plus an `LI` node with
-    tau = -dt / ln c and unit gain that is driven by the spikes and feeds back with weight -k onto the comparison.
+    then the reset by the raised threshold. NIR has no neuron whose threshold moves.
     """
 
     decay: tuple[float, float] = (0.5, 0.95)
@@ -264,6 +292,10 @@ class AdaptiveLIF:
         u = _charge(self, params, state, _current(self, params, state, x))
         threshold = firing_threshold(params) + self.adaptation * adaptation
         return NeuronState(*_fire(self, u, threshold), adaptation=adaptation)
+
+    def describe(self, params: NeuronParams) -> Neurons:
+        decay = numbers(_factor(params.adaptation_decay))
+        return replace(_neurons(self, params), adaptation_decay=decay, adaptation=self.adaptation)
 
 
 @dataclass(frozen=True)
@@ -316,6 +348,11 @@ class AdaptiveCubaLIF:
         threshold = firing_threshold(params) + self.adaptation * adaptation
         return NeuronState(*_fire(self, u, threshold), current, adaptation)
 
+    def describe(self, params: NeuronParams) -> Neurons:
+        synapse, adaptation = (numbers(_factor(x)) for x in (params.synapse_decay, params.adaptation_decay))
+        found = replace(_neurons(self, params), synapse_decay=synapse)
+        return replace(found, adaptation_decay=adaptation, adaptation=self.adaptation)
+
 
 @dataclass(frozen=True)
 class LeakyIntegrator:
@@ -323,7 +360,8 @@ class LeakyIntegrator:
 
         v[t] = b v[t-1] + x[t]
 
-    NIR: `LI` with tau = -dt / ln b, r = 1 / (1 - b), v_leak = 0.
+    NIR's `LI` would be tau = dt / (1 - b), r = 1 / (1 - b), v_leak = 0; readers fail on it or leave it out, so that it stays beside
+    the graph.
     """
 
     decay: tuple[float, float] = (0.9, 0.9)
@@ -341,6 +379,9 @@ class LeakyIntegrator:
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, learn_threshold=True)
         return state._replace(v=_factor(params.decay) * state.v + x)
+
+    def describe(self, params: NeuronParams) -> Integrators:
+        return Integrators(numbers(_factor(params.decay)))
 
 
 AnyNeuron = LIF | CubaLIF | AdaptiveLIF | AdaptiveCubaLIF

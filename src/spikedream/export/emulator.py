@@ -1,0 +1,146 @@
+"""Exported C on small computers that QEMU emulates: does it give the host's bits, and what does it take?"""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from spikedream.export.c99 import Source
+from spikedream.nodes import Unexportable
+
+BOARDS_DIRECTORY = Path(__file__).parent / "boards"
+EXACT = ("-std=c99", "-O2", "-ffp-contract=off")
+CODE, STACK = 4096, 1024  # bytes that an actor's code and its stack may take beside its weights and its state
+
+
+class ToolMissing(ImportError):
+    """A compiler or an emulator is not installed; the message names its Debian package."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A small computer: what compiles for it, what emulates it, and what it holds, in bytes."""
+
+    name: str
+    compiler: str
+    flags: tuple[str, ...]
+    emulator: tuple[str, ...]
+    packages: tuple[str, str]  # Debian's, of compiler and emulator
+    startup: str
+    entry: str
+    flash: int
+    ram: int
+    flash_origin: int = 0
+    ram_origin: int = 0x20000000
+
+    def check(self, source: Source) -> None:
+        """Raises Unexportable where the board cannot hold an actor, and says the limit and the need."""
+        for what, limit, need in (("flash", self.flash, source.weights + CODE), ("RAM", self.ram, source.state + STACK)):
+            if need > limit:
+                raise Unexportable(
+                    f"{self.name} has {limit / 1024:.0f} KiB of {what}, and this actor needs about {need / 1024:.0f} KiB;"
+                    " a smaller one would fit, or a larger board"
+                )
+
+
+ARM = ("gcc-arm-none-eabi", "qemu-system-arm")
+QEMU = ("-nographic", "-semihosting-config", "enable=on,target=native")
+BOARDS = {
+    board.name: board
+    for board in (
+        Board(
+            "cortex-m4", "arm-none-eabi-gcc", ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
+            ("qemu-system-arm", "-M", "mps2-an386", *QEMU, "-icount", "shift=7"), ARM, "cortex_m.c", "vectors",
+            flash=4 << 20, ram=4 << 20,
+        ),
+        Board(
+            "cortex-m3", "arm-none-eabi-gcc", ("-mcpu=cortex-m3", "-mthumb"),
+            ("qemu-system-arm", "-M", "lm3s6965evb", *QEMU, "-icount", "shift=7"), ARM, "cortex_m.c", "vectors",
+            flash=256 << 10, ram=64 << 10,
+        ),
+        Board(
+            "rv32", "riscv64-unknown-elf-gcc", ("-march=rv32imac", "-mabi=ilp32", "-mcmodel=medany"),
+            ("qemu-system-riscv32", "-M", "virt", "-bios", "none", *QEMU, "-icount", "shift=0"),
+            ("gcc-riscv64-unknown-elf", "qemu-system-misc"), "riscv.c", "_start",
+            flash=4 << 20, ram=4 << 20, flash_origin=0x80000000, ram_origin=0x80400000,
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What an actor does on a board, and what it takes there."""
+
+    output: str  # of the self-test
+    passed: bool
+    instructions: list[int]  # of each decision on the test vectors
+    flash: int  # bytes of the least complete program that acts
+    ram: int  # of its data, and of the stack that a decision takes
+    actor: int  # bytes of the actor's own code and tables
+
+
+def missing(board: Board) -> ToolMissing | None:
+    """What is not installed."""
+    for tool, package in zip((board.compiler, board.emulator[0]), board.packages, strict=True):
+        if shutil.which(tool) is None:
+            return ToolMissing(f"{tool} is not installed, which {board.name} needs: apt-get install {package}")
+    return None
+
+
+def emulate(directory: Path, board: Board) -> Emulated:
+    """The actor that was exported to `directory`.
+
+    Raises:
+        ToolMissing: compiler or emulator is not installed.
+        Unexportable: the board cannot hold it.
+    """
+    if (lacking := missing(board)) is not None:
+        raise lacking
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        (work / "memory.ld").write_text((BOARDS_DIRECTORY / "memory.ld").read_text() % vars(board))
+        (work / "print.h").write_text('#include "board.h"\n#define PRINT(text) print(text)\n')
+        actor, test = directory / "actor.c", directory / "selftest.c"
+        _compile(board, directory, work, "actor.o", "-c", actor)
+        selftest = _program(board, directory, work, "selftest", "-include", work / "print.h", test)
+        measure = _program(board, directory, work, "measure", BOARDS_DIRECTORY / "measure.c", work / "actor.o")
+        minimal = _program(board, directory, work, "minimal", BOARDS_DIRECTORY / "minimal.c", work / "actor.o")
+        tested = _emulate(board, selftest)
+        measured = {words[0]: list(map(int, words[1:])) for words in map(str.split, _emulate(board, measure).stdout.splitlines())}
+        text, data, bss = _sizes(board, minimal)
+        return Emulated(
+            tested.stdout, tested.returncode == 0, measured["instructions"], text + data, data + bss + measured["stack"][0],
+            sum(_sizes(board, work / "actor.o")[:2]),
+        )  # fmt: skip
+
+
+def _program(board: Board, directory: Path, work: Path, name: str, *arguments: str | Path) -> Path:
+    """A whole image, linked for the board."""
+    own = (BOARDS_DIRECTORY / board.startup, BOARDS_DIRECTORY / "library.c")
+    return _compile(board, directory, work, name, *arguments, *own, "-nostdlib", "-T", work / "memory.ld", "-lgcc")
+
+
+def _compile(board: Board, directory: Path, work: Path, name: str, *arguments: str | Path) -> Path:
+    out = work / name
+    includes = (f"-I{directory}", f"-I{BOARDS_DIRECTORY}")
+    options = ("-ffreestanding", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+    command = [board.compiler, *board.flags, *EXACT, *options, *includes, *map(str, arguments), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        over = next((line for line in lines if "overflowed" in line), None)
+        raise Unexportable(f"{board.name} cannot {'hold' if over else 'compile'} the actor: {(over or lines[0]).strip()}")
+    return out
+
+
+def _emulate(board: Board, program: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=300)
+
+
+def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
+    """Bytes of text and constants, of initialised data, and of zeros."""
+    size = subprocess.run([board.compiler.replace("gcc", "size"), str(file)], capture_output=True, text=True, check=True)
+    text, data, bss = map(int, size.stdout.splitlines()[1].split()[:3])
+    return text, data, bss
