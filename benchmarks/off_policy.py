@@ -125,18 +125,18 @@ def products_alone(found: dict[Size, int]) -> Callable[[], Any]:
         kind = jnp.bfloat16 if size.narrow else jnp.float32
         return jnp.ones((size.rows, size.summed), kind), jnp.ones((size.summed, size.columns), kind)
 
-    def several(x: jax.Array, y: jax.Array, number: int) -> jax.Array:
-        """Each product has one number of the one before among its factors, written in place: so none can be made just once."""
+    def several(x: jax.Array, y: jax.Array, number: jax.Array) -> jax.Array:
+        def again(_: int, before: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            # Each waits for the one before it, without which XLA would make but one of them; that costs nothing.
+            x, y, _ = jax.lax.optimization_barrier(before)
+            return x, y, jax.lax.dot(x, y, preferred_element_type=jnp.float32)
 
-        def again(_: int, x: jax.Array) -> jax.Array:
-            made = jax.lax.dot(x, y, preferred_element_type=jnp.float32)
-            return x.at[0, 0].set(made[0, 0].astype(x.dtype))
+        # How many there are is told when it runs: known before, they would be made side by side, and so once.
+        return jax.lax.fori_loop(0, number, again, (x, y, jnp.zeros((x.shape[0], y.shape[1]))))[2]
 
-        return jax.lax.fori_loop(0, number, again, x)[0, 0]
-
-    pairs, numbers = [factors(size) for size in found], list(found.values())
-    compiled = jax.jit(lambda pairs: [several(x, y, number) for (x, y), number in zip(pairs, numbers, strict=True)])
-    return lambda: compiled(pairs)
+    compiled = jax.jit(lambda each: [several(*one) for one in each])
+    each = [(*factors(size), jnp.int32(number)) for size, number in found.items()]
+    return lambda: compiled(each)
 
 
 def main() -> None:
