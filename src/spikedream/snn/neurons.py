@@ -83,7 +83,7 @@ def _factor(logit: Array | None) -> Array:
 
 
 def _recurrent(params: NeuronParams) -> Array:
-    """(size, size) with the branches' blocks on its diagonal: one product is as fast as one for each branch, and in bfloat16 faster."""
+    """(size, size), of branches the blocks on its diagonal: one product is as fast as one for each, and in bfloat16 faster."""
     assert params.recurrent is not None
     return params.recurrent if params.branches == 1 else jax.scipy.linalg.block_diag(*params.recurrent)
 
