@@ -19,6 +19,7 @@ from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.export.energy import energy, record
 from spikedream.reports.report import write_report
 from spikedream.runners.stop import Diverged, Interrupted
 from spikedream.runners.sync import Trainer
@@ -29,7 +30,8 @@ from spikedream.runs.run import Run
 __version__ = "0.1.0"
 hidden_velocity.register()
 __all__ = [
-    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Interrupted", "Run", "load", "resume", "train",
+    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Interrupted", "Run", "energy", "load", "resume",
+    "train",
 ]  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def train(
         out: the run directory; by default `runs/<name>/<date-time>-s<seed>`.
         settings: changes to the configuration, nested as in a preset file: `{"agent": {"horizon": 20}}`.
         listener: is told how it goes.
-        report: write `report.html` at the end.
+        report: write `report.html` at the end, and into `result.json` what a decision takes.
 
     Raises:
         ConfigError, BrokenEnvironment, Diverged: as their messages say.
@@ -104,6 +106,7 @@ def _go(config: Config, directory: Path, listener: Listener | None, report: bool
         training.close()
     run = Run(directory)
     if report:
+        record(run)
         write_report(run)
     return run
 

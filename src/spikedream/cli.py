@@ -18,6 +18,7 @@ from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
+from spikedream.export.energy_shown import Energy, run_energy
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
@@ -191,6 +192,11 @@ def study(arguments: list[str], console: Console) -> int:
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
+def energy(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    return run_energy(command, spikedream.load(command.run), console)
+
+
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
@@ -212,7 +218,7 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study,
+    "compare": compare, "study": study, "energy": energy,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -220,6 +226,7 @@ USAGE = """usage: spikedream COMMAND ...
   train PRESET_OR_ENV_ID   learn an environment
   evaluate RUN             greedy episodes of a run, on fresh seeds
   resume RUN               go on with a stopped run
+  energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals
   compare RUN_OR_GLOB ...  runs side by side: curves, intervals, who is better

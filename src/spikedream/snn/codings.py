@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
+from spikedream.snn.operations import Operations, firing, product_operations, tally
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import ArcTan, spike
 from spikedream.types import PyTree, check_bounds
@@ -22,6 +23,14 @@ class Encoder(Protocol):
     def init(self, in_size: int) -> PyTree: ...
     def channels(self, in_size: int) -> int: ...
     def encode(self, params: PyTree, x: Array, ticks: int, key: Array | None) -> Array: ...
+    @property
+    def spiking(self) -> bool:
+        """Whether it puts out spikes."""
+        ...
+
+    def operations(self, params: PyTree, encoded: Array) -> tuple[Operations, ...]:
+        """Of a call of `encode` that made `encoded`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,13 @@ class DirectCurrent:
 
     def encode(self, params: None, x: Array, ticks: int, key: Array | None) -> Array:
         return x[None]
+
+    @property
+    def spiking(self) -> bool:
+        return False
+
+    def operations(self, params: None, encoded: Array) -> tuple[Operations, ...]:
+        return ()
 
 
 class ReceptiveFields(eqx.Module):
@@ -82,6 +98,16 @@ class GaussianPopulation:
             v = v - jax.lax.stop_gradient(train[-1])
         return jnp.stack(train)
 
+    @property
+    def spiking(self) -> bool:
+        return True
+
+    def operations(self, params: ReceptiveFields, encoded: Array) -> tuple[Operations, ...]:
+        fields = tally("encoder", "receptive_field", params.mean.size, {"add": 1, "multiply": 3, "exponential": 1})
+        if self.mode == "poisson":
+            return fields, tally("encoder", "random_number", encoded.size), tally("encoder", "add", encoded.size)
+        return fields, *firing("encoder", encoded, {"add": 2}, reset=1)
+
 
 AnyEncoder = DirectCurrent | GaussianPopulation
 
@@ -93,6 +119,11 @@ class Affine(eqx.Module):
     def __call__(self, x: Array) -> Array:
         """(rows, in_size) -> (rows, out_size): one product for all ticks."""
         return product(x, self.weight) + self.bias[None]
+
+    def operations(self, part: str, x: Array, *, spiking: bool = False, repeats: int = 1) -> tuple[Operations, ...]:
+        """Of a call on `x`; see `product_operations`."""
+        made = product_operations(part, x, self.weight, spiking=spiking, repeats=repeats)
+        return made, tally(part, "bias", x.shape[0] * self.bias.size)
 
 
 def affine(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Affine:
@@ -110,6 +141,10 @@ class Readout(Protocol):
     def decode(self, params: PyTree, state: PyTree, spikes: Array, v: Array) -> tuple[Array, PyTree, tuple[Array, ...]]:
         """From the last hidden layer's `spikes` (ticks, in_size) and final membrane `v` (in_size,), in units of the threshold, to
         the output (out_size,), the new state, and the spike trains of any spiking output layer."""
+        ...
+
+    def operations(self, params: PyTree, state: PyTree, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        """Of a call of `decode` on `spikes`, (ticks, in_size), that put out the spike `trains`."""
         ...
 
     def curvature(self, params: PyTree) -> Array:
@@ -132,8 +167,16 @@ class RateReadout:
     def decode(self, params: Affine, state: None, spikes: Array, v: Array):
         return params(spikes.mean(0, keepdims=True))[0], None, ()
 
+    def operations(self, params: Affine, state: None, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        return _counting(spikes), *params.operations("readout", spikes.sum(0, keepdims=True))
+
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
+
+
+def _counting(spikes: Array) -> Operations:
+    """Spikes are counted one by one; the division by the ticks is in the weights behind."""
+    return tally("readout", "add", spikes.sum())
 
 
 class MembraneWeights(eqx.Module):
@@ -165,6 +208,13 @@ class MembraneReadout:
         charge = rate + v / spikes.shape[0]
         return params.charge(charge[None])[0] + rate @ params.spikes, None, ()
 
+    def operations(self, params: MembraneWeights, state: None, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        counts = spikes.sum(0, keepdims=True)
+        read = tally("readout", "membrane_read", counts.size, {"multiply": 1, "add": 1})  # in units of the threshold, to the count
+        by_spikes = product_operations("readout, spikes", counts, params.spikes, spiking=False)
+        # A charge is a real number, which is never zero.
+        return _counting(spikes), read, by_spikes, *params.charge.operations("readout", jnp.ones_like(counts))
+
     def curvature(self, params: MembraneWeights) -> Array:
         return jnp.square(params.spikes).mean()
 
@@ -192,6 +242,14 @@ class LeakyReadout:
         for current in params.synapse(spikes):
             state = self.neuron.step(params.neuron, state, current)
         return state.v / spikes.shape[0], state, ()
+
+    def operations(
+        self, params: LeakyWeights, state: NeuronState, spikes: Array, trains: tuple[Array, ...]
+    ) -> tuple[Operations, ...]:
+        silent = jnp.zeros((spikes.shape[0], params.neuron.decay.size))
+        updates = self.neuron.operations(params.neuron, "readout", state.spikes, silent)
+        scale = tally("readout", "membrane_read", silent.shape[1], {"multiply": 1})
+        return *params.synapse.operations("readout", spikes, spiking=True), *updates, scale
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
@@ -238,6 +296,19 @@ class PopulationReadout:
         train = jnp.stack(train)
         rates = train.mean(0).reshape(params.decoder.shape)
         return (rates * params.decoder).sum(1) + params.bias, state, (train,)
+
+    def operations(
+        self, params: PopulationWeights, state: NeuronState, spikes: Array, trains: tuple[Array, ...]
+    ) -> tuple[Operations, ...]:
+        (train,) = trains
+        decoder = product_operations("decoder", train.sum(0, keepdims=True), params.decoder[..., None], spiking=False)
+        return (
+            *params.synapse.operations("output population", spikes, spiking=True),
+            *self.neuron.operations(params.neuron, "output population", state.spikes, train),
+            _counting(train),
+            decoder,
+            tally("decoder", "bias", params.bias.size),
+        )
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())

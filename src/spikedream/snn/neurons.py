@@ -3,7 +3,8 @@
 Each one is a frozen dataclass (hyper-parameters) that makes learnable `params` for a layer of `size` neurons, a fresh `state`, and
 steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per neuron through a logistic function and stay in
 (0, 1); thresholds are learned through an exponential and stay positive. Nothing here needs more than a chip offers: one decay,
-one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron).
+one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron); `operations`
+counts them, a comparison as an addition.
 
 `x[t]` is the input current, `s[t]` the spikes (0 or 1), `v[t]` the membrane potential, R the recurrent weights (absent unless
 `recurrent`). Reset "soft" subtracts the threshold, "hard" returns the membrane to 0. The gradient flows through the reset too,
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.snn.operations import Operations, firing, product_operations, tally
 from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
 from spikedream.types import check_bounds
 
@@ -51,6 +53,10 @@ class Neuron(Protocol):
         """One tick under the input current `x`, shape (size,); the new spikes are in the returned state."""
         ...
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        """Of a layer that put out the spikes `train`, (ticks, size), after those of the tick `before`, (size,)."""
+        ...
+
 
 def _logit(p: Array | float) -> Array:
     p = jnp.asarray(p, jnp.float32)
@@ -73,6 +79,13 @@ def _recurrent(params: NeuronParams, state: NeuronState, x: Array) -> Array:
 
 def _recurrent_weights(size: int, gain: float, key: Array) -> Array:
     return jax.random.normal(key, (size, size)) * gain / jnp.sqrt(size)
+
+
+def _recurrent_operations(params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+    if params.recurrent is None:
+        return ()
+    heard = jnp.concatenate([before[None], train[:-1]])
+    return (product_operations(f"{part}, recurrent", heard, params.recurrent, spiking=True),)
 
 
 def firing_threshold(params: NeuronParams) -> Array:
@@ -137,6 +150,10 @@ class LIF:
         u = _factor(params.decay) * state.v + _recurrent(params, state, x)
         return NeuronState(*_fire(self, u, firing_threshold(params)))
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        fired = firing(part, train, {"multiply": 1, "add": 2}, int(self.reset == "soft"))
+        return (*fired, *_recurrent_operations(params, part, before, train))
+
 
 @dataclass(frozen=True)
 class CubaLIF:
@@ -179,6 +196,10 @@ class CubaLIF:
         current = _factor(params.synapse_decay) * state.current + _recurrent(params, state, x)
         u = _factor(params.decay) * state.v + current
         return NeuronState(*_fire(self, u, firing_threshold(params)), current=current)
+
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        fired = firing(part, train, {"multiply": 2, "add": 3}, int(self.reset == "soft"))
+        return (*fired, *_recurrent_operations(params, part, before, train))
 
 
 @dataclass(frozen=True)
@@ -226,6 +247,10 @@ class AdaptiveLIF:
         threshold = firing_threshold(params) + self.adaptation * adaptation
         return NeuronState(*_fire(self, u, threshold), adaptation=adaptation)
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        fired = firing(part, train, {"multiply": 3, "add": 3}, 1 + int(self.reset == "soft"))
+        return (*fired, *_recurrent_operations(params, part, before, train))
+
 
 @dataclass(frozen=True)
 class LeakyIntegrator:
@@ -251,6 +276,9 @@ class LeakyIntegrator:
     def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
         params = _constants(params, self.learn_decay, learn_threshold=True)
         return state._replace(v=_factor(params.decay) * state.v + x)
+
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return (tally(part, "neuron_update", train.size, {"multiply": 1, "add": 1}),)
 
 
 AnyNeuron = LIF | CubaLIF | AdaptiveLIF

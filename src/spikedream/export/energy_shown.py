@@ -1,0 +1,116 @@
+"""`spikedream energy`: what a run's decisions and its learning take, on the terminal."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from spikedream.export import prices
+from spikedream.export.energy import PHASES, by_operation, energy, record
+from spikedream.runs.run import Run
+
+UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
+UNKNOWN = "unknown"
+NOTES = (
+    "A decision: the mean over {decisions} of the greedy policy, by the spikes that occurred. Learning: all calls so far, by the"
+    " spikes of the trained networks on replayed steps. The twin has conventional networks of the same sizes with every weight, the"
+    " linear policy one weight for each observation and action. Arithmetic alone: no memory access, unless the table says so."
+)
+
+
+@dataclass
+class Energy:
+    """Count a run's operations and price them: what a decision takes, and what learning took, beside the conventional twin."""
+
+    run: tyro.conf.Positional[Path]
+    table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
+    episodes: int = 1  # greedy ones in which decisions are counted
+    json: bool = False  # everything for programs, in place of the tables
+
+
+def run_energy(command: Energy, run: Run, console: Console) -> int:
+    found = energy(run, command.table, command.episodes)
+    record(run, found)
+    if command.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    show(found, console)
+    return 0
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    console.print(f"[bold]{found['table']['name']}[/]: {found['table']['source'].strip()}", highlight=False)
+    console.print()
+    console.print(_decision(found))
+    console.print()
+    console.print(_operations(found))
+    console.print()
+    console.print(_learning(found))
+    console.print()
+    if found["firing_rate"]:
+        rates = ", ".join(f"{name} {rate:.1%}" for name, rate in found["firing_rate"].items())
+        console.print(f"Firing, spikes per neuron and tick: {rates}.", highlight=False)
+    sizes = ", ".join(
+        f"{name} {_bytes(held['parameters'])} + {_bytes(held['state'])}" for name, held in found["memory_bytes"].items()
+    )
+    console.print(f"Memory, parameters + state: {sizes}.", highlight=False)
+    console.print(NOTES.format(decisions=found["decisions"]), style="dim", highlight=False)
+
+
+def amount(picojoules: float | None, known: float = 0.0) -> str:
+    """With its unit; where not everything has a price, that it is more than what has one."""
+    if picojoules is None:
+        return f"> {amount(known)}" if known else UNKNOWN
+    size, unit = next(((size, unit) for size, unit in UNITS if picojoules >= size), UNITS[-1])
+    return f"{picojoules / size:.3g} {unit}" if picojoules < 999.5 * size else f"{picojoules / size:,.0f} {unit}"
+
+
+def _decision(found: Mapping[str, Any]) -> Table:
+    decision = found["decision"]
+    table = _table("a decision", "energy", "of twin", "synaptic operations", "MACs", "neuron updates")
+    twin = decision["twin"]["picojoules"]
+    for name, counted in decision.items():
+        energy, numbers = counted["picojoules"], by_operation(counted["rows"])
+        share = "" if name == "twin" or not twin or energy is None else f"{energy / twin:.2f}"
+        told = (numbers.get(kind, 0) for kind in ("synaptic_operation", "multiply_accumulate", "neuron_update"))
+        table.add_row(
+            name.replace("_", " "), amount(energy, counted["known_picojoules"]), share, *(f"{number:,.0f}" for number in told)
+        )
+    return table
+
+
+def _operations(found: Mapping[str, Any]) -> Table:
+    """Of the policy, part by part."""
+    counted = found["decision"]["policy"]
+    table = _table("of the policy's decision", "operation", "number", "energy", "share")
+    for row in counted["rows"]:
+        share = row["picojoules"] / counted["known_picojoules"] if row["picojoules"] and counted["known_picojoules"] else None
+        table.add_row(
+            f"{row['network']}, {row['part']}", row["operation"].replace("_", " "), f"{row['number']:,.0f}",
+            amount(row["picojoules"]), "" if share is None else f"{share:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def _learning(found: Mapping[str, Any]) -> Table:
+    table = _table("learning so far", *PHASES, "total")
+    for name, phases in found["learning"].items():
+        told = (UNKNOWN if phases[p] is None else amount(phases[p]["picojoules"], phases[p]["known_picojoules"]) for p in PHASES)
+        table.add_row(name, *told, amount(phases["total"]["picojoules"], phases["total"]["known_picojoules"]))
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold cyan")
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="left" if i == 0 or title == "operation" else "right")
+    return table
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024:.1f} KiB" if count >= 1024 else f"{count} B"
