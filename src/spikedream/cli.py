@@ -1,5 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
+import json
 import os
 import shlex
 import sys
@@ -18,10 +19,12 @@ from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
-from spikedream.export.energy_shown import Energy, run_energy
+from spikedream.export import prices
+from spikedream.export.energy import record
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
+from spikedream.reports.energy_shown import show_energy
 from spikedream.reports.report import record_video
 from spikedream.runs.run import Run
 
@@ -56,6 +59,16 @@ class Resume:
     """Go on with a stopped run, to the numbers of an undisturbed one."""
 
     run: tyro.conf.Positional[Path]
+
+
+@dataclass
+class Energy:
+    """Count a run's operations and price them: what a decision takes and what learning took, beside the conventional twin."""
+
+    run: tyro.conf.Positional[Path]
+    table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
+    episodes: int = 1  # greedy ones in which decisions are counted
+    json: bool = False  # everything, for programs
 
 
 @dataclass
@@ -194,7 +207,15 @@ def study(arguments: list[str], console: Console) -> int:
 
 def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    return run_energy(command, spikedream.load(command.run), console)
+    run = spikedream.load(command.run)
+    found = spikedream.energy(run, command.table, command.episodes)
+    if command.table == prices.DEFAULT:
+        record(run, found)
+    if command.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show_energy(found, console)
+    return 0
 
 
 def _conclude(run: Run, console: Console) -> int:

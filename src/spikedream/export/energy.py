@@ -26,8 +26,10 @@ from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import twin
 from spikedream.envs.host import REPORT, HostEnvironments, episode_seed
 from spikedream.export import prices
+from spikedream.export.agent_calls import described, of_agent
+from spikedream.export.calls import Calls, Memories, Parts, Totals
+from spikedream.export.model_calls import of_model
 from spikedream.export.neurobench import NeuroBench, neurobench
-from spikedream.export.phases import Calls, Memories, Parts, Totals, described, of_agent, of_model
 from spikedream.export.prices import Line, Table
 from spikedream.replay.ring import Replay
 from spikedream.runs.checkpoint import write_file
@@ -77,8 +79,8 @@ def energy(run: Run, table: str = prices.DEFAULT, episodes: int = 1, learning: b
 
 
 def record(run: Run, found: Mapping[str, Any] | None = None) -> None:
-    """Add the sums of `energy` to the `result.json` of a finished run: of `found`, or else of decisions by the default table, where
-    they can be counted."""
+    """Add the sums of `energy`, by the default table, to the `result.json` of a finished run: of `found`, or else of decisions
+    alone. What cannot be counted is left out."""
     result = run.result
     if result is None or not described(run.config.world_model, run.config.agent):
         return
@@ -86,7 +88,7 @@ def record(run: Run, found: Mapping[str, Any] | None = None) -> None:
     sums = {
         "table": found["table"]["name"],
         "decision": {
-            name: {"picojoules": counted["picojoules"], "operations": by_operation(counted["rows"])}
+            name: {"picojoules": counted["picojoules"], "operations": counted["operations"]}
             for name, counted in found["decision"].items()
         },
         "learning_picojoules": {
@@ -107,7 +109,7 @@ def measure(run: Run, episodes: int = 1, learning: bool = True) -> Measured:
     algorithm, state, totals = run.algorithm, run.state, _totals(run)
     if not described(algorithm.world_model, algorithm.agent):
         kinds = f"{type(algorithm.world_model).__name__} and {type(algorithm.agent).__name__}"
-        raise ValueError(f"what {kinds} call is not described in spikedream.export.phases, so that it cannot be counted")
+        raise ValueError(f"what {kinds} call is not described in spikedream.export, so that it cannot be counted")
     decision, decisions = _decisions(run, episodes)
     memories = _memories(algorithm, state)
     own, conventional = Counted(_lines(decision), {}), twin(run.config).algorithm(run.spec)
@@ -152,7 +154,12 @@ def _decide(algorithm: Algorithm, policy: PolicyState, carry: PyTree, obs: Array
     """A greedy decision on one raw observation, and its operations."""
     obs = policy.world.normalizer.obs(obs)
     decision = algorithm.agent.act(policy.policy, policy.world, carry, obs, key, True)
-    return decision.action, decision.carry, of_agent(algorithm.agent).decision(policy.policy, policy.world, carry, obs, key)
+    return decision.action, decision.carry, _of_decision(algorithm, policy, carry, obs, decision.action, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_decision(algorithm: Algorithm, policy: PolicyState, carry: PyTree, obs: Array, action: Array, key: Array) -> Parts:
+    return of_agent(algorithm.agent).decision(policy.policy, policy.world, carry, obs, action, key)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -180,7 +187,7 @@ def _twin(algorithm: Algorithm, own: TrainState, totals: Totals | None) -> Count
     state = replace(state, world=of_model(algorithm.world_model).informed(state.world, own.world))
     policy, key, spec = algorithm.policy(state), jax.random.key(0), algorithm.spec
     obs, action = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
-    decision = _decide(algorithm, policy, algorithm.agent.start(policy.policy, policy.world), obs, key)[2]
+    decision = _of_decision(algorithm, policy, algorithm.agent.start(policy.policy, policy.world), obs, action, key)
     if totals is None:
         return Counted(_lines(decision), {})
     each = _of_call(algorithm, state, algorithm.world(state).start(obs, key), action, key)
@@ -309,11 +316,7 @@ def _priced(lines: Iterable[Line], table: Table) -> dict[str, Any]:
     rows = [
         {"network": x.network, "part": x.part, "operation": x.kind, "number": x.number, "picojoules": table.price(x)} for x in lines
     ]
-    return {"picojoules": total.picojoules, "known_picojoules": total.known, "rows": rows}
-
-
-def by_operation(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in rows:
-        found[row["operation"]] = found.get(row["operation"], 0.0) + row["number"]
-    return found
+    operations: dict[str, float] = {}
+    for line in lines:
+        operations[line.kind] = operations.get(line.kind, 0.0) + line.number
+    return {"picojoules": total.picojoules, "known_picojoules": total.known, "operations": operations, "rows": rows}

@@ -359,11 +359,10 @@ class GRU:
             product_operations("cell, input", x[None], cell.weight_ih.T, spiking=False),
             product_operations("cell, memory", before[None], cell.weight_hh.T, spiking=False),
             tally("cell", "bias", cell.bias.size + cell.bias_n.size),
-            tally("cell", "add", 2 * size),  # of input and memory in both gates
+            tally("cell", "add", 3 * size),  # of input and memory in both gates, and of state and candidate
             tally("cell, gates", "activation", 2 * size, SIGMOID),
             tally("cell, candidate", "activation", size, ACTIVATIONS["tanh"]),
-            tally("cell, mixture", "multiply_accumulate", 2 * size),  # candidate, and the state's way to it
-            tally("cell", "add", size),
+            tally("cell, mixture", "multiply_accumulate", 2 * size),  # of the memory into the candidate, and of both into the state
             *params.output.operations("readout", after[None]),
         )
 

@@ -1,21 +1,16 @@
-"""`spikedream energy`: what a run's decisions and its learning take, on the terminal."""
+"""What a run's decisions and its learning take, as `spikedream.export.energy` counts and prices it: for terminal and page."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from spikedream.export import prices
-from spikedream.export.energy import PHASES, by_operation, energy, record
-from spikedream.runs.run import Run
+from spikedream.reports.page import html_table, note
 
 UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 UNKNOWN = "unknown"
+SHOWN = {"synaptic_operation": "synaptic operations", "multiply_accumulate": "MACs", "neuron_update": "neuron updates"}
 NOTES = (
     "A decision: the mean over {decisions} of the greedy policy, by the spikes that occurred. Learning: all calls so far, by the"
     " spikes of the trained networks on replayed steps. The twin has conventional networks of the same sizes with every weight, the"
@@ -23,27 +18,7 @@ NOTES = (
 )
 
 
-@dataclass
-class Energy:
-    """Count a run's operations and price them: what a decision takes, and what learning took, beside the conventional twin."""
-
-    run: tyro.conf.Positional[Path]
-    table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
-    episodes: int = 1  # greedy ones in which decisions are counted
-    json: bool = False  # everything for programs, in place of the tables
-
-
-def run_energy(command: Energy, run: Run, console: Console) -> int:
-    found = energy(run, command.table, command.episodes)
-    record(run, found)
-    if command.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    show(found, console)
-    return 0
-
-
-def show(found: Mapping[str, Any], console: Console) -> None:
+def show_energy(found: Mapping[str, Any], console: Console) -> None:
     console.print(f"[bold]{found['table']['name']}[/]: {found['table']['source'].strip()}", highlight=False)
     console.print()
     console.print(_decision(found))
@@ -72,10 +47,10 @@ def amount(picojoules: float | None, known: float = 0.0) -> str:
 
 def _decision(found: Mapping[str, Any]) -> Table:
     decision = found["decision"]
-    table = _table("a decision", "energy", "of twin", "synaptic operations", "MACs", "neuron updates")
+    table = _table("a decision", "energy", "of twin", *SHOWN.values())
     twin = decision["twin"]["picojoules"]
     for name, counted in decision.items():
-        energy, numbers = counted["picojoules"], by_operation(counted["rows"])
+        energy, numbers = counted["picojoules"], counted["operations"]
         share = "" if name == "twin" or not twin or energy is None else f"{energy / twin:.2f}"
         told = (numbers.get(kind, 0) for kind in ("synaptic_operation", "multiply_accumulate", "neuron_update"))
         table.add_row(
@@ -98,19 +73,34 @@ def _operations(found: Mapping[str, Any]) -> Table:
 
 
 def _learning(found: Mapping[str, Any]) -> Table:
-    table = _table("learning so far", *PHASES, "total")
+    table = _table("learning so far", *found["learning"]["policy"])
     for name, phases in found["learning"].items():
-        told = (UNKNOWN if phases[p] is None else amount(phases[p]["picojoules"], phases[p]["known_picojoules"]) for p in PHASES)
-        table.add_row(name, *told, amount(phases["total"]["picojoules"], phases["total"]["known_picojoules"]))
+        told = (UNKNOWN if x is None else amount(x["picojoules"], x["known_picojoules"]) for x in phases.values())
+        table.add_row(name, *told)
     return table
 
 
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold cyan")
     for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i == 0 or title == "operation" else "right")
+        table.add_column(title, justify="left" if i == 0 or title == "operation" else "right", no_wrap=i == 0)
     return table
 
 
 def _bytes(count: int) -> str:
     return f"{count / 1024:.1f} KiB" if count >= 1024 else f"{count} B"
+
+
+def energy_html(found: Mapping[str, Any]) -> str:
+    """Of `energy` in a run's `result.json`."""
+    rows = [
+        [name.replace("_", " "), amount(x["picojoules"]), *(f"{x['operations'].get(kind, 0):,.0f}" for kind in SHOWN)]
+        for name, x in found["decision"].items()
+    ]
+    text = f"Arithmetic by the table {found['table']}. `spikedream energy` tells it part by part, and what learning took."
+    told = note(text) + html_table(("a decision", "energy", *SHOWN.values()), rows)
+    learning = found["learning_picojoules"]
+    if not learning:  # not counted yet
+        return told
+    rows = [[name, *(amount(x) for x in phases.values())] for name, phases in learning.items()]
+    return told + html_table(("learning", *next(iter(learning.values()))), rows)

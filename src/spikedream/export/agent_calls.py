@@ -1,12 +1,8 @@
-"""Which networks a decision, a fit of the world model and an update of the agent call, and how often.
-
-A description stands beside each kind of world model and agent, since what they call is theirs; what a call costs, each network says
-of itself (`Network.operations`). A kind without a description is not counted: its figures are null.
-"""
+"""What agents call, in a decision, in their dreams and in an update."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,194 +13,12 @@ from spikedream.agents.mpc import MPC, AnyPlanner, MPCCarry, MPCPolicy, MPCState
 from spikedream.agents.off_policy import OffPolicy, OffPolicyPolicy, OffPolicyState
 from spikedream.agents.ppo import PPO, PPOPolicy, PPOState
 from spikedream.agents.representation import average_l1
+from spikedream.export.calls import Calls, DescribesAgent, Memories, Parts, Totals
+from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.snn.operations import Operations, scaled, together
 from spikedream.types import PyTree
-from spikedream.world import Belief, World
-from spikedream.world_models.ensemble import Ensemble, EnsembleState
-from spikedream.world_models.recurrent import Recurrent, RecurrentState
-from spikedream.world_models.true_environment import TrueEnvironment
-
-Parts = dict[str, tuple[Operations, ...]]  # of each network, by its name
-Memories = dict[str, tuple[PyTree, PyTree]]  # of each network: its parameters, and what it holds between ticks or steps
-
-
-class Calls(NamedTuple):
-    forward: float = 0.0
-    backward: float = 0.0  # of these, how many are differentiated by weights and inputs; by one of the two counts half
-    steps: float = 0.0  # of the optimiser on its parameters
-
-
-class Totals(NamedTuple):
-    """What a run has counted; None where it has not."""
-
-    decisions: int | None  # of the policy's own while it collected
-    fits: int | None
-    fit_steps: int | None  # gradient steps of all fits
-    updates: int
-    imagined_steps: int
-    gradient_steps: int | None  # that PPO says it made
-    surveyed: int  # transitions on which a fit is judged
-
-
-class DescribesModel(Protocol):
-    def memories(self, state: PyTree) -> Memories: ...
-    def step(self, state: PyTree, memory: Any, action: Array, key: Array) -> Parts:
-        """Of one call of each network, of all members, as in an imagined step."""
-        ...
-
-    def asked(self, state: PyTree) -> dict[str, Array | float]:
-        """How often an imagined step calls each network."""
-        ...
-
-    def informed(self, state: PyTree, by: PyTree) -> PyTree:
-        """`state` with what `by` has seen that decides how much is computed."""
-        ...
-
-    def observe(self, state: PyTree, belief: Belief, obs: Array, key: Array) -> Parts:
-        """Of following one real step; nothing where nothing is remembered."""
-        ...
-
-    def fit(self, totals: Totals) -> dict[str, Calls] | None: ...
-
-
-class DescribesAgent(Protocol):
-    def memories(self, state: PyTree) -> Memories: ...
-    def decision(self, policy: PyTree, world: World, carry: Any, obs: Array, key: Array) -> Parts:
-        """Of one greedy decision on the normalised `obs`."""
-        ...
-
-    def each(self, state: PyTree, world: World, memory: Any, action: Array, key: Array) -> Parts:
-        """Of one call of each network that it learns, where the world's memory is `memory` and `action` was taken."""
-        ...
-
-    @property
-    def collects_so(self) -> bool:
-        """Whether it decides in the same way while it collects."""
-        ...
-
-    def imagine(self, totals: Totals) -> dict[str, Calls] | None:
-        """Of all its dreams, apart from the world model's steps."""
-        ...
-
-    def learn(self, totals: Totals) -> dict[str, Calls] | None: ...
-
-
-# ---- world models
-
-
-@dataclass(frozen=True)
-class OfEnsemble:
-    model: Ensemble
-
-    def memories(self, state: EnsembleState) -> Memories:
-        model, members = self.model, state.members
-        return {
-            "dynamics": (members.dynamics, jax.vmap(model.dynamics.state)(members.dynamics)),
-            "ending": (members.ending, jax.vmap(model.ending.state)(members.ending)),
-        }
-
-    def step(self, state: EnsembleState, memory: Any, action: Array, key: Array) -> Parts:
-        following = self.model.step(state, memory, action, key)[0].obs
-        return self.predict(state, jnp.concatenate([memory.obs, action]), following, key)
-
-    def predict(self, state: EnsembleState, inputs: Array, following: Array, key: Array) -> Parts:
-        model, members = self.model, state.members
-        dynamics = jax.vmap(lambda m: model.dynamics.operations(m.dynamics, inputs, key=key))(members)
-        ending = jax.vmap(lambda m: model.ending.operations(m.ending, following, key=key))(members)
-        return {"dynamics": together(dynamics), "ending": together(ending)}
-
-    def asked(self, state: EnsembleState) -> dict[str, Array | float]:
-        # As long as no episode has terminated, none is predicted.
-        return {"dynamics": 1.0, "ending": (state.endings > 0).astype(jnp.float32)}
-
-    def informed(self, state: EnsembleState, by: EnsembleState) -> EnsembleState:
-        return replace(state, endings=by.endings)
-
-    def observe(self, state: EnsembleState, belief: Belief, obs: Array, key: Array) -> Parts:
-        return {}
-
-    def fit(self, totals: Totals) -> dict[str, Calls] | None:
-        if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.holdout):
-            return None  # with calibration, which goes over held-out data as often as it needs
-        model, steps = self.model, totals.fit_steps
-        samples, checked = steps * model.batch, 256 * steps / model.check_every if model.holdout else 0
-        # The worst perturbation is found by the gradient of the inputs alone.
-        perturbed = samples if model.adversarial else 0
-        return {
-            "dynamics": Calls(samples + perturbed + checked + totals.surveyed * totals.fits, samples + perturbed / 2, steps),
-            "ending": Calls(2 * (samples + checked), 2 * samples, steps),
-        }
-
-
-@dataclass(frozen=True)
-class OfRecurrent:
-    model: Recurrent
-
-    def memories(self, state: RecurrentState) -> Memories:
-        memory = {"memory": (state.network, self.model.network.state(state.network))}
-        return memory | OfEnsemble(self.model.ensemble).memories(state.ensemble)
-
-    def step(self, state: RecurrentState, memory: Any, action: Array, key: Array) -> Parts:
-        following = self.model.step(state, memory, action, key)[0].obs
-        inputs = jnp.concatenate([memory.obs, memory.latent, action])
-        return self._read(state, memory, action, following, key) | OfEnsemble(self.model.ensemble).predict(
-            state.ensemble, inputs, following, key
-        )
-
-    def asked(self, state: RecurrentState) -> dict[str, Array | float]:
-        return {"memory": 1.0} | OfEnsemble(self.model.ensemble).asked(state.ensemble)
-
-    def informed(self, state: RecurrentState, by: RecurrentState) -> RecurrentState:
-        return replace(state, ensemble=OfEnsemble(self.model.ensemble).informed(state.ensemble, by.ensemble))
-
-    def _read(self, state: RecurrentState, memory: Any, action: Array, obs: Array, key: Array) -> Parts:
-        seen = jnp.concatenate([obs, (obs - memory.obs) / state.ensemble.scale, action])
-        return {"memory": self.model.network.operations(state.network, seen, memory.carry, key)}
-
-    def observe(self, state: RecurrentState, belief: Belief, obs: Array, key: Array) -> Parts:
-        return self._read(state, belief.memory, belief.action, obs, key)
-
-    def fit(self, totals: Totals) -> dict[str, Calls] | None:
-        if totals.fit_steps is None or totals.fits is None:
-            return None
-        model, steps, surveyed = self.model, totals.fit_steps, min(totals.surveyed, 1000) * totals.fits
-        samples = steps * model.ensemble.batch * (model.context + model.open_loop)
-        perturbed = samples if model.ensemble.adversarial else 0
-        return {
-            "memory": Calls(samples + surveyed * model.warm_up, samples, steps),
-            # Along the sequence, and again where the loss is taken.
-            "dynamics": Calls(2 * samples + perturbed + surveyed, 2 * samples + perturbed / 2, steps),
-            "ending": Calls(2 * samples, 2 * samples, steps),
-        }
-
-
-@dataclass(frozen=True)
-class OfTrueEnvironment:
-    """Physics, not a network: what it computes stands for the world."""
-
-    model: TrueEnvironment
-
-    def memories(self, state: PyTree) -> Memories:
-        return {}
-
-    def step(self, state: PyTree, memory: Any, action: Array, key: Array) -> Parts:
-        return {}
-
-    def asked(self, state: PyTree) -> dict[str, Array | float]:
-        return {}
-
-    def informed(self, state: PyTree, by: PyTree) -> PyTree:
-        return state
-
-    def observe(self, state: PyTree, belief: Belief, obs: Array, key: Array) -> Parts:
-        return {}
-
-    def fit(self, totals: Totals) -> dict[str, Calls]:
-        return {}
-
-
-# ---- agents
+from spikedream.world import World
 
 
 def _actor_key(key: Array) -> Array:
@@ -223,7 +37,7 @@ class OfDreamer:
     def memories(self, state: DreamerState) -> Memories:
         return _actor_and_critic(self.agent, state)
 
-    def decision(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array) -> Parts:
+    def decision(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, action: Array, key: Array) -> Parts:
         follow_key, decide_key = jax.random.split(key)
         feature = world.feature(world.follow(carry.belief, obs, follow_key))
         actor = self.agent.actor.operations(policy.actor, feature, carry.actor, _actor_key(decide_key))
@@ -268,7 +82,7 @@ class OfPPO:
     def memories(self, state: PPOState) -> Memories:
         return _actor_and_critic(self.agent, state)
 
-    def decision(self, policy: PPOPolicy, world: World, carry: PyTree, obs: Array, key: Array) -> Parts:
+    def decision(self, policy: PPOPolicy, world: World, carry: PyTree, obs: Array, action: Array, key: Array) -> Parts:
         return {"actor": self.agent.actor.operations(policy.actor, obs, (), _actor_key(key))}
 
     def each(self, state: PPOState, world: World, memory: Any, action: Array, key: Array) -> Parts:
@@ -311,7 +125,7 @@ class OfOffPolicy:
             found["representation of pairs"] = (now.encoder.pair, pairs.state(now.encoder.pair))
         return found
 
-    def decision(self, policy: OffPolicyPolicy, world: World, carry: tuple[()], obs: Array, key: Array) -> Parts:
+    def decision(self, policy: OffPolicyPolicy, world: World, carry: tuple[()], obs: Array, action: Array, key: Array) -> Parts:
         return self._actor(policy.actor, policy.encoder, obs, jax.random.split(key)[0])
 
     def _actor(self, actor: PyTree, encoder: PyTree, obs: Array, key: Array) -> Parts:
@@ -389,7 +203,7 @@ class OfMPC:
         policy = self._policy()
         return {} if policy is None else policy.memories(state.policy)
 
-    def decision(self, policy: MPCPolicy, world: World, carry: MPCCarry, obs: Array, key: Array) -> Parts:
+    def decision(self, policy: MPCPolicy, world: World, carry: MPCCarry, obs: Array, action: Array, key: Array) -> Parts:
         """The spikes of all imagined steps of a plan are those of its first: the whole search is not followed."""
         agent, learner = self.agent, self.agent.policy
         follow_key, _, plan_key = jax.random.split(key, 3)
@@ -402,7 +216,6 @@ class OfMPC:
         proposed = agent.proposals * agent.horizon if plans and learner is not None else 0
         steps = agent.horizon * judged / (members if alone else 1) + proposed
         if plans:
-            action = agent.act(policy, world, carry, obs, key, True).action
             model = of_model(world.model)
             asked = model.asked(world.state)
             for name, operations in model.step(world.state, memory, action, plan_key).items():
@@ -432,17 +245,9 @@ class OfMPC:
         return {} if policy is None else policy.learn(totals)
 
 
-MODELS: Mapping[type, Callable[[Any], DescribesModel]] = {
-    Ensemble: OfEnsemble, Recurrent: OfRecurrent, TrueEnvironment: OfTrueEnvironment,
-}  # fmt: skip
 AGENTS: Mapping[type, Callable[[Any], DescribesAgent]] = {
     Dreamer: OfDreamer, MPC: OfMPC, OffPolicy: OfOffPolicy, PPO: OfPPO,
 }  # fmt: skip
-
-
-def of_model(model: Any) -> DescribesModel:
-    """Raises KeyError for a kind without a description."""
-    return MODELS[type(model)](model)
 
 
 def of_agent(agent: Any) -> DescribesAgent:
