@@ -54,7 +54,7 @@ def _linear(affine: Any) -> Any:
 
 
 def measured(network: Any, params: Any, xs: np.ndarray) -> dict[str, Any]:
-    """NeuroBench's measures by its own names, over inputs (batch, in_size), and the last layer's spikes, (batch, ticks, neurons)."""
+    """NeuroBench's measures by its names, over inputs (batch, in_size), and the last layer's spikes, (batch, ticks, neurons)."""
     model = TorchModel(Twin(network, params))
     model.add_activation_module(snntorch.SpikingNeuron)
     model.register_hooks()

@@ -190,8 +190,9 @@ def macs(jaxpr: Jaxpr) -> float:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
             continue
-        inner = [macs(x.jaxpr if isinstance(x, ClosedJaxpr) else x) for x in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)) if isinstance(x, ClosedJaxpr | Jaxpr)]  # fmt: skip
+        held = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr))
+        programs = [getattr(x, "jaxpr", x) for x in held if isinstance(x, ClosedJaxpr | Jaxpr)]
+        inner = [macs(program) for program in programs]
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         total += times * (max(inner, default=0) if eqn.primitive.name == "cond" else sum(inner))
     return total

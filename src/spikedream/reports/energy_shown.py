@@ -11,6 +11,11 @@ from spikedream.reports.page import html_table, note
 UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 UNKNOWN = "unknown"
 SHOWN = {"synaptic_operation": "synaptic operations", "multiply_accumulate": "MACs", "neuron_update": "neuron updates"}
+MEASURES = {
+    "footprint": "footprint in bytes", "connection_sparsity": "connection sparsity", "activation_sparsity": "activation sparsity",
+    "effective_macs": "effective MACs", "effective_acs": "effective ACs", "dense": "dense operations",
+    "membrane_updates": "membrane updates",
+}  # fmt: skip
 NOTES = (
     "A decision: the mean over {decisions} of the greedy policy, by the spikes that occurred. Learning: all calls so far, by the"
     " spikes of the trained networks on replayed steps. The twin has conventional networks of the same sizes with every weight, the"
@@ -34,6 +39,9 @@ def show_energy(found: Mapping[str, Any], console: Console) -> None:
         f"{name} {_bytes(held['parameters'])} + {_bytes(held['state'])}" for name, held in found["memory_bytes"].items()
     )
     console.print(f"Memory, parameters + state: {sizes}.", highlight=False)
+    for name, measures in found["neurobench"].items():
+        told = ", ".join(f"{MEASURES[measure]} {value:,.4g}" for measure, value in measures.items() if value is not None)
+        console.print(f"NeuroBench, {name}: {told}.", highlight=False)
     console.print(NOTES.format(decisions=found["decisions"]), style="dim", highlight=False)
 
 
