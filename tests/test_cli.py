@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import spikedream
@@ -63,6 +64,46 @@ def test_resume_of_a_finished_run_changes_nothing(run: Path, capsys: pytest.Capt
     before = (run / "result.json").read_bytes()
     assert call(capsys, "resume", str(run))[0] == 0
     assert (run / "result.json").read_bytes() == before
+
+
+def test_energy_is_counted_priced_and_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert result["energy"]["table"] == "45nm" and result["energy"]["learning_picojoules"] == {}
+    assert 'id="energy"' in (run / "report.html").read_text()
+    status, out, _ = call(capsys, "energy", str(run), "--json", "--episodes", "2")
+    found = json.loads(out)
+    assert status == 0 and found["decisions"] > 2 and set(found["decision"]) >= {"policy", "twin", "linear"}
+    for counted in found["decision"].values():
+        assert counted["picojoules"] > 0
+        assert counted["picojoules"] == pytest.approx(sum(row["picojoules"] for row in counted["rows"]))
+    # An MLP of 4, 8 and 2 units with silu, each of which takes an exponential, an addition, a division and a multiplication.
+    macs, biases, units = 4 * 8 + 8 * 2, 8 + 2, 8
+    twin = macs * (3.7 + 0.9) + biases * 0.9 + units * (36.8 + 0.9 + 26.3 + 3.7)
+    assert found["decision"]["twin"]["picojoules"] == pytest.approx(twin)
+    assert found["decision"]["linear"]["picojoules"] == pytest.approx(8 * 4.6 + 2 * 0.9)
+    counters = spikedream.load(run).counters
+    acted = counters["real_steps"] - counters["first_turn"]
+    phases = found["learning"]["policy"]
+    assert phases["acting"]["picojoules"] == pytest.approx(acted * found["decision"]["policy"]["picojoules"])
+    assert set(phases) == {"acting", "fitting", "dreaming", "learning", "total"}
+    assert phases["total"]["picojoules"] == pytest.approx(sum(phases[p]["picojoules"] for p in phases if p != "total"))
+    steps = {row["network"]: row["number"] for row in phases["learning"]["rows"] if row["operation"] == "optimizer"}
+    actor = sum(x.size for x in jax.tree.leaves(spikedream.load(run).state.agent.actor))
+    assert steps["actor"] == 2 * 2 * counters["updates"] * actor  # passes, mini-batches
+    kept = json.loads((run / "result.json").read_text())["energy"]["learning_picojoules"]
+    assert kept["policy"]["total"] == phases["total"]["picojoules"]
+
+
+def test_energy_by_another_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "result.json").read_bytes()
+    status, out, _ = call(capsys, "energy", str(run), "--table", "loihi")
+    assert status == 0 and "IEEE Micro" in out and re.search(r"policy +> \d", out) and "unknown" in out
+    assert (run / "result.json").read_bytes() == before
+    table = tmp_path / "mine.yaml"
+    table.write_text("source: mine\noperations: {add: 1}\n")
+    status, _, error = call(capsys, "energy", str(run), "--table", str(table))
+    assert status == 1 and "mine.yaml has no price for 'multiply', of which 'multiply_accumulate' consists" in error
+    assert call(capsys, "energy", str(run), "--episodes", "0")[2].startswith("spikedream: decisions are counted in at least one")
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

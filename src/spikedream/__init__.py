@@ -21,6 +21,7 @@ from spikedream.config import Config, ConfigError
 from spikedream.envs import hidden_velocity
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
+from spikedream.export.energy import energy, record
 from spikedream.nodes import Unexportable
 from spikedream.reports.report import write_report
 from spikedream.runners.stop import Diverged, Interrupted
@@ -33,7 +34,7 @@ __version__ = "0.1.0"
 hidden_velocity.register()
 __all__ = [
     "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "Unexportable",
-    "export_policy", "load", "resume", "train",
+    "energy", "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def train(
         out: the run directory; by default `runs/<name>/<date-time>-s<seed>`.
         settings: changes to the configuration, nested as in a preset file: `{"agent": {"horizon": 20}}`.
         listener: is told how it goes.
-        report: write `report.html` at the end.
+        report: write `report.html` at the end, and into `result.json` what a decision takes.
 
     Raises:
         ConfigError, BrokenEnvironment, Diverged: as their messages say.
@@ -109,6 +110,7 @@ def _go(config: Config, directory: Path, listener: Listener | None, report: bool
         training.close()
     run = Run(directory)
     if report:
+        record(run)
         write_report(run)
     return run
 

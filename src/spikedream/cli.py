@@ -1,5 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
+import json
 import os
 import shlex
 import sys
@@ -18,11 +19,13 @@ from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
-from spikedream.export import emulator
+from spikedream.export import emulator, prices
 from spikedream.export.directory import Target
+from spikedream.export.energy import record
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
+from spikedream.reports.energy_shown import show_energy
 from spikedream.reports.report import record_video
 from spikedream.runs.run import Run
 
@@ -68,6 +71,16 @@ class Resume:
     """Go on with a stopped run, to the numbers of an undisturbed one."""
 
     run: tyro.conf.Positional[Path]
+
+
+@dataclass
+class Energy:
+    """Count a run's operations and price them: what a decision takes and what learning took, beside the conventional twin."""
+
+    run: tyro.conf.Positional[Path]
+    table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
+    episodes: int = 1  # greedy ones in which decisions are counted
+    json: bool = False  # everything, for programs
 
 
 @dataclass
@@ -225,6 +238,19 @@ def study(arguments: list[str], console: Console) -> int:
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
+def energy(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    run = spikedream.load(command.run)
+    found = spikedream.energy(run, command.table, command.episodes)
+    if command.table == prices.DEFAULT:
+        record(run, found)
+    if command.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show_energy(found, console)
+    return 0
+
+
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
@@ -246,7 +272,7 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study, "export": export,
+    "compare": compare, "study": study, "export": export, "energy": energy,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -255,6 +281,7 @@ USAGE = """usage: spikedream COMMAND ...
   evaluate RUN             greedy episodes of a run, on fresh seeds
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
+  energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals
   compare RUN_OR_GLOB ...  runs side by side: curves, intervals, who is better

@@ -17,8 +17,21 @@ from spikedream.envs.make import reward_threshold
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.drawing import drawing_environment, greedy_episode
+from spikedream.reports.energy_shown import energy_html
 from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, step_key, warm_up
-from spikedream.reports.page import INK, MODEL, POLICY, Section, band, figure_html, note, number, panels, tiles, write_page
+from spikedream.reports.page import (
+    INK,
+    MODEL,
+    POLICY,
+    Section,
+    band,
+    figure_html,
+    note,
+    number,
+    panels,
+    tiles,
+    write_page,
+)
 from spikedream.runs.run import Run
 
 SHOWN_STEPS = 50  # of the episode, in dreams and spike rasters
@@ -48,6 +61,7 @@ def write_report(run: Run) -> Path:
         Section("dream", "Dream against reality", _dream_against_reality(run, episode, imagined)),
         Section("plans", "Plans against reality", _plans_against_reality(run, episode)),
         Section("spikes", "Spikes", _spikes(run, episode, imagined)),
+        Section("energy", "Energy", energy_html(run.result["energy"]) if run.result and "energy" in run.result else ""),
         Section("settings", "Settings", f"<details><summary>config.yaml</summary><pre>{config}</pre></details>"),
     ]
     title = f"{run.config.preset}, seed {run.config.seed}"

@@ -10,6 +10,7 @@ from jax import Array
 
 from spikedream.snn.codings import Affine, affine
 from spikedream.snn.networks import ACTIVATIONS, Output
+from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, tally
 from spikedream.types import PyTree, check_bounds
 
 SMALL = 1e-3  # beside a variance
@@ -65,12 +66,17 @@ class BatchNormMLP:
         return ()
 
     def __call__(self, params: BatchNormParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        running, rows = params.running, x[None]
+        *_, last = self._entering(params, x)
+        return Output(params.layers[-1](last)[0], (), ())
+
+    def _entering(self, params: BatchNormParams, x: Array) -> list[Array]:
+        """What enters each layer of a call, (1, in_size) each."""
+        running, rows, entering = params.running, x[None], []
         for i, layer in enumerate(params.layers):
-            rows = self._activate(rows) if i else rows
             rows = (rows - running.mean[i][None]) / jnp.sqrt(running.variance[i] + SMALL)[None]
-            rows = layer(rows * params.scale[i][None] + params.shift[i][None])
-        return Output(rows[0], (), ())
+            entering.append(rows * params.scale[i][None] + params.shift[i][None])
+            rows = self._activate(layer(entering[-1]))
+        return entering
 
     def on_batch(self, params: BatchNormParams, rows: Array) -> tuple[Array, Moments]:
         """(rows, out_size) from (rows, in_size), and the running moments with these rows in them."""
@@ -109,6 +115,20 @@ class BatchNormMLP:
 
     def readout_l1(self, params: BatchNormParams) -> Array:
         return jnp.abs(params.layers[-1].weight).sum()
+
+    def operations(self, params: BatchNormParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        """Of a call, in which the running moments, scale and shift are one factor and one number to add."""
+        found: list[Operations] = []
+        for i, (layer, into) in enumerate(zip(params.layers, self._entering(params, x), strict=True)):
+            part = f"layer {i + 1}"
+            if i:
+                found.append(tally(part, "activation", into.size, ACTIVATION_ARITHMETIC[self.activation]))
+            normed = tally(part, "batch_normalisation", into.size, {"multiply": 1, "add": 1})
+            found += (normed, *layer.operations(part, into))
+        return tuple(found)
+
+    def state(self, params: BatchNormParams) -> PyTree:
+        return ()
 
     def twin(self) -> "BatchNormMLP":
         return self

@@ -14,6 +14,7 @@ from jax import Array
 
 from spikedream.nodes import Charges, Current, Dense, GaussianFields, Layer, PopulationSum, Potentials, Rates, Unexportable, numbers
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
+from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, firing, product_operations, standardising, tally
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import ArcTan, spike
 from spikedream.types import PyTree, check_bounds
@@ -25,6 +26,15 @@ class Encoder(Protocol):
     def encode(self, params: PyTree, x: Array, ticks: int, key: Array | None) -> Array: ...
     def describe(self, params: PyTree) -> Current | GaussianFields:
         """In effective values, for export."""
+        ...
+
+    @property
+    def spiking(self) -> bool:
+        """Whether it puts out spikes."""
+        ...
+
+    def operations(self, params: PyTree, encoded: Array) -> tuple[Operations, ...]:
+        """Of a call of `encode` that made `encoded`."""
         ...
 
 
@@ -44,6 +54,13 @@ class DirectCurrent:
 
     def describe(self, params: None) -> Current:
         return Current()
+
+    @property
+    def spiking(self) -> bool:
+        return False
+
+    def operations(self, params: None, encoded: Array) -> tuple[Operations, ...]:
+        return ()
 
 
 class ReceptiveFields(eqx.Module):
@@ -113,6 +130,22 @@ class GaussianPopulation:
             raise Unexportable(f"GaussianPopulation with {what} cannot be exported; with mode deterministic and no currents it can")
         return GaussianFields(numbers(params.mean), numbers(jnp.exp(-params.width)), self.squash)
 
+    @property
+    def spiking(self) -> bool:
+        """With currents beside the spikes, a tick's whole input is taken as real numbers, which counts too much."""
+        return self.mode != "current" and not self.currents
+
+    def operations(self, params: ReceptiveFields, encoded: Array) -> tuple[Operations, ...]:
+        fields = (tally("encoder", "receptive_field", params.mean.size, {"add": 1, "multiply": 3, "exponential": 1}),)
+        if self.squash:
+            fields += (tally("encoder", "activation", params.mean.shape[0], ACTIVATION_ARITHMETIC["tanh"]),)
+        if self.mode == "current":
+            return fields
+        encoded = encoded[:, : params.mean.size]
+        if self.mode == "poisson":
+            return *fields, tally("encoder", "random_number", encoded.size), tally("encoder", "add", encoded.size)
+        return *fields, *firing("encoder", encoded, {"add": 2}, reset=1)
+
 
 AnyEncoder = DirectCurrent | GaussianPopulation
 
@@ -127,6 +160,11 @@ class Affine(eqx.Module):
 
     def describe(self) -> Dense:
         return Dense(numbers(self.weight), numbers(self.bias))
+
+    def operations(self, part: str, x: Array, *, spiking: bool = False, repeats: int = 1) -> tuple[Operations, ...]:
+        """Of a call on `x`; see `product_operations`."""
+        made = product_operations(part, x, self.weight, spiking=spiking, repeats=repeats)
+        return made, tally(part, "bias", x.shape[0] * self.bias.size)
 
 
 def affine(in_size: int, out_size: int, key: Array, gain: float = 1.0, bias: Array | None = None) -> Affine:
@@ -155,6 +193,10 @@ class Readout(Protocol):
         held before the first tick."""
         ...
 
+    def operations(self, params: PyTree, state: PyTree, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        """Of a call of `decode` on `spikes`, (ticks, in_size), that put out the spike `trains`."""
+        ...
+
     def curvature(self, params: PyTree) -> Array:
         """Mean square of the weights by which the readout departs from a linear one; 0 where there are no such weights."""
         ...
@@ -179,11 +221,19 @@ class RateReadout:
     def decode(self, params: Affine, state: None, spikes: Array, v: Array):
         return params(spikes.mean(0, keepdims=True))[0], None, ()
 
+    def operations(self, params: Affine, state: None, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        return _counting(spikes), *params.operations("readout", spikes.sum(0, keepdims=True))
+
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
 
     def describe(self, params: Affine, threshold: Array) -> Decoding:
         return Decoding((), Rates(), (params.describe(),))
+
+
+def _counting(spikes: Array) -> Operations:
+    """Spikes are counted one by one; the division by the ticks is in the weights behind."""
+    return tally("readout", "add", spikes.sum())
 
 
 class MembraneWeights(eqx.Module):
@@ -215,6 +265,13 @@ class MembraneReadout:
         charge = rate + v[-1] / spikes.shape[0]
         return params.charge(charge[None])[0] + rate @ params.spikes, None, ()
 
+    def operations(self, params: MembraneWeights, state: None, spikes: Array, trains: tuple[Array, ...]) -> tuple[Operations, ...]:
+        counts = spikes.sum(0, keepdims=True)
+        read = tally("readout", "membrane_read", counts.size, {"multiply": 1, "add": 1})  # in units of the threshold, to the count
+        by_spikes = product_operations("readout, spikes", counts, params.spikes, spiking=False)
+        # A charge is a real number, which is never zero.
+        return _counting(spikes), read, by_spikes, *params.charge.operations("readout", jnp.ones_like(counts))
+
     def curvature(self, params: MembraneWeights) -> Array:
         return jnp.square(params.spikes).mean()
 
@@ -245,6 +302,14 @@ class LeakyReadout:
         for current in params.synapse(spikes):
             state = self.neuron.step(params.neuron, state, current)
         return state.v / spikes.shape[0], state, ()
+
+    def operations(
+        self, params: LeakyWeights, state: NeuronState, spikes: Array, trains: tuple[Array, ...]
+    ) -> tuple[Operations, ...]:
+        silent = jnp.zeros((spikes.shape[0], params.neuron.decay.size))
+        updates = self.neuron.operations(params.neuron, "readout", state.spikes, silent)
+        scale = tally("readout", "membrane_read", silent.shape[1], {"multiply": 1})
+        return *params.synapse.operations("readout", spikes, spiking=True), *updates, scale
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
@@ -295,6 +360,19 @@ class PopulationReadout:
         train = jnp.stack(train)
         rates = train.mean(0).reshape(params.decoder.shape)
         return (rates * params.decoder).sum(1) + params.bias, state, (train,)
+
+    def operations(
+        self, params: PopulationWeights, state: NeuronState, spikes: Array, trains: tuple[Array, ...]
+    ) -> tuple[Operations, ...]:
+        (train,) = trains
+        decoder = product_operations("decoder", train.sum(0, keepdims=True), params.decoder[..., None], spiking=False)
+        return (
+            *params.synapse.operations("output population", spikes, spiking=True),
+            *self.neuron.operations(params.neuron, "output population", state.spikes, train),
+            _counting(train),
+            decoder,
+            tally("decoder", "bias", params.bias.size),
+        )
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())
@@ -351,6 +429,25 @@ class PopulationVectorReadout:
         weights = jax.nn.softmax(activity.reshape(-1, self.neurons))
         vector = weights @ jnp.linspace(-self.span, self.span, self.neurons, dtype=jnp.float32)
         return self.share * vector + (1 - self.share) * params.direct(hidden)[0], None, ()
+
+    def operations(
+        self, params: PopulationVectorWeights, state: None, spikes: Array, trains: tuple[Array, ...]
+    ) -> tuple[Operations, ...]:
+        counts, populations = spikes.sum(0, keepdims=True), params.activity.bias.size // self.neurons
+        found, seen = [_counting(spikes)], counts
+        if self.membranes:
+            found.append(tally("readout", "membrane_read", spikes.size, {"multiply": 1, "add": 1}))
+            seen = jnp.concatenate([counts, jnp.ones_like(counts)], axis=1)
+        hidden = jnp.ones((1, self.hidden))
+        found += params.mix.operations("readout, mix", seen)
+        found.append(tally("readout, mix", "layer_normalisation", 1, standardising(self.hidden)))
+        found.append(tally("readout, mix", "activation", self.hidden, ACTIVATION_ARITHMETIC["silu"]))
+        found += params.activity.operations("readout, population", hidden)
+        vector = {"exponential": self.neurons, "add": 3 * self.neurons, "multiply": self.neurons + 1, "divide": 1}
+        found.append(tally("readout, population", "population_vector", populations, vector))
+        found += params.direct.operations("readout, direct", hidden)
+        found.append(tally("readout, direct", "weighted_sum", populations, {"multiply": 2, "add": 1}))
+        return tuple(found)
 
     def curvature(self, params: PyTree) -> Array:
         return jnp.zeros(())

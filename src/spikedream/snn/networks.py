@@ -24,6 +24,7 @@ from spikedream.snn.codings import (
     affine,
 )
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
+from spikedream.snn.operations import ACTIVATION_ARITHMETIC, SIGMOID, Activity, Operations, product_operations, standardising, tally
 from spikedream.types import PyTree, check_bounds
 
 ACTIVATIONS = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}
@@ -48,6 +49,14 @@ class Network(Protocol):
 
     def readout_l1(self, params: PyTree) -> Array:
         """Sum of the magnitudes of the readout's weights; a penalty on it leaves few hidden neurons in use."""
+        ...
+
+    def operations(self, params: PyTree, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        """Of one call with the same arguments, by the spikes that occur in it."""
+        ...
+
+    def state(self, params: PyTree) -> PyTree:
+        """What it must hold between its ticks."""
         ...
 
     def twin(self) -> "MLP | Linear | GRU":
@@ -159,6 +168,23 @@ class SpikingNetwork:
     def readout_l1(self, params: SpikingParams) -> Array:
         return _l1(params.readout)
 
+    def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        states, readout = carry if self.persistent and carry else self._rest(params)
+        trains = self(params, x, carry, key).spikes
+        hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
+        entering, spiking = self.encoder.encode(params.encoder, x, self.ticks, key), self.encoder.spiking
+        found = [*self.encoder.operations(params.encoder, entering)]
+        for i, (layer, state, train) in enumerate(zip(params.layers, states, hidden, strict=True)):
+            part, synapse = f"layer {i + 1}", layer.synapse if i else _thin(layer.synapse, self.fan_in)
+            repeats = self.ticks // entering.shape[0]
+            found += synapse.operations(part, entering, spiking=spiking, repeats=repeats)
+            found += self.neuron.operations(layer.neuron, part, state.spikes.reshape(-1), train)
+            entering, spiking = train, True
+        return *found, *self.readout.operations(params.readout, readout, entering, out_trains)
+
+    def state(self, params: SpikingParams) -> PyTree:
+        return self._rest(params)
+
     def twin(self) -> "MLP | GRU":
         gain, skip = self.readout.gain, isinstance(self.readout, MembraneReadout)
         if self.persistent:
@@ -187,6 +213,10 @@ def _thin(synapse: Affine, fan_in: int | None) -> Affine:
 
 def _l1(readout: PyTree) -> Array:
     return jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(readout) if x.ndim == 2]).sum()
+
+
+def _active(x: Array) -> Activity:
+    return Activity(x.size, (x != 0).sum().astype(jnp.float32))
 
 
 class MLPParams(eqx.Module):
@@ -234,11 +264,16 @@ class MLP:
 
     def __call__(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
         straight = 0.0 if params.skip is None else x @ params.skip
-        first, *rest = params.layers
-        x = self._activate(_thin(first, self.fan_in)(x[None])) if rest else x[None]
-        for layer in rest[:-1]:
-            x = self._activate(layer(x))
-        return Output(params.layers[-1](x)[0] + straight, (), ())
+        *_, last = self._entering(params, x)
+        return Output(params.layers[-1](last)[0] + straight, (), ())
+
+    def _entering(self, params: MLPParams, x: Array) -> list[Array]:
+        """What enters each layer, (1, in_size) each."""
+        entering = [x[None]]
+        for i, layer in enumerate(params.layers[:-1]):
+            layer = layer if i else _thin(layer, self.fan_in)
+            entering.append(self._activate(layer(entering[-1])))
+        return entering
 
     def _activate(self, x: Array) -> Array:
         if self.norm == "layer":
@@ -250,6 +285,26 @@ class MLP:
 
     def readout_l1(self, params: MLPParams) -> Array:
         return _l1(params.layers[-1])
+
+    def operations(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        found, entering = [], self._entering(params, x)
+        for i, (layer, into) in enumerate(zip(params.layers, entering, strict=True)):
+            part = f"layer {i + 1}"
+            found += (layer if i else _thin(layer, self.fan_in)).operations(part, into)
+            if i + 1 < len(params.layers):
+                after = entering[i + 1]
+                if self.norm == "layer":
+                    found.append(tally(part, "layer_normalisation", 1, standardising(after.size)))
+                found.append(tally(part, "activation", after.size, ACTIVATION_ARITHMETIC[self.activation], _active(after)))
+        if params.skip is not None:
+            found += [
+                product_operations("skip", x[None], params.skip, spiking=False),
+                tally("skip", "add", params.skip.shape[1]),
+            ]
+        return tuple(found)
+
+    def state(self, params: MLPParams) -> PyTree:
+        return ()
 
     def twin(self) -> "MLP":
         return self
@@ -287,6 +342,12 @@ class Linear:
 
     def readout_l1(self, params: Affine) -> Array:
         return _l1(params)
+
+    def operations(self, params: Affine, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        return params.operations("layer 1", x[None])
+
+    def state(self, params: Affine) -> PyTree:
+        return ()
 
     def twin(self) -> "Linear":
         return self
@@ -330,6 +391,24 @@ class GRU:
 
     def readout_l1(self, params: GRUParams) -> Array:
         return _l1(params.output)
+
+    def operations(self, params: GRUParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        before = self.start(params) if isinstance(carry, tuple) else carry
+        after, size, cell = self(params, x, before).carry, self.hidden, params.cell
+        assert cell.bias is not None and cell.bias_n is not None
+        return (
+            product_operations("cell, input", x[None], cell.weight_ih.T, spiking=False),
+            product_operations("cell, memory", before[None], cell.weight_hh.T, spiking=False),
+            tally("cell", "bias", cell.bias.size + cell.bias_n.size),
+            tally("cell", "add", 3 * size),  # of input and memory in both gates, and of state and candidate
+            tally("cell, gates", "activation", 2 * size, SIGMOID),
+            tally("cell, candidate", "activation", size, ACTIVATION_ARITHMETIC["tanh"]),
+            tally("cell, mixture", "multiply_accumulate", 2 * size),  # of the memory into the candidate, and of both into the state
+            *params.output.operations("readout", after[None]),
+        )
+
+    def state(self, params: GRUParams) -> PyTree:
+        return self.start(params)
 
     def twin(self) -> "GRU":
         return self

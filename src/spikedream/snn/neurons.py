@@ -3,7 +3,8 @@
 Each one is a frozen dataclass (hyper-parameters) that makes learnable `params` for a layer of `size` neurons, a fresh `state`, and
 steps that state by one tick. The decay factors b = exp(-dt/tau) are learned per neuron through a logistic function and stay in
 (0, 1); thresholds are learned through an exponential and stay positive. Nothing here needs more than a chip offers: one decay,
-one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron), save `norm`.
+one addition, one comparison and one reset a tick (and a second decay for the current-based and the adaptive neuron), save `norm`;
+`operations` counts them, a comparison as an addition.
 
 The primitives of NIR (Neuromorphic Intermediate Representation) are differential equations, which the tools that read it step by
 v <- v + (r x - v) dt / tau: for the decay b that is tau = dt / (1 - b) with r = 1 / (1 - b), not -dt / ln b.
@@ -17,6 +18,7 @@ With `decay_input` the membrane is a running average: where an equation adds a c
 shift): analogue, for a network that stays on the machine that trains it; NIR has no primitive for it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Integrators, Neurons, Unexportable, numbers
+from spikedream.snn.operations import Operations, firing, product_operations, standardising, tally
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
 from spikedream.types import check_bounds
@@ -64,6 +67,10 @@ class Neuron(Protocol):
 
     def describe(self, params: NeuronParams) -> Neurons | Integrators:
         """In effective values, for export."""
+        ...
+
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        """Of a layer that put out the spikes `train`, (ticks, size), after those of the tick `before`, (size,)."""
         ...
 
 
@@ -113,6 +120,21 @@ def _charge(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, curre
 
 def _recurrent_weights(size: int, gain: float, key: Array) -> Array:
     return jax.random.normal(key, (size, size)) * gain / jnp.sqrt(size)
+
+
+def _operations(
+    neuron: "AnyNeuron", params: NeuronParams, part: str, before: Array, train: Array, arithmetic: Mapping[str, int], reset: int = 0
+) -> tuple[Operations, ...]:
+    """Of neurons whose update consists of `arithmetic`, and whose reset of `reset` additions beside that of the membrane."""
+    more = {"multiply": arithmetic["multiply"] + int(neuron.decay_input)}
+    found = firing(part, train, {**arithmetic, **more}, reset + int(neuron.reset == "soft"))
+    if neuron.norm == "layer":
+        share = standardising(train.shape[1] // params.branches)
+        found += (tally(part, "layer_normalisation", train.shape[0] * params.branches, share),)
+    if params.recurrent is None:
+        return found
+    heard = jnp.concatenate([before[None], train[:-1]])
+    return (*found, product_operations(f"{part}, recurrent", heard, params.recurrent, spiking=True))
 
 
 def firing_threshold(params: NeuronParams) -> Array:
@@ -199,6 +221,9 @@ class LIF:
     def describe(self, params: NeuronParams) -> Neurons:
         return _neurons(self, params)
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return _operations(self, params, part, before, train, {"multiply": 1, "add": 2})
+
 
 @dataclass(frozen=True)
 class CubaLIF:
@@ -248,6 +273,9 @@ class CubaLIF:
     def describe(self, params: NeuronParams) -> Neurons:
         return replace(_neurons(self, params), synapse_decay=numbers(_factor(params.synapse_decay)))
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return _operations(self, params, part, before, train, {"multiply": 2, "add": 3})
+
 
 @dataclass(frozen=True)
 class AdaptiveLIF:
@@ -296,6 +324,9 @@ class AdaptiveLIF:
     def describe(self, params: NeuronParams) -> Neurons:
         decay = numbers(_factor(params.adaptation_decay))
         return replace(_neurons(self, params), adaptation_decay=decay, adaptation=self.adaptation)
+
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return _operations(self, params, part, before, train, {"multiply": 3, "add": 3}, reset=1)
 
 
 @dataclass(frozen=True)
@@ -353,6 +384,9 @@ class AdaptiveCubaLIF:
         found = replace(_neurons(self, params), synapse_decay=synapse)
         return replace(found, adaptation_decay=adaptation, adaptation=self.adaptation)
 
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return _operations(self, params, part, before, train, {"multiply": 4, "add": 4}, reset=1)
+
 
 @dataclass(frozen=True)
 class LeakyIntegrator:
@@ -382,6 +416,9 @@ class LeakyIntegrator:
 
     def describe(self, params: NeuronParams) -> Integrators:
         return Integrators(numbers(_factor(params.decay)))
+
+    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+        return (tally(part, "neuron_update", train.size, {"multiply": 1, "add": 1}),)
 
 
 AnyNeuron = LIF | CubaLIF | AdaptiveLIF | AdaptiveCubaLIF
