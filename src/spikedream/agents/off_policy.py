@@ -226,9 +226,7 @@ class OffPolicy:
 
     def describe(self, policy: OffPolicyPolicy) -> tuple[Node, ...]:
         if self.actor_sees != "observation":
-            raise Unexportable(
-                f'an actor with actor_sees "{self.actor_sees}" cannot be exported; one that sees the "observation" can'
-            )
+            raise Unexportable('an actor that sees a representation cannot be exported; with actor_sees "observation" it can')
         return *described(self.actor, policy.actor), described(self.policy, policy.spec.action_size)
 
     def _decide(self, actor: PyTree, encoder: PyTree, obs: Array, key: Array):

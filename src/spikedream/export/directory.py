@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from spikedream.export import neuromorphic
-from spikedream.export.c99 import Source, literal, source
+from spikedream.export.c99 import source
 from spikedream.export.emulator import BOARDS, Board
+from spikedream.export.program import Source, literal
 from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, test_vectors
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
 from spikedream.runs.run import Run

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedream.export.c99 import Source
+from spikedream.export.program import Source
 from spikedream.nodes import Unexportable
 
 BOARDS_DIRECTORY = Path(__file__).parent / "boards"
@@ -130,8 +130,11 @@ def _compile(board: Board, directory: Path, work: Path, name: str, *arguments: s
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
-        over = next((line for line in lines if "overflowed" in line), None)
-        raise Unexportable(f"{board.name} cannot {'hold' if over else 'compile'} the actor: {(over or lines[0]).strip()}")
+        over = next((line.partition("region ")[2] for line in lines if "overflowed" in line), None)
+        if over is not None:
+            has = f"{board.flash / 1024:.0f} KiB of flash and {board.ram / 1024:.0f} KiB of RAM"
+            raise Unexportable(f"{board.name} has {has}, and the actor does not fit: {over}")
+        raise Unexportable(f"{board.compiler} cannot compile the actor: {lines[0]}")
     return out
 
 
