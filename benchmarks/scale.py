@@ -28,7 +28,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.runs import checkpoint
 from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.replay_log import ReplayLog
-from spikedream.snn.networks import MLP
+from spikedream.snn.conventional import MLP
 from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
 

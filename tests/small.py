@@ -16,7 +16,7 @@ from spikedream import config as configuration
 from spikedream.config import Config
 from spikedream.replay.normalizer import identity
 from spikedream.replay.ring import Replay, ReplayBuffer
-from spikedream.snn.codings import AnyEncoder
+from spikedream.snn.encoders import AnyEncoder
 from spikedream.types import Spec, Transition
 from spikedream.world import World
 

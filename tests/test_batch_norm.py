@@ -14,7 +14,7 @@ from spikedream.agents.transitions import real
 from spikedream.config import Config, ConfigError, merge
 from spikedream.ops.distributions import Regression
 from spikedream.snn.batch_norm import SMALL, BatchNormMLP
-from spikedream.snn.networks import MLP
+from spikedream.snn.conventional import MLP
 from spikedream.world_models.true_environment import TrueEnvironment
 
 KEY = jax.random.key(0)

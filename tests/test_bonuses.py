@@ -19,7 +19,7 @@ from spikedream.bonuses.random_network_distillation import RandomNetworkDistilla
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.config import twin
 from spikedream.replay.ring import ReplayBuffer
-from spikedream.snn.codings import GaussianPopulation
+from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.types import Prediction, Transition
 from spikedream.world import World

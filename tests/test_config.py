@@ -11,7 +11,8 @@ from small import with_changed
 
 from spikedream import config as configuration
 from spikedream.config import Config
-from spikedream.snn.networks import MLP, Linear, SpikingNetwork
+from spikedream.snn.conventional import MLP, Linear
+from spikedream.snn.networks import SpikingNetwork
 
 # Fields that act outside `fit` and `dream`; test_cli.py and test_resume.py hold them.
 SHELL = {

@@ -32,9 +32,11 @@ from spikedream.ops.slow_copy import HardCopy
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.runs import checkpoint
 from spikedream.snn.batch_norm import BatchNormMLP
-from spikedream.snn.codings import AnyReadout, GaussianPopulation
-from spikedream.snn.networks import GRU, AnyNetwork, SpikingNetwork
+from spikedream.snn.conventional import GRU
+from spikedream.snn.encoders import GaussianPopulation
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
+from spikedream.snn.readouts import AnyReadout
 from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent

@@ -16,7 +16,7 @@ from spikedream.agents.policy_head import Deterministic
 from spikedream.ops.dream import dream
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import Calibrated, Evidence, FirstStep, Tightening
-from spikedream.snn.networks import MLP
+from spikedream.snn.conventional import MLP
 from spikedream.types import Decision, Prediction
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble

@@ -30,10 +30,11 @@ from spikedream.export.prices import Line, Table
 from spikedream.ops.distributions import Regression
 from spikedream.ops.slow_copy import HardCopy
 from spikedream.replay.ring import ReplayBuffer
-from spikedream.snn.codings import PopulationReadout, RateReadout
-from spikedream.snn.networks import MLP, SpikingNetwork
+from spikedream.snn.conventional import MLP
+from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.operations import tally
+from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment

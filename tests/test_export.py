@@ -30,19 +30,18 @@ from spikedream.export import c99, emulator, neuromorphic
 from spikedream.nodes import Bounds, Chain, Choice, Unexportable, described
 from spikedream.ops.distributions import Categorical, TanhNormal
 from spikedream.ops.slow_copy import HardCopy
-from spikedream.snn.codings import (
-    AnyEncoder,
+from spikedream.snn.conventional import GRU, MLP, Linear
+from spikedream.snn.encoders import AnyEncoder, DirectCurrent, GaussianPopulation
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF
+from spikedream.snn.readouts import (
     AnyReadout,
-    DirectCurrent,
-    GaussianPopulation,
     LeakyReadout,
     MembraneReadout,
     PopulationReadout,
     PopulationVectorReadout,
     RateReadout,
-)  # fmt: skip
-from spikedream.snn.networks import GRU, MLP, AnyNetwork, Linear, SpikingNetwork
-from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF
+)
 
 KEY = jax.random.key(0)
 INPUTS, OUTPUTS, SAMPLES = 4, 3, 20

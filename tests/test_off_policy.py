@@ -20,9 +20,11 @@ from spikedream.ops.distributions import Huber, Regression, TwoHot
 from spikedream.ops.slow_copy import HardCopy, Polyak
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.batch_norm import BatchNormMLP
-from spikedream.snn.codings import GaussianPopulation, PopulationReadout
-from spikedream.snn.networks import GRU, MLP, SpikingNetwork
+from spikedream.snn.conventional import GRU, MLP
+from spikedream.snn.encoders import GaussianPopulation
+from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import CubaLIF
+from spikedream.snn.readouts import PopulationReadout
 from spikedream.types import Transition
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment

@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 from small import encoders, kinds, small
 
+from spikedream.snn.affine import Affine
 from spikedream.snn.batch_norm import BatchNormMLP
-from spikedream.snn.codings import (
-    Affine,
-    AnyReadout,
-    DirectCurrent,
-    GaussianPopulation,
-    LeakyReadout,
-    MembraneReadout,
-    PopulationReadout,
-    RateReadout,
-)
-from spikedream.snn.networks import GRU, MLP, AnyNetwork, Linear, SpikingNetwork
+from spikedream.snn.conventional import GRU, MLP, Linear
+from spikedream.snn.encoders import DirectCurrent, GaussianPopulation
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF, AnyNeuron, CubaLIF
 from spikedream.snn.operations import memory, product_operations, scaled, together
+from spikedream.snn.readouts import AnyReadout, LeakyReadout, MembraneReadout, PopulationReadout, RateReadout
 
 KEY = jax.random.key(0)
 X = jnp.array([0.9, -0.4, 0.3])

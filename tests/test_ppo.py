@@ -15,9 +15,11 @@ from spikedream.ops.distributions import Regression
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.replay.ring import ReplayBuffer
-from spikedream.snn.codings import MembraneReadout, PopulationReadout
-from spikedream.snn.networks import MLP, Output, SpikingNetwork
+from spikedream.snn.conventional import MLP
+from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
+from spikedream.snn.protocols import Output
+from spikedream.snn.readouts import MembraneReadout, PopulationReadout
 from spikedream.types import Prediction, Spec, Transition
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)

@@ -12,9 +12,10 @@ from small import CONTINUOUS, DISCRETE, changed_rows, holding
 from spikedream.config import twin
 from spikedream.envs.spaces import decode_actions
 from spikedream.replay.normalizer import Normalizer
-from spikedream.snn.codings import DirectCurrent, MembraneReadout, RateReadout
+from spikedream.snn.encoders import DirectCurrent
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
+from spikedream.snn.readouts import MembraneReadout, RateReadout
 from spikedream.types import Spec, Transition
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment, TrueState

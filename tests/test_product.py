@@ -11,8 +11,8 @@ from programs import outcome
 
 from spikedream import config as configuration
 from spikedream.config import Config
-from spikedream.snn.codings import PopulationVectorReadout
 from spikedream.snn.product import NARROW, UNROLLED, WORTHWHILE, fastest, narrow_dot, precisely, product
+from spikedream.snn.readouts import PopulationVectorReadout
 
 KEY = jax.random.key(0)
 X, W = jax.random.normal(KEY, (6, 5, 64)), jax.random.normal(jax.random.key(1), (3, 64, 72))

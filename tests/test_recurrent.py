@@ -14,7 +14,8 @@ from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.replay.ring import Priority
 from spikedream.replay.sum_tree import empty_tree
-from spikedream.snn.networks import GRU, MLP, SpikingNetwork
+from spikedream.snn.conventional import GRU, MLP
+from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.types import Spec, Transition
 from spikedream.world import World

@@ -44,7 +44,7 @@ from spikedream.runners.sync import Progress
 from spikedream.runs import checkpoint, evaluate, metrics
 from spikedream.runs.replay_log import ReplayLog
 from spikedream.runs.run import Run
-from spikedream.snn.networks import MLP
+from spikedream.snn.conventional import MLP
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent
 

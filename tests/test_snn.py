@@ -1,4 +1,4 @@
-"""Spiking neurons against closed forms, their surrogate gradients, codings by hand, and the contract of every network."""
+"""Spiking neurons against closed forms, their surrogate gradients, encoders and readouts by hand, and the contract of every network."""
 
 import math
 from dataclasses import replace
@@ -12,11 +12,13 @@ from small import encoders, finite, kinds, same, shapes, small
 
 from spikedream.ops.fitting import matrices
 from spikedream.snn import surrogates
-from spikedream.snn.codings import (
-    Affine,
+from spikedream.snn.affine import Affine
+from spikedream.snn.conventional import GRU, MLP, Linear
+from spikedream.snn.encoders import DirectCurrent, GaussianPopulation
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
+from spikedream.snn.readouts import (
     AnyReadout,
-    DirectCurrent,
-    GaussianPopulation,
     LeakyReadout,
     MembraneReadout,
     MembraneWeights,
@@ -26,8 +28,6 @@ from spikedream.snn.codings import (
     PopulationWeights,
     RateReadout,
 )
-from spikedream.snn.networks import GRU, MLP, AnyNetwork, Linear, SpikingNetwork
-from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF, LeakyIntegrator
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, spike
 
 KEY = jax.random.key(0)

@@ -12,9 +12,10 @@ from small import holding, known
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.ops.distributions import TwoHot
-from spikedream.snn.codings import MembraneReadout, PopulationReadout
-from spikedream.snn.networks import MLP, SpikingNetwork
+from spikedream.snn.conventional import MLP
+from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
+from spikedream.snn.readouts import MembraneReadout, PopulationReadout
 from spikedream.types import Prediction, Spec, Transition
 from spikedream.world import World
 

@@ -10,8 +10,8 @@ from jax import Array
 
 from spikedream.agents.representation import SALE, average_l1
 from spikedream.ops.distributions import ValueDistribution
+from spikedream.snn.affine import Affine, affine
 from spikedream.snn.batch_norm import BatchNormMLP, Moments
-from spikedream.snn.codings import Affine, affine
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec
 

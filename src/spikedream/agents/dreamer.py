@@ -20,8 +20,8 @@ from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.snn.codings import PopulationReadout, RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
 from spikedream.world import Belief, World
 

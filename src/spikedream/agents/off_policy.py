@@ -29,9 +29,11 @@ from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
 from spikedream.ops.value_range import ValueRange
 from spikedream.snn.batch_norm import BatchNormMLP
-from spikedream.snn.codings import GaussianPopulation, PopulationReadout
-from spikedream.snn.networks import MLP, AnyNetwork, SpikingNetwork
+from spikedream.snn.conventional import MLP
+from spikedream.snn.encoders import GaussianPopulation
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import CubaLIF
+from spikedream.snn.readouts import PopulationReadout
 from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, Spec, check_bounds, firing_rate
 from spikedream.world import World
 

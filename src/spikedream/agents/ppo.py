@@ -22,8 +22,8 @@ from spikedream.ops.dream import Dream, dream
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, standardise
 from spikedream.ops.returns import survival, vtrace
-from spikedream.snn.codings import PopulationReadout, RateReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
 from spikedream.world import World
 

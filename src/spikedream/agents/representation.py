@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.snn.networks import MLP, AnyNetwork
+from spikedream.snn.conventional import MLP
+from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec, check_bounds
 
 

@@ -34,7 +34,7 @@ from spikedream.export.prices import Line, Table
 from spikedream.replay.ring import Replay
 from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
-from spikedream.snn.networks import Linear
+from spikedream.snn.conventional import Linear
 from spikedream.snn.operations import memory
 from spikedream.types import PyTree
 

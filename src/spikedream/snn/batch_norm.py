@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.snn.codings import Affine, affine
-from spikedream.snn.networks import ACTIVATIONS, Output
+from spikedream.snn.affine import Affine, affine
+from spikedream.snn.conventional import ACTIVATIONS
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, tally
+from spikedream.snn.protocols import Output
 from spikedream.types import PyTree, check_bounds
 
 SMALL = 1e-3  # beside a variance

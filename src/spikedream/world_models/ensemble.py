@@ -17,8 +17,9 @@ from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import adamw, fit, start
-from spikedream.snn.networks import AnyNetwork, Output, SpikingNetwork
+from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
+from spikedream.snn.protocols import Output
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 
 

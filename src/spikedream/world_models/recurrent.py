@@ -15,9 +15,9 @@ import optax
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit, matrices, start
-from spikedream.snn.codings import MembraneReadout
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
+from spikedream.snn.readouts import MembraneReadout
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
