@@ -173,10 +173,11 @@ class OfOffPolicy:
     def learn(self, totals: Totals) -> dict[str, Calls] | None:
         agent, every = self.agent, totals.updates * self.agent.batch
         acted = totals.updates // agent.policy_delay * agent.batch
+        passed = 2 * every if agent.slow is None else every  # in one pass the rows of targets are part of the gradient's program
         found = {
             "actor": Calls(every + acted, acted, totals.updates // agent.policy_delay),
             # Of the target, of what is learned, and, with the gradient of the action alone, for the actor.
-            "critics": Calls(2 * every + acted, every + acted / 2, totals.updates),
+            "critics": Calls(2 * every + acted, passed + acted / 2, totals.updates),
         }
         if agent.representation is None:
             return found
