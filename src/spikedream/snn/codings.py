@@ -291,10 +291,9 @@ class PopulationVectorReadout:
     def decode(self, params: PopulationVectorWeights, state: None, spikes: Array, v: Array):
         seen = jnp.concatenate([spikes, v], axis=1) if self.membranes else spikes
         hidden = jax.nn.silu(jax.nn.standardize(params.mix(seen.mean(0, keepdims=True))))
-        # XLA's back end for CPUs aborts where a reshape is fused with the gradient of a product in bfloat16.
-        activity = jax.lax.optimization_barrier(params.activity(hidden))
-        weights = jax.nn.softmax(activity.reshape(-1, self.neurons))
-        vector = weights @ jnp.linspace(-self.span, self.span, self.neurons, dtype=jnp.float32)
+        weights = jax.nn.softmax(params.activity(hidden).reshape(-1, self.neurons))
+        # A sum, no product: where products are to be made in bfloat16, XLA's back end for CPUs aborts on this one's gradient.
+        vector = (weights * jnp.linspace(-self.span, self.span, self.neurons, dtype=jnp.float32)[None]).sum(1)
         return self.share * vector + (1 - self.share) * params.direct(hidden)[0], None, ()
 
     def curvature(self, params: PyTree) -> Array:
