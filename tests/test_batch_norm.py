@@ -23,10 +23,12 @@ ROWS = jax.random.normal(KEY, (6, 3)) * jnp.array([1.0, 5.0, 0.2])[None] + 2
 
 
 def settle(network, params, rows, times):
-    for _ in range(times):
-        out, running = jax.jit(network.on_batch)(params, rows)
-        params = replace(params, running=running)
-    return out, params
+    def step(params, _):
+        out, running = network.on_batch(params, rows)
+        return replace(params, running=running), out
+
+    params, outs = jax.lax.scan(step, params, None, times)
+    return outs[-1], params
 
 
 def test_rows_are_standardised_in_front_of_each_layer():

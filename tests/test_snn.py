@@ -1,4 +1,4 @@
-"""Spiking neurons against closed forms, their surrogate gradients, encoders and readouts by hand, and the contract of every network."""
+"""Spiking neurons against closed forms, surrogate gradients, encoders and readouts by hand, and the contract of every network."""
 
 import math
 from dataclasses import replace
