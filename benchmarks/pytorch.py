@@ -148,6 +148,7 @@ class Silence:
     """A listener that says nothing."""
 
     def phase(self, name: str, done: int, total: int) -> None: ...
+    def progress(self, real_steps: int, budget: int) -> None: ...
     def record(self, row: Any) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -156,9 +157,10 @@ class Peer:
     """The program in PyTorch."""
 
     def __init__(self, python: Path, autocast: bool):
-        program = str(Path(__file__).with_name("popsan_in_pytorch.py"))
-        command = [str(python), program, *(["--autocast"] if autocast else [])]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        program = str(Path(__file__).resolve().with_name("popsan_in_pytorch.py"))
+        command = [str(python.absolute()), program, *(["--autocast"] if autocast else [])]
+        elsewhere = tempfile.gettempdir()  # where MuJoCo's log of its warnings is in nobody's way
+        self.process = subprocess.Popen(command, cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._answer()
 
     def _answer(self) -> Any:
