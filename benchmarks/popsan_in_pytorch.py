@@ -27,24 +27,23 @@ MEMBERS, SCALES, WIDTH, MODEL_TICKS, CENTRES = 3, 3, 85, 8, 8
 STARTS, HORIZON, EVERY, RING = 1024, 5, 250, 100_000
 
 
-class Rectangular(torch.autograd.Function):
+class Spike(torch.autograd.Function):
+    """1 where the threshold has been reached; its kinds differ in their surrogate gradient."""
+
     @staticmethod
     def forward(ctx: Any, excess: Tensor) -> Tensor:
         ctx.save_for_backward(excess)
         return (excess >= 0).to(excess.dtype)
 
+
+class Rectangular(Spike):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (excess,) = ctx.saved_tensors
         return gradient * (excess.abs() < 0.5)
 
 
-class SuperSpike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, excess: Tensor) -> Tensor:
-        ctx.save_for_backward(excess)
-        return (excess >= 0).to(excess.dtype)
-
+class SuperSpike(Spike):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (excess,) = ctx.saved_tensors

@@ -336,8 +336,8 @@ class AdaptiveCubaLIF:
         i[t] = a i[t-1] + x[t] + R s[t-1];   e[t] = c e[t-1] + (1 - c) s[t-1]
         u[t] = b v[t-1] + i[t];   s[t] = [u[t] >= th + k e[t]]
 
-    then the reset, a soft one by the raised threshold. A spike raises it by (1 - c) k: by 0.1 with the defaults.
-    NIR: `CubaLIF` (as above) with the `LI` node of `AdaptiveLIF`.
+    then the reset, a soft one by the raised threshold. A spike raises it by (1 - c) k: by 0.1 with the defaults. NIR has no neuron
+    whose threshold moves.
     """
 
     synapse_decay: tuple[float, float] = (0.5, 0.5)
