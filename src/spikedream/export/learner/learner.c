@@ -1,0 +1,313 @@
+/* See learner.h. */
+#include "learner.h"
+
+#include "arithmetic.h"
+#include "start.h"
+
+#define FAINT -16.0f /* exponent below which a receptive field is taken for silent */
+
+static float uniform(struct learner *learner) /* in [0, 1): xorshift (Marsaglia 2003) */
+{
+    learner->random ^= learner->random << 13;
+    learner->random ^= learner->random >> 17;
+    learner->random ^= learner->random << 5;
+    return (float)(learner->random >> 8) * (1.0f / 16777216.0f);
+}
+
+static float logarithm(float x) /* of x > 0: 2 artanh of (m - 1) / (m + 1), m in [0.7, 1.4), and the exponent */
+{
+    union { float value; uint32_t bits; } split;
+    float z, square;
+    int exponent;
+    split.value = x;
+    exponent = (int)(split.bits >> 23) - 127;
+    split.bits = (split.bits & 0x7fffffu) | 0x3f800000u;
+    if (split.value > 1.4142135f) {
+        split.value *= 0.5f;
+        exponent++;
+    }
+    z = (split.value - 1.0f) / (split.value + 1.0f);
+    square = z * z;
+    return (float)exponent * 0.6931472f +
+           2.0f * z * (1.0f + square * (1.0f / 3.0f + square * (1.0f / 5.0f + square * (1.0f / 7.0f + square * (1.0f / 9.0f)))));
+}
+
+static float root(float x) /* of x >= 0: four of Heron's steps from half the exponent */
+{
+    union { float value; uint32_t bits; } guess;
+    int i;
+    if (x <= 0.0f)
+        return 0.0f;
+    guess.value = x;
+    guess.bits = (guess.bits >> 1) + 0x1fc00000u;
+    for (i = 0; i < 4; i++)
+        guess.value = 0.5f * (guess.value + x / guess.value);
+    return guess.value;
+}
+
+static float logistic(float x)
+{
+    float e = exponential(-magnitude(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+static float normalised(const struct learner *learner, const float *observation, int i)
+{
+    float deviation = root(learner->variance[i]);
+    return (observation[i] - learner->mean[i]) / (deviation > 1e-6f ? deviation : 1.0f);
+}
+
+static void encode(struct learner *learner, const float *network, const float *observation)
+{
+#if LEARNER_FIELDS > 1
+    int i, k, c = 0;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        float x = normalised(learner, observation, i);
+        for (k = 0; k < LEARNER_FIELDS; k++, c++) {
+            float width = network[WIDTH + c];
+            float z = (x - network[MEAN + c]) * (width > 0.0f ? exponential(-width) : 1.0f / exponential(width));
+            float q = -0.5f * (z * z);
+            learner->channel[c] = q < FAINT ? 0.0f : exponential(q);
+        }
+    }
+#else
+    int i;
+    (void)network;
+    for (i = 0; i < LEARNER_INPUTS; i++)
+        learner->channel[i] = normalised(learner, observation, i);
+#endif
+}
+
+/* The layer's ticks under constant currents from rest, and with them what each neuron's spike count changes by with its current and
+ * with the logit of its decay: the current is the same at every tick and the state is fresh, so that one number a neuron is the whole
+ * influence of all that feeds its current. */
+static void fire(struct learner *learner, const float *network, const float *current)
+{
+    int j, tick;
+    learner->spikes = 0;
+    for (j = 0; j < LEARNER_HIDDEN; j++) {
+        float b = logistic(network[DECAY + j]), slope = b * (1.0f - b), v = 0, v_current = 0, v_decay = 0;
+        float fired_current = 0, fired_decay = 0;
+        int count = 0;
+        for (tick = 0; tick < LEARNER_TICKS; tick++) {
+            float u = b * v + current[j], u_current = b * v_current + 1.0f, u_decay = b * v_decay + slope * v;
+            float excess = u - LEARNER_THRESHOLD, bump = LEARNER_SURROGATE(excess);
+            int spike = excess >= 0.0f;
+            count += spike;
+            fired_current += bump * u_current;
+            fired_decay += bump * u_decay;
+#if LEARNER_SOFT_RESET
+            v = spike ? excess : u;
+            v_current = u_current - LEARNER_THRESHOLD * (bump * u_current);
+            v_decay = u_decay - LEARNER_THRESHOLD * (bump * u_decay);
+#else
+            v = spike ? 0.0f : u;
+            v_current = (spike ? 0.0f : u_current) - u * (bump * u_current);
+            v_decay = (spike ? 0.0f : u_decay) - u * (bump * u_decay);
+#endif
+        }
+        learner->spikes += (uint32_t)count;
+        learner->rate[j] = (float)count / LEARNER_TICKS;
+        learner->by_current[j] = fired_current / LEARNER_TICKS;
+        learner->by_decay[j] = fired_decay / LEARNER_TICKS;
+    }
+}
+
+/* Outputs for an observation; what the gradient needs stays in `learner`. */
+static void forward(struct learner *learner, const float *network, int outputs, const float *observation)
+{
+    float current[LEARNER_HIDDEN];
+    int c, j, k;
+    encode(learner, network, observation);
+    for (j = 0; j < LEARNER_HIDDEN; j++)
+        current[j] = network[BIAS + j];
+    for (c = 0; c < CHANNELS; c++) {
+        const float *row = network + WEIGHT + c * LEARNER_HIDDEN;
+        float x = learner->channel[c];
+        if (x != 0.0f)
+            for (j = 0; j < LEARNER_HIDDEN; j++)
+                current[j] += x * row[j];
+    }
+    fire(learner, network, current);
+    for (k = 0; k < outputs; k++)
+        learner->output[k] = network[OUT_BIAS(outputs) + k];
+    for (j = 0; j < LEARNER_HIDDEN; j++)
+        if (learner->rate[j] != 0.0f)
+            for (k = 0; k < outputs; k++)
+                learner->output[k] += learner->rate[j] * network[OUT + j * outputs + k];
+}
+
+static float add_to(float *trace, float gradient) /* the new trace's magnitude */
+{
+    float z = LEARNER_GAMMA * LEARNER_TRACE_DECAY * *trace + gradient;
+    z = magnitude(z) < 1e-30f ? 0.0f : z;
+    *trace = z;
+    return magnitude(z);
+}
+
+/* Adds the gradient of `pull` . outputs to the traces, after the last call of that network for `observation`; the sum of the traces'
+ * magnitudes. */
+static float recall(struct learner *learner, const float *network, float *trace, int outputs, const float *observation,
+                    const float *pull)
+{
+    float by_current[LEARNER_HIDDEN], length = 0;
+    int c, j, k;
+    for (j = 0; j < LEARNER_HIDDEN; j++) {
+        float pulled = 0;
+        for (k = 0; k < outputs; k++) {
+            pulled += pull[k] * network[OUT + j * outputs + k];
+            length += add_to(trace + OUT + j * outputs + k, pull[k] * learner->rate[j]);
+        }
+        by_current[j] = pulled * learner->by_current[j];
+        length += add_to(trace + BIAS + j, by_current[j]);
+        length += add_to(trace + DECAY + j, LEARNER_LEARNS_DECAY * pulled * learner->by_decay[j]);
+    }
+    for (k = 0; k < outputs; k++)
+        length += add_to(trace + OUT_BIAS(outputs) + k, pull[k]);
+    for (c = 0; c < CHANNELS; c++) {
+        const float *row = network + WEIGHT + c * LEARNER_HIDDEN;
+        float *traced = trace + WEIGHT + c * LEARNER_HIDDEN, x = learner->channel[c], pulled = 0;
+        for (j = 0; j < LEARNER_HIDDEN; j++)
+            length += add_to(traced + j, x * by_current[j]);
+#if LEARNER_FIELDS > 1
+        if (x != 0.0f)
+            for (j = 0; j < LEARNER_HIDDEN; j++)
+                pulled += row[j] * by_current[j];
+        {
+            float width = network[WIDTH + c], narrow = width > 0.0f ? exponential(-width) : 1.0f / exponential(width);
+            float z = (normalised(learner, observation, c / LEARNER_FIELDS) - network[MEAN + c]) * narrow;
+            length += add_to(trace + MEAN + c, pulled * x * z * narrow);
+            length += add_to(trace + WIDTH + c, pulled * x * z * z);
+        }
+#else
+        (void)row, (void)pulled, (void)observation;
+#endif
+    }
+    return length;
+}
+
+/* Overshooting-bounded gradient descent (Elsayed et al. 2024, algorithm 3). */
+static void step(float *network, float *trace, int size, float error, float length, float rate, float caution, int goes_on)
+{
+    float most = magnitude(error) > 1.0f ? magnitude(error) : 1.0f, bound = rate * caution * most * length;
+    float change = error * (rate / (bound > 1.0f ? bound : 1.0f));
+    int i;
+    for (i = 0; i < size; i++)
+        network[i] += change * trace[i];
+    if (!goes_on)
+        for (i = 0; i < size; i++)
+            trace[i] = 0;
+}
+
+static void observe(struct learner *learner, const float *observation) /* Chan et al. 1979, of one more row */
+{
+    float share;
+    int i;
+    learner->count += 1.0f;
+    share = 1.0f / learner->count;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        float delta = observation[i] - learner->mean[i];
+        learner->mean[i] += share * delta;
+        learner->variance[i] += share * ((1.0f - share) * delta * delta - learner->variance[i]);
+    }
+}
+
+static float scaled(struct learner *learner, float reward, int goes_on) /* by the deviation of the discounted return (Welford 1962) */
+{
+    float delta, variance;
+    learner->running = (goes_on ? LEARNER_GAMMA * learner->running : 0.0f) + reward;
+    learner->return_count += 1.0f;
+    delta = learner->running - learner->return_mean;
+    learner->return_mean += delta / learner->return_count;
+    learner->return_squares += delta * (learner->running - learner->return_mean);
+    variance = learner->return_count > 1.0f ? learner->return_squares / (learner->return_count - 1.0f) : 0.0f;
+    return variance > 1e-8f ? reward / root(variance) : reward;
+}
+
+/* Probabilities of the choices, and the logarithm of each, from the last call of the actor; its entropy. */
+static float policy(const struct learner *learner, float *probability, float *log_probability)
+{
+    float largest = learner->output[0], sum = 0, entropy = 0;
+    int k;
+    for (k = 1; k < LEARNER_CHOICES; k++)
+        if (learner->output[k] > largest)
+            largest = learner->output[k];
+    for (k = 0; k < LEARNER_CHOICES; k++)
+        sum += probability[k] = exponential(learner->output[k] - largest);
+    for (k = 0; k < LEARNER_CHOICES; k++) {
+        log_probability[k] = learner->output[k] - largest - logarithm(sum);
+        probability[k] /= sum;
+        entropy -= probability[k] * log_probability[k];
+    }
+    return entropy;
+}
+
+int learner_act(struct learner *learner, const float *observation, int greedy)
+{
+    float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], drawn;
+    int k, choice = 0;
+    forward(learner, learner->actor, LEARNER_CHOICES, observation);
+    if (greedy) {
+        for (k = 1; k < LEARNER_CHOICES; k++)
+            if (learner->output[k] > learner->output[choice])
+                choice = k;
+        return choice;
+    }
+    (void)policy(learner, probability, log_probability);
+    drawn = uniform(learner);
+    while (choice < LEARNER_CHOICES - 1 && drawn >= probability[choice])
+        drawn -= probability[choice++];
+    return choice;
+}
+
+void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
+                   int truncated)
+{
+    float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], pull[LEARNER_CHOICES], one = 1.0f, after = 0, entropy;
+    int k, goes_on = !terminated && !truncated;
+    observe(learner, observation);
+    reward = scaled(learner, reward, goes_on);
+    if (!terminated) {
+        forward(learner, learner->critic, 1, next);
+        after = learner->output[0];
+    }
+    forward(learner, learner->critic, 1, observation);
+    learner->value = learner->output[0];
+    learner->error = reward + LEARNER_GAMMA * after - learner->value;
+    step(learner->critic, learner->critic_trace, CRITIC_PARAMETERS, learner->error,
+         recall(learner, learner->critic, learner->critic_trace, 1, observation, &one), LEARNER_CRITIC_STEP_SIZE,
+         LEARNER_CRITIC_CAUTION, goes_on);
+    forward(learner, learner->actor, LEARNER_CHOICES, observation);
+    entropy = policy(learner, probability, log_probability);
+    for (k = 0; k < LEARNER_CHOICES; k++) {
+        float spread = -probability[k] * (log_probability[k] + entropy);
+        float favour = learner->error > 0.0f ? LEARNER_ENTROPY : learner->error < 0.0f ? -LEARNER_ENTROPY : 0.0f;
+        pull[k] = (k == choice ? 1.0f : 0.0f) - probability[k] + favour * spread;
+    }
+    step(learner->actor, learner->actor_trace, ACTOR_PARAMETERS, learner->error,
+         recall(learner, learner->actor, learner->actor_trace, LEARNER_CHOICES, observation, pull), LEARNER_STEP_SIZE,
+         LEARNER_CAUTION, goes_on);
+}
+
+void learner_start(struct learner *learner, uint32_t seed)
+{
+    int i;
+    for (i = 0; i < ACTOR_PARAMETERS; i++) {
+        learner->actor[i] = start_actor[i];
+        learner->actor_trace[i] = 0;
+    }
+    for (i = 0; i < CRITIC_PARAMETERS; i++) {
+        learner->critic[i] = start_critic[i];
+        learner->critic_trace[i] = 0;
+    }
+    learner->count = START_COUNT;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        learner->mean[i] = start_mean[i];
+        learner->variance[i] = start_variance[i];
+    }
+    learner->running = 0;
+    learner->return_count = START_RETURN_COUNT;
+    learner->return_mean = START_RETURN_MEAN;
+    learner->return_squares = START_RETURN_SQUARES;
+    learner->random = seed;
+}

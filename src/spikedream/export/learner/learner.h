@@ -1,0 +1,48 @@
+/* A streaming spiking actor-critic that learns from each step as it comes: Stream AC(lambda) (Elsayed et al. 2024) on a layer of
+ * leaky integrate-and-fire neurons, gradients by real-time recurrent learning. No allocation, no library; nothing is stored of the
+ * past but traces. */
+#ifndef LEARNER_H
+#define LEARNER_H
+
+#include <stdint.h>
+
+#include "settings.h"
+
+/* Numbers that enter the layer: receptive fields, or the observation itself. */
+#define CHANNELS (LEARNER_INPUTS * LEARNER_FIELDS)
+
+/* Where the parameters of a network begin; a network of o outputs has OUT_BIAS(o) + o of them. */
+#define MEAN 0                          /* of the receptive fields */
+#define WIDTH (MEAN + CHANNELS)         /* their standard deviations' logarithms */
+#define WEIGHT (WIDTH + CHANNELS)       /* (channel, neuron) */
+#define BIAS (WEIGHT + CHANNELS * LEARNER_HIDDEN)
+#define DECAY (BIAS + LEARNER_HIDDEN)   /* logits of the membranes' decays */
+#define OUT (DECAY + LEARNER_HIDDEN)    /* (neuron, output) */
+#define OUT_BIAS(outputs) (OUT + LEARNER_HIDDEN * (outputs))
+#define ACTOR_PARAMETERS (OUT_BIAS(LEARNER_CHOICES) + LEARNER_CHOICES)
+#define CRITIC_PARAMETERS (OUT_BIAS(1) + 1)
+
+struct learner {
+    float actor[ACTOR_PARAMETERS], actor_trace[ACTOR_PARAMETERS];
+    float critic[CRITIC_PARAMETERS], critic_trace[CRITIC_PARAMETERS];
+    /* Running moments of the observations, and of the discounted sum of rewards. */
+    float count, mean[LEARNER_INPUTS], variance[LEARNER_INPUTS];
+    float running, return_count, return_mean, return_squares;
+    uint32_t random;
+    /* What the last call left behind. */
+    float channel[CHANNELS], rate[LEARNER_HIDDEN], by_current[LEARNER_HIDDEN], by_decay[LEARNER_HIDDEN];
+    float output[LEARNER_CHOICES], error, value;
+    uint32_t spikes; /* in the last call of a network */
+};
+
+/* As the exported run stood; `seed`, which is not 0, decides what is explored. */
+void learner_start(struct learner *learner, uint32_t seed);
+
+/* A choice for an observation, in the environment's own units: drawn from the policy, or its most probable one. */
+int learner_act(struct learner *learner, const float *observation, int greedy);
+
+/* From one step. `terminated`: the task ended; `truncated`: only the episode did. */
+void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
+                   int truncated);
+
+#endif

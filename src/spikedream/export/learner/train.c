@@ -1,0 +1,118 @@
+/* Learns CartPole-v1 with the environment inside: a line after every EVERY steps, with the mean return of greedy episodes, and a last
+ * one with a hash of all that was learned, which is the same on every machine. Returns 0 where it was solved.
+ *
+ * SEED, STEPS (at most), EVERY and EPISODES may be defined from outside; on a board, INSTRUCTIONS counts those of a step. */
+#ifndef PRINT
+#include <stdio.h>
+#define PRINT(text) fputs(text, stdout)
+#endif
+#ifndef SEED
+#define SEED 1u
+#endif
+#ifndef STEPS
+#define STEPS 20000
+#endif
+#ifndef EVERY
+#define EVERY 500
+#endif
+#ifndef EPISODES
+#define EPISODES 100
+#endif
+#define SOLVED 475
+#ifdef INSTRUCTIONS
+#include "board.h"
+#endif
+
+#include "cartpole.h"
+#include "learner.h"
+
+static struct learner learner;
+
+static void print_number(const char *before, uint32_t number)
+{
+    char text[12];
+    int i = 11;
+    text[i] = 0;
+    do
+        text[--i] = (char)('0' + number % 10);
+    while (number /= 10);
+    PRINT(before);
+    PRINT(text + i);
+}
+
+static uint32_t hash(const float *values, int size, uint32_t found) /* Fowler, Noll & Vo's, of 32 bits */
+{
+    int i;
+    for (i = 0; i < size; i++) {
+        union { float value; uint32_t bits; } word;
+        word.value = values[i];
+        found = (found ^ word.bits) * 16777619u;
+    }
+    return found;
+}
+
+static uint32_t evaluate(uint32_t seed) /* the mean return of greedy episodes, which teach nothing */
+{
+    struct cartpole cartpole;
+    uint32_t total = 0;
+    int i, terminated, truncated;
+    cartpole.random = seed;
+    for (i = 0; i < EPISODES; i++) {
+        cartpole_reset(&cartpole);
+        do {
+            cartpole_step(&cartpole, learner_act(&learner, cartpole.state, 1), &terminated, &truncated);
+            total++;
+        } while (!terminated && !truncated);
+    }
+    return total / EPISODES;
+}
+
+int main(void)
+{
+    struct cartpole cartpole;
+    uint32_t i, steps, solved = 0;
+    float before[4];
+    int terminated, truncated, choice;
+#ifdef INSTRUCTIONS
+    uint32_t unit = counted_by(), start, empty, taken, most = 0;
+    uint64_t sum = 0;
+    start = counted();
+    empty = counted() - start;
+#endif
+    learner_start(&learner, 2654435769u * SEED + 1u);
+    cartpole.random = 2246822519u * SEED + 1u;
+    cartpole_reset(&cartpole);
+    for (steps = 1; steps <= STEPS && !solved; steps++) {
+#ifdef INSTRUCTIONS
+        start = counted();
+#endif
+        for (i = 0; i < 4; i++)
+            before[i] = cartpole.state[i];
+        choice = learner_act(&learner, before, 0);
+        cartpole_step(&cartpole, choice, &terminated, &truncated);
+        learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated);
+        if (terminated || truncated)
+            cartpole_reset(&cartpole);
+#ifdef INSTRUCTIONS
+        taken = (uint32_t)(((counted() - start - empty) & COUNTER_MASK) * 100000ull / unit);
+        sum += taken;
+        most = taken > most ? taken : most;
+#endif
+        if (steps % EVERY == 0) {
+            uint32_t mean = evaluate(3266489917u * SEED + steps);
+            print_number("steps ", steps);
+            print_number(" return ", mean);
+            PRINT("\n");
+            solved = mean >= SOLVED ? steps : 0;
+        }
+    }
+#ifdef INSTRUCTIONS
+    print_number("instructions ", (uint32_t)(sum / (steps - 1)));
+    print_number(" most ", most);
+    PRINT("\n");
+#endif
+    print_number("solved ", solved);
+    print_number(" hash ", hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u)));
+    PRINT("\n");
+    return !solved;
+}
