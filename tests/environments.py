@@ -106,6 +106,13 @@ class Exits(Walk):
         return super().step(action)
 
 
+class Deaf(Walk):
+    """Wanders by itself, whatever it is told."""
+
+    def step(self, action: Any):
+        return super().step(self.np_random.integers(2))
+
+
 def _register(name: str, entry_point: Any, **kwargs: Any) -> None:
     gymnasium.register(f"{name}-v0", entry_point, max_episode_steps=kwargs.pop("limit", 50), kwargs=kwargs)
 
@@ -125,4 +132,5 @@ _register("NotAsSaid", WithSpaces, observation=Dict({"x": Discrete(2)}))
 _register("SelfTruncating", SelfTruncating, limit=None)
 _register("Fickle", Fickle)
 _register("Exits", Exits)
+_register("Deaf", Deaf)
 _register("Unbounded", WithSpaces, action=Box(-np.inf, np.inf, (1,), np.float32))

@@ -147,6 +147,7 @@ class Config:
         "float32"  # of products while it learns; the last is measured at the start
     )
     start_from: str | None = None  # an earlier run, whose world model and experience are taken over
+    strict: bool = False  # stop where the first experience shows that little can come of it
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
     collect: Collect = Collect()

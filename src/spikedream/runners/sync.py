@@ -17,12 +17,14 @@ from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config, to_data
 from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.make import reward_threshold
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
 from spikedream.runners.stop import Diverged, Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
+from spikedream.runs.doubts import tell_doubts
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.memory import check_memory
 from spikedream.runs.metrics import Listener, Recorder, check_wandb
@@ -180,6 +182,9 @@ class Trainer:
                 self._carry_on(acting)
                 self._heed_stop()
         self._carry_on(acting)
+        if progress.turn == 0 and (given_up := tell_doubts(self.config, self.collector.pending, self.listener.note)):
+            self.save()
+            raise BrokenEnvironment(given_up)
 
     def _carry_on(self, acting: Acting) -> None:
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
