@@ -15,6 +15,8 @@ from spikedream import config as configuration
 from spikedream.config import Config
 
 NETWORK = {"kind": "MLP", "hidden": [6]}
+ACTIVITY = {"activity_penalty": 0.1, "activity_target": 0.2}
+PRUNED = {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "sparsity": {"kind": "Pruning", "begin": 1, "steps": 4, "every": 2}}
 MEMORY = {"kind": "GRU", "hidden": 4}
 ENSEMBLE = {"members": 2, "updates": 2, "check_every": 2, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 2, "critic": NETWORK, "start_noise": 0.0}
@@ -50,6 +52,22 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          *(f"world_model.dynamics.readout.{x}" for x in ("hidden", "neurons", "span", "share", "gain")),
          *(f"world_model.dynamics.neuron.{x}" for x in (
              "synapse_decay", "adaptation_decay", "adaptation", "threshold", "recurrent_gain"))],
+    ),
+    "pruned dreamer": (
+        {"world_model": ENSEMBLE, "agent": {**DREAMER, "actor": PRUNED, **ACTIVITY}},
+        "dream",
+        [*(f"agent.actor.sparsity.{x}" for x in ("density", "begin", "steps", "every")), *(f"agent.{x}" for x in ACTIVITY)],
+    ),
+    "pruned ppo": (
+        {"agent": {"kind": "PPO", "critic": NETWORK, "rollout": 8, "batch": 8, "imagination": None, "actor": PRUNED, **ACTIVITY}},
+        "dream", ["agent.actor.sparsity.density", *(f"agent.{x}" for x in ACTIVITY)],
+    ),
+    "pruned off-policy agent": (
+        {"agent": OFF_POLICY | {"actor": PRUNED, **ACTIVITY}}, "dream", ["agent.actor.sparsity.density"],
+    ),
+    "pruned world model": (
+        {"world_model": ENSEMBLE | {"dynamics": PRUNED}},
+        "fit", [f"world_model.dynamics.sparsity.{x}" for x in ("density", "begin", "steps", "every")],
     ),
     "planner": (
         {"world_model": ENSEMBLE,
@@ -197,7 +215,7 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
         there = {f"dynamics.{part}.{x}" for x in numbers(getattr(dynamics, part)) - {"currents"}}
         assert there <= found["branched networks"] and "actor.encoder.currents" in found["td7"]
     ppo = scene("ppo").agent
-    assert numbers(ppo) <= found["ppo"]
+    assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]
     assert numbers(ppo.imagination.share) == set(SHARE)
     td7, sac = scene("td7").agent, scene("sac").agent

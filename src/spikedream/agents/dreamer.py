@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
+from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_loss, apply_gradient, optimizers
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
@@ -84,20 +84,14 @@ class Dreamer:
     target_rate: float = 0.05  # of the slow critic, per update
     uncertainty_penalty: float = 0.0  # reward lost per unit of the model's uncertainty
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+    activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
+    activity_target: float = 0.0
 
     def __post_init__(self) -> None:
         at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
         check_bounds(self, trajectories=at_least_one, horizon=at_least_one, passes=at_least_one, minibatches=at_least_one)
-        check_bounds(
-            self,
-            context=at_least_one,
-            restart=share,
-            start_noise=not_negative,
-            gamma=(0, 0.99999),
-            return_lambda=share,
-            clip=(1e-6, 1),
-            target_rate=share,
-        )
+        check_bounds(self, context=at_least_one, restart=share, start_noise=not_negative, gamma=(0, 0.99999), return_lambda=share)
+        check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), uncertainty_penalty=not_negative, advantage_floor=(1e-9, None))
         if self.trajectories * self.horizon % self.minibatches:
@@ -343,7 +337,10 @@ class Dreamer:
             weight=weight,
         )
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
-        return entropy_bonus - (returns * weight).mean(), (imagined, ends, jax.lax.stop_gradient(lessons))
+        loss = entropy_bonus - (returns * weight).mean()
+        if self.activity_penalty:
+            loss += activity_loss(firing_rate(decision.spikes), self.activity_penalty, self.activity_target)
+        return loss, (imagined, ends, jax.lax.stop_gradient(lessons))
 
     def _values(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """(horizon, trajectories, feature_size) -> (horizon, trajectories)."""
@@ -382,12 +379,15 @@ class Dreamer:
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array]:
         """REINFORCE with the advantage as given, or PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
-        ratio, log_prob, entropy = self._networks.ratio(actor, distribution, batch)
+        ratio, log_prob, entropy, rate = self._networks.ratio(actor, distribution, batch)
         clipped = self.gradient == "clipped"
         gain = clipped_gain(ratio, batch.advantage, self.clip) if clipped else log_prob * batch.advantage
         total = batch.weight.sum() + 1e-6
         entropy = (entropy * batch.weight).sum() / total
-        return -(gain * batch.weight).sum() / total - self.entropy * entropy, entropy
+        loss = -(gain * batch.weight).sum() / total - self.entropy * entropy
+        if self.activity_penalty:
+            loss += activity_loss((rate * batch.weight).sum() / total, self.activity_penalty, self.activity_target)
+        return loss, entropy
 
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:
         out = jax.vmap(partial(self._networks.criticise, critic))(batch.obs, batch.key)

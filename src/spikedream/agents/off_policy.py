@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from spikedream.agents.action_values import ActionValues, AnyCritic, CriticParams
-from spikedream.agents.actor_critic import apply_gradient
+from spikedream.agents.actor_critic import activity_loss, apply_gradient
 from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
@@ -387,8 +387,7 @@ class OffPolicy:
             if state.temperature is not None:
                 value = value - jnp.exp(state.temperature) * log_prob
             size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
-            busy = jnp.maximum(rate.mean() - self.activity_target, 0)
-            total = -value.mean() / size + self.activity_penalty * busy
+            total = -value.mean() / size + activity_loss(rate.mean(), self.activity_penalty, self.activity_target)
             return total, (value.mean(), rate.mean(), log_prob.mean())
 
         gradient, (value, rate, log_prob) = jax.grad(loss, has_aux=True)(state.now.actor)

@@ -64,9 +64,9 @@ def _(node: Standardise, program: Program) -> None:
 
 @write.register
 def _(node: Dense, program: Program) -> None:
-    weight, bias = program.table("weight", node.weight), program.table("bias", node.bias)
+    (how, weight), bias = program.matrix("weight", node.weight), program.table("bias", node.bias)
     rows, was, out = program.size, program.value, program.to(node.bias.size)
-    program.say(f"dense({weight}, {bias}, {was}, {rows}, {out}, {program.size});")
+    program.say(f"dense{how}({weight}, {bias}, {was}, {rows}, {out});")
 
 
 @write.register
@@ -167,8 +167,8 @@ def _fields(i: int, neurons: Neurons, size: int, program: Program) -> None:
 def _accumulate(i: int, layer: Layer, program: Program) -> None:
     """Of the events of the layer before, or of the encoder."""
     events = f"actor->events{i - 1}, actor->count{i - 1}[0]" if i else "actor->encoded, encoded"
-    weight = program.table("weight", layer.synapses.weight)
-    program.say(f"accumulate({weight}, {layer.size}, {events}, actor->sum);")
+    how, weight = program.matrix("weight", layer.synapses.weight)
+    program.say(f"accumulate{how}({weight}, {events}, actor->sum);")
 
 
 def _step(i: int, layer: Layer, node: Window, program: Program) -> None:
@@ -181,8 +181,8 @@ def _step(i: int, layer: Layer, node: Window, program: Program) -> None:
         program.say(f"for (i = 0; i < {size}; i++)\n    actor->v{i}[i] = {decay} * actor->v{i}[i] + {x};")
         return
     if neurons.recurrent is not None:
-        weight = program.table("recurrent", neurons.recurrent)
-        program.say(f"accumulate({weight}, {size}, actor->events{i}, actor->count{i}[0], actor->recurrent{i});")
+        how, weight = program.matrix("recurrent", neurons.recurrent)
+        program.say(f"accumulate{how}({weight}, actor->events{i}, actor->count{i}[0], actor->recurrent{i});")
         x = f"({x} + actor->recurrent{i}[i])"
     loop = []
     if neurons.synapse_decay is not None:
@@ -227,9 +227,9 @@ def encode(encoder: Any, node: Window, program: Program) -> Any:
 @encode.register
 def _(encoder: Current, node: Window, program: Program) -> Any:
     synapses, rows, was = node.layers[0].synapses, program.size, program.value
-    weight, bias = program.table("weight", synapses.weight), program.table("bias", synapses.bias)
+    (how, weight), bias = program.matrix("weight", synapses.weight), program.table("bias", synapses.bias)
     out = program.field("constant", synapses.bias.size)
-    program.say(f"dense({weight}, {bias}, {was}, {rows}, {out}, {synapses.bias.size}); /* the same at every tick */")
+    program.say(f"dense{how}({weight}, {bias}, {was}, {rows}, {out}); /* the same at every tick */")
     return lambda program: None
 
 

@@ -15,6 +15,7 @@ from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firi
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
 from spikedream.snn.readouts import AnyReadout, MembraneReadout, PopulationVectorReadout, RateReadout
+from spikedream.snn.sparsity import AnySparsity, Mask, present, sown
 from spikedream.types import PyTree, check_bounds
 
 
@@ -27,6 +28,15 @@ class SpikingParams(eqx.Module):
     encoder: PyTree
     layers: tuple[SpikingLayer, ...]
     readout: PyTree
+    mask: Mask | None = None  # of the weights of layers and readout; None where all are there
+
+    @property
+    def present(self) -> "SpikingParams":
+        """With zeros for the weights that are not there."""
+        if self.mask is None:
+            return self
+        layers, readout = present((self.layers, self.readout), self.mask)
+        return SpikingParams(self.encoder, layers, readout)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class SpikingNetwork:
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
     branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
+    sparsity: AnySparsity | None = None  # which of its weights there are; None: all
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
@@ -70,7 +81,11 @@ class SpikingNetwork:
             synapse = affine(width, size, weight_key, self.gain, bias)
             layers.append(SpikingLayer(synapse, self._neurons(size, neuron_key)))
             width = size
-        return SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+        params = SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+        if self.sparsity is None:
+            return params
+        (layers, readout), mask = sown(self.sparsity, (params.layers, params.readout), jax.random.fold_in(key, 1))
+        return SpikingParams(params.encoder, layers, readout, mask)
 
     def _neurons(self, size: int, key: Array) -> NeuronParams:
         """Of one layer."""
@@ -88,6 +103,7 @@ class SpikingNetwork:
         return self._rest(params) if self.persistent else ()
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
+        params = params.present
         states, readout = carry if self.persistent and carry else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         trains, after = [], []
@@ -112,13 +128,15 @@ class SpikingNetwork:
         return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
 
     def curvature(self, params: SpikingParams) -> Array:
+        params = params.present
         recurrent = [layer.neuron.recurrent for layer in params.layers if layer.neuron.recurrent is not None]
         return self.readout.curvature(params.readout) + sum(jnp.square(weights).mean() for weights in recurrent)
 
     def readout_l1(self, params: SpikingParams) -> Array:
-        return l1(params.readout)
+        return l1(params.present.readout)
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
+        params = params.present
         states, readout = carry if self.persistent and carry else self._rest(params)
         trains = self(params, x, carry, key).spikes
         hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
@@ -143,6 +161,7 @@ class SpikingNetwork:
         return MLP((*self.hidden, *behind), norm=self.neuron.norm, gain=gain, skip=skip, fan_in=self.fan_in)
 
     def describe(self, params: SpikingParams) -> tuple[Node, ...]:
+        params = params.present
         first, *others = (layer.synapse for layer in params.layers)
         synapses = (thin(first, self.fan_in), *others)
         neurons = (described(self.neuron, layer.neuron) for layer in params.layers)

@@ -89,7 +89,7 @@ static inline void accumulate(const float *weight, int columns, const uint16_t *
 }
 
 /* out = in weight + bias, row by row. */
-static inline void dense(const float *weight, const float *bias, const float *in, int rows, float *out, int columns)
+static inline void dense(const float *weight, int columns, const float *bias, const float *in, int rows, float *out)
 {
     int i, j;
     for (j = 0; j < columns; j++) {
@@ -98,6 +98,31 @@ static inline void dense(const float *weight, const float *bias, const float *in
             sum += in[i] * weight[i * columns + j];
         out[j] = sum + bias[j];
     }
+}
+
+/* The same, of the weights that there are: those of a row from begins[row] on, each with the column that it leads to. */
+static inline void accumulate_sparse(const place *begins, const target *column, const float *weight, int columns,
+                                     const uint16_t *event, int events, float *sum)
+{
+    int j, k;
+    for (j = 0; j < columns; j++)
+        sum[j] = 0;
+    for (k = 0; k < events; k++)
+        for (j = (int)begins[event[k]]; j < (int)begins[event[k] + 1]; j++)
+            sum[column[j]] += weight[j];
+}
+
+static inline void dense_sparse(const place *begins, const target *column, const float *weight, int columns, const float *bias,
+                                const float *in, int rows, float *out)
+{
+    int i, j;
+    for (j = 0; j < columns; j++)
+        out[j] = 0;
+    for (i = 0; i < rows; i++)
+        for (j = (int)begins[i]; j < (int)begins[i + 1]; j++)
+            out[column[j]] += in[i] * weight[j];
+    for (j = 0; j < columns; j++)
+        out[j] += bias[j];
 }
 
 #endif
