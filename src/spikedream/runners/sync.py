@@ -299,6 +299,7 @@ class Trainer:
             "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
             **({"train_return_mean": float(np.mean(returns))} if returns else {}),
+            **({"eval_success": float(result.success.mean())} if result.success is not None else {}),
         }
         self.recorder.write(progress.row)
         self.listener.record(progress.row)
