@@ -4,6 +4,7 @@ import spikedream as sd
 run = sd.train("cartpole", seed=0)
 run.evaluate(100).mean()
 action = run.policy(obs)
+env = run.dream_env(64)  # its world model, for an agent of your own
 sd.export_policy(run, "c")
 """
 
@@ -18,6 +19,7 @@ import jax
 
 from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
+from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.envs import hidden_velocity, ini_cartpole
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
@@ -34,8 +36,8 @@ __version__ = "0.1.0"
 hidden_velocity.register()
 ini_cartpole.register()
 __all__ = [
-    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "Unexportable",
-    "energy", "export_policy", "load", "resume", "train",
+    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "SteppedDreams",
+    "Unexportable", "energy", "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 

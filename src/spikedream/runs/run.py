@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
+from spikedream.dream_env.stepped_dreams import DREAMS, SteppedDreams
+from spikedream.dream_env.vector import DreamVecEnv
 from spikedream.envs.host import REPORT
 from spikedream.envs.make import make_own, translation_of
 from spikedream.envs.spaces import Translation, decode_actions
@@ -118,6 +121,22 @@ class Run:
             policy = self.algorithm.policy(self.state)
             self._policy = Policy(self.algorithm, policy, self.state.keys.evaluate, self._translation)
         return self._policy
+
+    def dream_env(
+        self,
+        count: int,
+        dreams: SteppedDreams = DREAMS,
+        seed: int = 0,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    ) -> DreamVecEnv:
+        """The world that the run has learned, as an environment of `count` dreams side by side that begin at replayed steps of its
+        experience; `dream_env(...).stable_baselines3()` is the same for agents of Stable-Baselines3.
+
+        Raises:
+            CheckpointError: the experience is missing or damaged.
+            ValueError: nothing has been experienced yet, or an argument is wrong.
+        """
+        return DreamVecEnv(self.spec, self.algorithm.world(self.state), self.experience(), count, dreams, seed, autoreset_mode)
 
     def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
         """Returns of greedy episodes, (episodes,), on seeds that neither learning nor its own evaluations used. The same
