@@ -74,7 +74,7 @@ class SpikingNetwork:
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
-        *keys, readout_key = jax.random.split(key, len(self.hidden) + 1)
+        *keys, readout_key, sparsity_key = jax.random.split(key, len(self.hidden) + 2)
         for size, layer_key in zip(self.hidden, keys, strict=True):
             weight_key, neuron_key, bias_key = jax.random.split(layer_key, 3)
             bias = jax.random.permutation(bias_key, jnp.linspace(*self.bias, size, dtype=jnp.float32))
@@ -84,7 +84,7 @@ class SpikingNetwork:
         params = SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
         if self.sparsity is None:
             return params
-        (layers, readout), mask = sown(self.sparsity, (params.layers, params.readout), jax.random.fold_in(key, 1))
+        (layers, readout), mask = sown(self.sparsity, (params.layers, params.readout), sparsity_key)
         return SpikingParams(params.encoder, layers, readout, mask)
 
     def _neurons(self, size: int, key: Array) -> NeuronParams:
