@@ -21,9 +21,7 @@ class Evaluated(NamedTuple):
     lengths: np.ndarray  # (episodes,) the environment's own steps
     firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
     decision_ms: float | None  # mean milliseconds a decision, see `Round`; None where no episode had a second step
-    success: np.ndarray | None = (
-        None  # (episodes,) bool, the last `info["is_success"]`; None where an environment tells none
-    )
+    success: np.ndarray | None = None  # (episodes,) bool, the last `info["is_success"]`; None where an environment tells none
 
     def mean(self) -> float:
         return float(self.returns.mean())
