@@ -66,7 +66,7 @@ def test_any_environment_can_be_delayed_by_its_keyword_arguments():
     envs.close()
     with pytest.raises(BrokenEnvironment, match="action_delay is -1; it must be a whole number of steps"):
         make_own("CartPole-v1", {"action_delay": -1}, None)
-    with pytest.raises(BrokenEnvironment, match="observation_delay is 0[.]5"):
+    with pytest.raises(BrokenEnvironment, match="observation_delay is 0"):
         make_own("CartPole-v1", {"observation_delay": 0.5}, None)
 
 
