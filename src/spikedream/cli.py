@@ -105,6 +105,8 @@ def parse_train(arguments: list[str]) -> Train:
     for path, values in _flags(arguments[len(names) :]):
         if path in (["help"], ["h"]):
             asks_help = True
+        elif path == ["realtime"] and not values:
+            _put(changes, path, True)
         elif path == ["out"]:
             out = Path(_single(path, values))
         else:

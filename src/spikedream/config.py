@@ -29,6 +29,7 @@ from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
@@ -141,6 +142,7 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
     action_repeat: int = 1  # the environment's own steps for which an action is held
+    realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops
     precision: Literal["float32", "bfloat16", "fastest"] = (
@@ -227,7 +229,7 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
 
 
 def to_data(value: Any) -> Any:
@@ -261,10 +263,12 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
         return _plain(changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
+    if changes is True and type(None) in typing.get_args(hint):
+        changes = {}  # switched on
     if not isinstance(changes, Mapping):
         raise ConfigError(f"{path or 'the configuration'} takes a mapping of settings, not {changes!r}")
     changes = dict(changes)
-    kind = changes.pop("kind", type(base).__name__)
+    kind = changes.pop("kind", next(iter(options)) if base is None and len(options) == 1 else type(base).__name__)
     if kind not in options:
         raise ConfigError(f"{path} has no kind {kind!r}; {nearest(str(kind), options)}")
     base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()

@@ -46,6 +46,7 @@ class DreamerState(eqx.Module):
     actor_optimizer: PyTree
     critic_optimizer: PyTree
     pool: Pool
+    slow_actor: PyTree  # its running average, which acts; () where the actor itself does
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
 
@@ -82,6 +83,7 @@ class Dreamer:
     critic_learning_rate: float = 2e-3
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
+    actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
     uncertainty_penalty: float = 0.0  # reward lost per unit of the model's uncertainty
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
@@ -94,6 +96,8 @@ class Dreamer:
         check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), uncertainty_penalty=not_negative, advantage_floor=(1e-9, None))
+        if self.actor_rate is not None:
+            check_bounds(self, actor_rate=(1e-6, 1))
         if self.trajectories * self.horizon % self.minibatches:
             raise ValueError(
                 f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
@@ -125,13 +129,14 @@ class Dreamer:
         distribution = action_distribution(spec)
         actor, critic = self._networks.init(world.model.feature_size(spec), distribution, key)
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
+        slow_actor = () if self.actor_rate is None else jax.tree.map(jnp.array, actor)
         actor_optimizer, critic_optimizer = self._optimizers
         ends = Ends(world.blank(spec).memory, self.actor.start(actor))
         pool = jax.tree.map(
             lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
         )
         return DreamerState(
-            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, distribution, spec
+            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, slow_actor, distribution, spec
         )
 
     @property
@@ -145,7 +150,8 @@ class Dreamer:
     # ---- acting
 
     def policy_of(self, state: DreamerState) -> DreamerPolicy:
-        return DreamerPolicy(state.actor, state.distribution, state.spec)
+        actor = state.actor if self.actor_rate is None else state.slow_actor
+        return DreamerPolicy(actor, state.distribution, state.spec)
 
     def rest(self, policy: DreamerPolicy) -> PyTree:
         return self.actor.start(policy.actor)
@@ -197,6 +203,9 @@ class Dreamer:
             lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), lessons, real)
         lessons = lessons._replace(advantage=standardise(lessons.advantage, lessons.weight, self.advantage_floor))
         state, (actor_loss, critic_loss, entropy, critic_rate) = self._learn(state, lessons, learn_key)
+        if self.actor_rate is not None:
+            slow = optax.incremental_update(state.actor, state.slow_actor, self.actor_rate)
+            state = eqx.tree_at(lambda s: s.slow_actor, state, slow)
         last = imagined.prediction
         pool = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1]))
         metrics = {

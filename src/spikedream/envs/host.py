@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from spikedream.envs.player import Group, Players
+from spikedream.envs.real_time import Pace, Timing
 from spikedream.envs.spaces import decode_actions
 from spikedream.envs.workers import Workers
 from spikedream.types import Spec, Transition
@@ -39,6 +40,7 @@ class HostEnvironments:
         workers: play them in processes of their own, as many as there are processors. The numbers are the same; it pays where
             processors are idle and a step of all environments takes more than a millisecond or two.
         action_repeat: own steps for which an action is held, or until the episode ends; its rewards are added up.
+        pace: of the wall clock on which they advance, see `RealTime`; None: as fast as they are asked to.
 
     Attributes:
         spec: sizes of the flat spaces.
@@ -58,12 +60,13 @@ class HostEnvironments:
         count: int = 1,
         workers: bool = False,
         action_repeat: int = 1,
+        pace: Pace | None = None,
     ):
         if count < 1 or action_repeat < 1:
             raise ValueError(f"count and action_repeat are {count} and {action_repeat}; they must be at least 1")
         self.env_id, self.seed, self.count = env_id, seed, count
         group = Workers if workers else Players
-        self._group: Group = group(env_id, kwargs, max_episode_steps, action_repeat, count)
+        self._group: Group = group(env_id, kwargs, max_episode_steps, action_repeat, count, pace)
         self.spec: Spec = self._group.spec
         self.positions = [Position(i, [], None) for i in range(count)]
         self.obs = np.zeros((count, self.spec.obs_size), np.float32)
@@ -124,6 +127,10 @@ class HostEnvironments:
             else:
                 self.positions[i] = Position(episode + self.count, [], None)
         return same
+
+    def take_timing(self) -> Timing:
+        """How well real time was kept since the last call."""
+        return self._group.take_timing()
 
     def _decoded(self, actions: Sequence[np.ndarray]) -> np.ndarray:
         return decode_actions(self.spec, np.asarray(actions, np.float32).reshape(-1, self.spec.action_size))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from spikedream.envs.make import endless, longest_episode, make_environment, translation_of
+from spikedream.envs.real_time import Pace, RealTime, Timing, together
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.types import Spec
 
@@ -35,7 +36,12 @@ class Group(Protocol):
         ...
 
     def replay(self, episodes: Mapping[int, tuple[int, np.ndarray]]) -> dict[int, np.ndarray | None]:
-        """Where a seed and the flat actions after the reset lead; None where the episode ends on the way, or with the last."""
+        """Where a seed and the flat actions after the reset lead; None where the episode ends on the way, or with the last, and in
+        real time, which cannot be had again."""
+        ...
+
+    def take_timing(self) -> Timing:
+        """Of all environments, since the last call."""
         ...
 
     def close(self) -> None: ...
@@ -47,14 +53,19 @@ class Player:
     Args:
         env_id, kwargs, max_episode_steps: as in `make_own`.
         action_repeat: own steps for which an action is held, or until the episode ends.
+        pace: of the wall clock on which it advances; None: as fast as it goes.
 
     Raises:
         BrokenEnvironment: it cannot be made or used.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int):
-        self._env = make_environment(env_id, kwargs, max_episode_steps)
-        self._id, self._repeat = env_id, action_repeat
+    def __init__(
+        self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int, pace: Pace | None = None
+    ):
+        env = make_environment(env_id, kwargs, max_episode_steps)
+        self._timed = None if pace is None else RealTime(env, pace, action_repeat)
+        self._env = self._timed or env
+        self._id, self._repeat = env_id, action_repeat if self._timed is None else 1
         self._longest, self._length = longest_episode(env_id, max_episode_steps), 0
         self.spec = translation_of(env_id, self._env).spec
 
@@ -82,21 +93,26 @@ class Player:
         return self._checked(self._call("reset", seed=seed)[0])
 
     def step(self, action: Any) -> Step:
-        total, taken = 0.0, 0
+        total, taken, ticks = 0.0, 0, 0
         while True:
-            obs, reward, terminated, truncated, _ = self._call("step", action)
+            obs, reward, terminated, truncated, info = self._call("step", action)
             obs, reward = self._checked(obs), float(reward)
             if not math.isfinite(reward):
                 raise BrokenEnvironment(f"{self._id} returned a reward that is not finite: {reward}")
-            total, taken = total + reward, taken + 1
+            total, taken, ticks = total + reward, taken + 1, ticks + info.get("ticks", 1)
             if terminated or truncated or taken == self._repeat:
                 break
-        self._length += taken
+        self._length += ticks
         if self._length >= self._longest and not (terminated or truncated):
             raise endless(self._id)
-        return Step(obs, total, bool(terminated), bool(truncated), taken)
+        return Step(obs, total, bool(terminated), bool(truncated), ticks)
+
+    def take_timing(self) -> Timing:
+        return Timing() if self._timed is None else self._timed.take_timing()
 
     def replay(self, seed: int, actions: np.ndarray) -> np.ndarray | None:
+        if self._timed is not None:
+            return None
         obs = self.reset(seed)
         for action in actions:
             obs, _, terminated, truncated, _ = self.step(action)
@@ -112,18 +128,26 @@ class Players:
     """A group in this process.
 
     Args:
-        env_id, kwargs, max_episode_steps, action_repeat: as in `Player`.
+        env_id, kwargs, max_episode_steps, action_repeat, pace: as in `Player`.
         count: how many.
 
     Raises:
         BrokenEnvironment: they cannot be made or used, or differ in their spaces.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int, count: int):
+    def __init__(
+        self,
+        env_id: str,
+        kwargs: Mapping[str, Any],
+        max_episode_steps: int | None,
+        action_repeat: int,
+        count: int,
+        pace: Pace | None = None,
+    ):
         self._players: list[Player] = []
         try:
             for _ in range(count):
-                self._players.append(Player(env_id, kwargs, max_episode_steps, action_repeat))
+                self._players.append(Player(env_id, kwargs, max_episode_steps, action_repeat, pace))
             self.spec = same_spec(env_id, [player.spec for player in self._players])
         except BaseException:
             self.close()
@@ -138,6 +162,9 @@ class Players:
 
     def replay(self, episodes: Mapping[int, tuple[int, np.ndarray]]) -> dict[int, np.ndarray | None]:
         return {i: self._players[i].replay(*episode) for i, episode in episodes.items()}
+
+    def take_timing(self) -> Timing:
+        return together(player.take_timing() for player in self._players)
 
     def close(self) -> None:
         for player in self._players:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ class Trainer:
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
         acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
+        if self.config.realtime is not None:
+            self.collector.warm_up(acting, policy)
         explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
         while progress.real_steps < self.config.budget:
             done, total = progress.collected, collect.steps
@@ -169,13 +172,11 @@ class Trainer:
                 done, total = progress.real_steps, collect.seed_steps
             elif explores:
                 done, total = self.collector.episodes, collect.seed_episodes
-            if done >= total:
-                break
+            if done >= total and (self.config.realtime is None or self.collector.between_episodes):
+                break  # in real time not in the middle of an episode, which would go on while the agent learns
             self.listener.phase("collect", done, total)
-            if explores:
-                acting, taken = self.collector.explore(acting, policy, progress.real_steps)
-            else:
-                acting, taken = self.collector.act(acting, policy)
+            step = partial(self.collector.explore, salt=progress.real_steps) if explores else self.collector.act
+            acting, taken = step(acting, policy)
             progress.real_steps += taken
             progress.collected += collect.environments
             if self._stop:
@@ -291,15 +292,11 @@ class Trainer:
             "real_steps": progress.real_steps,
             "imagined_steps": progress.imagined_steps,
             "updates": progress.updates,
-            "eval_return_mean": result.mean(),
-            "eval_return_std": result.std(),
-            "eval_length_mean": float(result.lengths.mean()),
-            "firing_rate/actor_greedy": result.firing_rate,
-            "decision_ms": result.decision_ms,
+            **result.metrics(),
             "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
             **({"train_return_mean": float(np.mean(returns))} if returns else {}),
-            **({"eval_success": float(result.success.mean())} if result.success is not None else {}),
+            **self.collector.environments.take_timing().metrics(),
         }
         self.recorder.write(progress.row)
         self.listener.record(progress.row)

@@ -43,6 +43,11 @@ class Collector:
         return sum(position.episode // len(self.positions) for position in self.positions)
 
     @property
+    def between_episodes(self) -> bool:
+        """Whether none is under way."""
+        return all(position.obs is None for position in self.positions)
+
+    @property
     def positions(self) -> list[Position]:
         return self.environments.positions
 
@@ -60,6 +65,11 @@ class Collector:
         act = self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False)
         taken = self._step(np.asarray(act.action), np.asarray(act.log_prob))
         return Acting(act.carry, act.key), taken
+
+    def warm_up(self, acting: Acting, policy: PolicyState) -> None:
+        """Have the next decision compiled, while no clock runs."""
+        self.algorithm.restart(policy, acting.carry, np.ones(len(self.positions), bool))
+        self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False).action.block_until_ready()
 
     def _begin(self, acting: Acting, policy: PolicyState) -> Acting:
         begins = self.environments.begin()
@@ -141,4 +151,5 @@ def environments_of(config: Config) -> HostEnvironments:
         config.collect.environments,
         config.collect.workers,
         config.action_repeat,
+        config.realtime,
     )

@@ -21,15 +21,24 @@ class Evaluated(NamedTuple):
     lengths: np.ndarray  # (episodes,) the environment's own steps
     firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
     decision_ms: float | None  # mean milliseconds a decision, see `Round`; None where no episode had a second step
-    success: np.ndarray | None = (
-        None  # (episodes,) bool, the last `info["is_success"]`; None where an environment tells none
-    )
+    success: np.ndarray | None = None  # (episodes,) bool, the last `info["is_success"]`; None where an environment tells none
 
     def mean(self) -> float:
         return float(self.returns.mean())
 
     def std(self) -> float:
         return float(self.returns.std())
+
+    def metrics(self) -> dict[str, float | None]:
+        """As in a row of `metrics.jsonl`."""
+        found = {
+            "eval_return_mean": self.mean(),
+            "eval_return_std": self.std(),
+            "eval_length_mean": float(self.lengths.mean()),
+            "firing_rate/actor_greedy": self.firing_rate,
+            "decision_ms": self.decision_ms,
+        }
+        return found if self.success is None else found | {"eval_success": float(self.success.mean())}
 
 
 class Round(NamedTuple):
