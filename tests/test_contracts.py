@@ -34,7 +34,7 @@ from spikedream.runs import checkpoint
 from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.conventional import GRU
 from spikedream.snn.encoders import GaussianPopulation
-from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import BPTT, AnyNetwork, AnyRule, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
 from spikedream.snn.readouts import AnyReadout
 from spikedream.types import Transition
@@ -450,6 +450,7 @@ def exercised_parts():
     yield from (replace(spiking, neuron=kind()) for kind in kinds(AnyNeuron))
     yield from (replace(spiking, encoder=encoder) for encoder in encoders())
     yield from (replace(spiking, readout=kind()) for kind in kinds(AnyReadout))
+    yield from (replace(spiking, rule=kind()) for kind in kinds(AnyRule))
     yield replace(spiking, persistent=True)
     yield from (small(kind()) for kind in kinds(AnyNetwork))
 
@@ -459,7 +460,8 @@ def label(network):
         return type(network).__name__
     mode = network.encoder.mode if isinstance(network.encoder, GaussianPopulation) else ""
     parts = (network.neuron, network.encoder, network.readout)
-    return "-".join([*(type(part).__name__ for part in parts), mode, "persistent" * network.persistent]).strip("-")
+    rule = type(network.rule).__name__
+    return "-".join([*(type(part).__name__ for part in parts), mode, rule, "persistent" * network.persistent]).strip("-")
 
 
 every_network = pytest.mark.parametrize("network", list(exercised_parts()), ids=label)
@@ -478,6 +480,7 @@ def test_agent_can_be_traced_with_every_network(kind, network):
 
 
 remembering = [replace(small(SpikingNetwork()), neuron=kind(), persistent=True) for kind in kinds(AnyNeuron)]
+remembering += [replace(remembering[0], rule=kind()) for kind in kinds(AnyRule)]
 
 
 @pytest.mark.parametrize("network", [*remembering, small(GRU())], ids=label)
@@ -522,6 +525,16 @@ def test_dreamer_update_moves_every_network_and_repeats_itself(spec, gradient):
     assert int(metrics["imagined_steps"]) == agent.trajectories * agent.horizon
     assert same(after, update(state, experience(spec), KEY)[0])
     assert not same(after, update(state, experience(spec), OTHER)[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds(AnyRule) if kind is not BPTT])
+def test_an_agent_learns_by_every_rule(kind):
+    network = replace(small(SpikingNetwork()), rule=kind())
+    agent, world = small(Dreamer(), actor=network, critic=network, trajectories=2, horizon=2), known_world(DISCRETE)
+    state = jax.jit(lambda k: agent.init(DISCRETE, world, k))(KEY)
+    after, _ = jax.jit(lambda s, e, k: agent.update(s, world, e, k))(state, experience(DISCRETE), KEY)
+    weights = [(s.actor.layers[0].synapse.weight, s.critic.layers[0].synapse.weight) for s in (state, after)]
+    assert finite(after) and not any(same(before, now) for before, now in zip(*weights, strict=True))
 
 
 # ---- joined
