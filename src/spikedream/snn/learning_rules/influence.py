@@ -206,17 +206,17 @@ class _Trace:
     ) -> tuple[Layer, Array]:
         """The layer's gradient, and that of the currents from outside: (1, size) of a steady one, exactly within the window;
         else (ticks, size), of each tick's through that tick alone."""
-        steady, fresh, size = entering.shape[0] == 1, influence is None, layer.params.decay.size
+        steady, size = entering.shape[0] == 1, layer.params.decay.size
         currents = layer.synapse(entering)
-        traces = dict(self.rest(layer) if fresh else influence)
+        traces: dict[str, NeuronState] = {**(self.rest(layer) if influence is None else influence)}
         if steady:
             traces["current"] = _zeros(self.neuron, self.pattern, size, 1)
-            if fresh:  # every weight's influence is its input times that of the current: one column for all
+            if influence is None:  # every weight's influence is its input times that of the current: one column for all
                 del traces["synapse"]
         last = cotangent.after
         total = {name: -self.pattern.contract(cotangent.v.sum(0), old.v) for name, old in traces.items()}
 
-        def tick(now: tuple, row: tuple) -> tuple[tuple, Array | None]:
+        def tick(now: tuple, row: tuple) -> tuple[tuple, Array]:
             before, traced, total = now
             index, spikes, v, x, current = row
             x, current = (entering[0], currents[0]) if steady else (x, current)
@@ -227,17 +227,15 @@ class _Trace:
                 name: total[name] + sum(self.pattern.contract(getattr(here, of), getattr(trace, of)) for of in _parts(trace))
                 for name, trace in traced.influence.items()
             }
-            into = sum(getattr(here, of) * getattr(local.by_current, of) for of in _parts(here))
-            return (after, traced, total), None if steady else into
+            into = jnp.stack([getattr(here, of) * getattr(local.by_current, of) for of in _parts(here)]).sum(0)
+            return (after, traced, total), into
 
         rows = (jnp.arange(ticks), cotangent.spikes, cotangent.v, *((None, None) if steady else (entering, currents)))
         first = (state, _traced(traces, size), total)
         (_, _, total), into = jax.lax.scan(tick, first, rows, length=ticks)
-        if steady:
-            into = total["current"]
         if "synapse" not in total:
             total["synapse"] = jnp.concatenate([entering[0][:, None] * total["current"], total["current"]])
-        return self._gradient(layer, total), into
+        return self._gradient(layer, total), total["current"] if steady else into
 
     def rest(self, layer: Layer) -> Influence:
         """Of parameters on a state that does not depend on them."""
