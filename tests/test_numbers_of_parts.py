@@ -38,8 +38,10 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     ),
     "recurrent neurons": (
         {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 3,
-                                                                "neuron": {"kind": "LIF", "recurrent": True}}}},
-        "dream", ["agent.actor.neuron.recurrent_gain"],
+                                                                "neuron": {"kind": "LIF", "recurrent": True,
+                                                                           "recurrent_fan_in": 2},
+                                                                "rule": {"kind": "SnAp", "order": 2}}}},
+        "dream", [f"agent.actor.{x}" for x in ("neuron.recurrent_gain", "neuron.recurrent_fan_in", "rule.order")],
     ),
     "branched networks": (
         {"world_model": ENSEMBLE | {"dynamics": {

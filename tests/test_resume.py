@@ -128,6 +128,13 @@ PARTS = {
             "imagination": {"kind": "Imagination", "threshold": 0.0, "least": 2, "most": 4, "chunk": 2, "horizon": 3},
         },
     },
+    "an agent that learns online and imagines beside that": {
+        "collect": {"seed_episodes": 0, "steps": 12}, "improve": {"first": 0, "then": 0}, "world_model": ENSEMBLE,
+        "agent": {
+            "kind": "StreamActorCritic", "actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2}, "critic": NETWORK,
+            "dyna": {"kind": "Dyna", "dynamics": NETWORK, "ending": NETWORK, "steps": 2, "begin": 20, "horizon": 5},
+        },
+    },
     "off-policy agent, priorities by loss": {
         "env": "Pendulum-v1", "max_episode_steps": 30, "budget": 80, "precision": "fastest", "replay": {"priority": "loss"},
         "collect": {"seed_steps": 20, "steps": 12}, "improve": {"first": 0, "ratio": 0.5, "block": 3}, "world_model": ENSEMBLE,
@@ -176,7 +183,8 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
         go(stopped, steps=52)
     assert 52 <= stopped.progress.real_steps < 90 and stopped.progress.turn > 0
     assert stopped.collector.positions[-1].actions, "the run was not stopped inside an episode"
-    assert stopped.collector.pending, "the run was not stopped with steps in hand"
+    if not chosen.agent.online:
+        assert stopped.collector.pending, "the run was not stopped with steps in hand"
     carry = {name for name in final_arrays(parts) if name.startswith("state.carry")}
     if type(chosen.agent).__name__ == "MPC":
         assert any("plan.mean" in name for name in carry) and any("plan.elites" in name for name in carry)

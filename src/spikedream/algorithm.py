@@ -6,13 +6,13 @@
     evaluate  act greedily on fresh episodes         -> result
 
 Each method is one compiled call. `spikedream.runners` calls them in this order, each by its own clock; `collect` is `act` for each
-step and `remember` for a block of them, `evaluate` is `act` alone.
+step and `remember` for a block of them, or `learn` for each where the agent learns as it goes; `evaluate` is `act` alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
-from spikedream.world import Agent, Bonus, World
+from spikedream.world import Agent, Bonus, OnlineAgent, World
 
 
 class Keys(eqx.Module):
@@ -175,6 +175,20 @@ class Algorithm:
     def remember(self, replay: Replay, steps: Transition, number: Array) -> Replay:
         """Add the first `number` () real steps of all environments, fields (rows, environments, ...), in their own units."""
         return replay.add(self.knowledge.retold(self.spec, steps), number)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    @_at_its_precision
+    def learn(self, state: TrainState, step: Transition) -> tuple[TrainState, Metrics]:
+        """Remember one real step, fields (1, 1, ...) in their own units, take into use the scales that it changes, and let an
+        online agent learn from it."""
+        key, learn_key = jax.random.split(state.keys.dream)
+        replay = state.replay.add(self.knowledge.retold(self.spec, step), 1)
+        replay = replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
+        world = self._world(state.world, replay.normalizer, state.bonus)
+        agent, metrics = cast(OnlineAgent, self.agent).learn(state.agent, world, replay, learn_key)
+        imagined = state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32)
+        counters, keys = Counters(state.counters.updates + 1, imagined), replace(state.keys, dream=key)
+        return replace(state, agent=agent, replay=replay, keys=keys, counters=counters), metrics
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     @_at_its_precision

@@ -22,6 +22,7 @@ from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.ppo import PPO
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
@@ -41,7 +42,7 @@ from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
 AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
-AnyAgent = Dreamer | MPC | OffPolicy | PPO
+AnyAgent = Dreamer | MPC | OffPolicy | PPO | StreamActorCritic
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 # The kinds that fit a field which is declared by what it must offer: so that agents need not know each other.
@@ -184,6 +185,8 @@ class Config:
             )
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
+        if self.agent.online:
+            self._check_online(name)
         if steps is None:
             return
         if self.start_from is not None:
@@ -215,6 +218,27 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
+
+    def _check_online(self, name: str) -> None:
+        """What learns from each step as it comes."""
+        collect, improve = self.collect, self.improve
+        if collect.environments != 1:
+            raise ValueError(
+                f"{name} learns from one step after the other, of one environment; collect.environments is {collect.environments},"
+                " set it to 1"
+            )
+        if collect.seed_steps is not None or collect.seed_episodes > 0 or self.start_from is not None:
+            raise ValueError(
+                f"{name} learns from its own steps alone; set collect.seed_episodes to 0, and neither collect.seed_steps nor"
+                " start_from"
+            )
+        if improve.first or improve.then or improve.ratio is not None:
+            raise ValueError(
+                f"{name} learns while it collects, and there is nothing left to do after that; set improve.first and improve.then"
+                " to 0, and no improve.ratio"
+            )
+        if self.bonus is not None:
+            raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
 
 
 def twin(part: Any) -> Any:

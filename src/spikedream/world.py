@@ -186,6 +186,11 @@ class Agent(Protocol):
         """How many newest steps, all by the policy that it improves, an update learns from; None where any experience will do."""
         ...
 
+    @property
+    def online(self) -> bool:
+        """Whether it learns from each real step as it comes, as an `OnlineAgent`."""
+        ...
+
     def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
     def policy_of(self, state: PyTree) -> PyTree: ...
     def start(self, policy: PyTree, world: World) -> PyTree:
@@ -207,4 +212,12 @@ class Agent(Protocol):
 
     def errors(self, state: PyTree, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error on the transitions at `index`, (rows,)."""
+        ...
+
+
+class OnlineAgent(Agent, Protocol):
+    """Learns inside `collect`, which is all that it learns from."""
+
+    def learn(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
+        """From the newest real step, as it comes; `metrics["imagined_steps"]` counts those that it imagined beside it."""
         ...

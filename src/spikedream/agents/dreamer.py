@@ -120,6 +120,10 @@ class Dreamer:
     def on_policy_steps(self) -> None:
         return None
 
+    @property
+    def online(self) -> bool:
+        return False
+
     def init(self, spec: Spec, world: World, key: Array) -> DreamerState:
         if self.gradient == "model" and spec.discrete:
             raise ValueError(

@@ -84,6 +84,10 @@ class MPC:
         return None
 
     @property
+    def online(self) -> bool:
+        return False
+
+    @property
     def _discount(self) -> float:
         return self.gamma if self.policy is None else self.policy.gamma
 

@@ -146,6 +146,10 @@ class OffPolicy:
     def on_policy_steps(self) -> None:
         return None
 
+    @property
+    def online(self) -> bool:
+        return False
+
     # ---- making
 
     def init(self, spec: Spec, world: World, key: Array) -> OffPolicyState:

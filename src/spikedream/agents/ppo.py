@@ -122,6 +122,10 @@ class PPO:
     def on_policy_steps(self) -> int:
         return self.rollout
 
+    @property
+    def online(self) -> bool:
+        return False
+
     def init(self, spec: Spec, world: World, key: Array) -> PPOState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""
         if world.model.recurrent:

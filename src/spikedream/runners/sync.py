@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.algorithm import Algorithm, TrainState
+from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config, to_data
 from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.make import reward_threshold
@@ -177,6 +177,8 @@ class Trainer:
             self.listener.phase("collect", done, total)
             step = partial(self.collector.explore, salt=progress.real_steps) if explores else self.collector.act
             acting, taken = step(acting, policy)
+            if self.algorithm.agent.online:
+                acting, policy = self.learn(acting)
             progress.real_steps += taken
             progress.collected += collect.environments
             if self._stop:
@@ -189,6 +191,12 @@ class Trainer:
 
     def _carry_on(self, acting: Acting) -> None:
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
+
+    def learn(self, acting: Acting) -> tuple[Acting, PolicyState]:
+        """An online agent, from the step that it has just taken."""
+        self._carry_on(acting)
+        self.state, self._metrics = self.algorithm.learn(self.state, self.collector.fetch(1)[0])
+        return Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
 
     def remember(self) -> None:
         while self.collector.pending:

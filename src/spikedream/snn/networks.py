@@ -11,12 +11,17 @@ from spikedream.nodes import Layer, Node, Window, described
 from spikedream.snn.affine import Affine, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
+from spikedream.snn.learning_rules.bptt import BPTT
+from spikedream.snn.learning_rules.eprop import EProp
+from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
 from spikedream.snn.readouts import AnyReadout, MembraneReadout, PopulationVectorReadout, RateReadout
 from spikedream.snn.sparsity import AnySparsity, Mask, present, sown
 from spikedream.types import PyTree, check_bounds
+
+AnyRule = BPTT | RTRL | SnAp | EProp
 
 
 class SpikingLayer(eqx.Module):
@@ -62,6 +67,7 @@ class SpikingNetwork:
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
     branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
     sparsity: AnySparsity | None = None  # which of its weights there are; None: all
+    rule: AnyRule = BPTT()  # by which it learns
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
@@ -71,6 +77,7 @@ class SpikingNetwork:
                 raise ValueError(f"hidden is {list(self.hidden)}; {len(self.branches)} branches must be able to share each equally")
         if self.fan_in is not None:
             check_bounds(self, fan_in=(1, None))
+        self.rule.check(self.neuron, self.branches)
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
@@ -100,28 +107,29 @@ class SpikingNetwork:
         return tuple(self.neuron.start(size) for size in self.hidden), self.readout.start(params.readout)
 
     def start(self, params: SpikingParams) -> PyTree:
-        return self._rest(params) if self.persistent else ()
+        if not self.persistent:
+            return ()
+        influences = tuple(self.rule.start(self.neuron, layer.synapse, layer.neuron) for layer in params.layers)
+        return *self._rest(params), *((influences,) if any(influences) else ())
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
         params = params.present
-        states, readout = carry if self.persistent and carry else self._rest(params)
+        states, readout, *influences = (carry or self.start(params)) if self.persistent else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
-        trains, after = [], []
-        for layer, state in zip(params.layers, states, strict=True):
-            synapse = layer.synapse if trains else thin(layer.synapse, self.fan_in)
-            currents = synapse(spikes)  # one row when the input is the same at every tick
-            history = [state]
-            for tick in range(self.ticks):
-                history.append(self.neuron.step(layer.neuron, history[-1], currents[min(tick, currents.shape[0] - 1)]))
-            spikes = jnp.stack([state.spikes for state in history[1:]])
-            trains.append(spikes)
-            after.append(history[-1])
+        windows = []
+        for i, (layer, state) in enumerate(zip(params.layers, states, strict=True)):
+            synapse = layer.synapse if i else thin(layer.synapse, self.fan_in)
+            influence = influences[0][i] if influences else None
+            windows.append(self.rule.window(self.neuron, synapse, layer.neuron, spikes, state, influence, self.ticks))
+            spikes = windows[-1].spikes
         # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
-        change = jnp.stack([state.v - states[-1].v for state in history[1:]])
-        v = change / self._threshold(params.layers[-1].neuron)[None]
-        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, v)
-        kept = (tuple(after), readout) if self.persistent else ()
-        return Output(value, kept, (*trains, *out_trains))
+        v = windows[-1].v / self._threshold(params.layers[-1].neuron)[None]
+        value, readout, out_trains = self.rule.decode(self.readout, params.readout, readout, spikes, v)
+        kept = ()
+        if self.persistent:
+            kept = (tuple(window.after for window in windows), readout)
+            kept = (*kept, tuple(window.influence for window in windows)) if influences else kept
+        return Output(value, kept, (*(window.spikes for window in windows), *out_trains))
 
     def _threshold(self, neuron: NeuronParams) -> Array:
         threshold = firing_threshold(neuron)
@@ -137,7 +145,7 @@ class SpikingNetwork:
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         params = params.present
-        states, readout = carry if self.persistent and carry else self._rest(params)
+        states, readout, *_ = carry if self.persistent and carry else self._rest(params)
         trains = self(params, x, carry, key).spikes
         hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
         entering, spiking = self.encoder.encode(params.encoder, x, self.ticks, key), self.encoder.spiking
