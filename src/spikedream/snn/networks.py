@@ -11,6 +11,7 @@ from spikedream.nodes import Layer, Node, Window, described
 from spikedream.snn.affine import Affine, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
+from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
@@ -62,6 +63,7 @@ class SpikingNetwork:
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
     branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
     sparsity: AnySparsity | None = None  # which of its weights there are; None: all
+    fixed_point: FixedPoint | None = None  # None: float32
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
@@ -71,6 +73,8 @@ class SpikingNetwork:
                 raise ValueError(f"hidden is {list(self.hidden)}; {len(self.branches)} branches must be able to share each equally")
         if self.fan_in is not None:
             check_bounds(self, fan_in=(1, None))
+        if self.fixed_point is not None:
+            self.fixed_point.check(self)
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
@@ -103,7 +107,9 @@ class SpikingNetwork:
         return self._rest(params) if self.persistent else ()
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        params = params.present
+        network, params = self._acting(params)
+        if network is not self:
+            return network(params, x, carry, key)
         states, readout = carry if self.persistent and carry else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         trains, after = [], []
@@ -123,6 +129,10 @@ class SpikingNetwork:
         kept = (tuple(after), readout) if self.persistent else ()
         return Output(value, kept, (*trains, *out_trains))
 
+    def _acting(self, params: SpikingParams) -> "tuple[SpikingNetwork, SpikingParams]":
+        """Of the weights that there are, and in fixed point where it is to be so."""
+        return (self, params.present) if self.fixed_point is None else self.fixed_point(self, params.present)
+
     def _threshold(self, neuron: NeuronParams) -> Array:
         threshold = firing_threshold(neuron)
         return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
@@ -136,7 +146,9 @@ class SpikingNetwork:
         return l1(params.present.readout)
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
-        params = params.present
+        network, params = self._acting(params)
+        if network is not self:
+            return network.operations(params, x, carry, key)
         states, readout = carry if self.persistent and carry else self._rest(params)
         trains = self(params, x, carry, key).spikes
         hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
@@ -162,6 +174,8 @@ class SpikingNetwork:
 
     def describe(self, params: SpikingParams) -> tuple[Node, ...]:
         params = params.present
+        if self.fixed_point is not None:
+            return self.fixed_point.describe(self, params)
         first, *others = (layer.synapse for layer in params.layers)
         synapses = (thin(first, self.fan_in), *others)
         neurons = (described(self.neuron, layer.neuron) for layer in params.layers)
