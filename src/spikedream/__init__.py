@@ -6,6 +6,7 @@ run.evaluate(100).mean()
 action = run.policy(obs)
 env = run.dream_env(64)  # its world model, for an agent of your own
 sd.export_policy(run, "c")
+sd.compress_policy(run, density=0.2, rate=0.1, bits=8)
 """
 
 import datetime
@@ -26,6 +27,7 @@ from spikedream.export.directory import Exported, export_policy
 from spikedream.export.energy import energy, record
 from spikedream.nodes import Unexportable
 from spikedream.reports.report import write_report
+from spikedream.runners.compress import Compression, compressed, compression
 from spikedream.runners.stop import Diverged, Interrupted
 from spikedream.runners.sync import Trainer
 from spikedream.runs.checkpoint import CheckpointError
@@ -36,8 +38,8 @@ __version__ = "0.1.0"
 hidden_velocity.register()
 ini_cartpole.register()
 __all__ = [
-    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "SteppedDreams",
-    "Unexportable", "energy", "export_policy", "load", "resume", "train",
+    "BrokenEnvironment", "CheckpointError", "Compression", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run",
+    "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 
@@ -96,6 +98,38 @@ def resume(directory: str | Path, listener: Listener | None = None, report: bool
     if run.counters["finished"] and run.result is not None:
         return run
     return _go(run.config, run.directory, listener, report, resume=True)
+
+
+def compress_policy(
+    run: Run,
+    density: float | None = None,
+    rate: float | None = None,
+    bits: int | None = None,
+    updates: int = 2000,
+    out: str | Path | None = None,
+    episodes: int = 100,
+    listener: Listener | None = None,
+) -> Compression:
+    """Fine-tune the policy of a finished run, without a real step, to something that takes less: in dreams, where the agent dreams,
+    else on replayed steps.
+
+    Args:
+        run: whose policy it is; it stays as it is.
+        density: share of the actor's weights that is left.
+        rate: firing rate that its neurons are quieted to.
+        bits: of its weights, in fixed point from then on.
+        updates: of the agent, which learns to do with what it has left.
+        out: the new run's directory; by default that of the run with `-compressed` behind.
+        episodes: fresh ones, the same before and after, in which the return is measured.
+        listener: is told how it goes.
+
+    Raises:
+        ConfigError: nothing is asked, or the run's agent cannot be compressed.
+        FileExistsError: `out` holds a run already.
+    """
+    config = compressed(run, density, rate, bits, updates)
+    directory = run.directory.with_name(f"{run.directory.name}-compressed") if out is None else Path(out)
+    return compression(run, train(config, out=directory, listener=listener), episodes)
 
 
 def load(directory: str | Path) -> Run:

@@ -63,7 +63,21 @@ class Export:
     to: Target = "c"  # C99, or a NIR graph for neuromorphic tool chains
     out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
+    bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
+
+
+@dataclass
+class Compress:
+    """Fine-tune a run's policy, without a real step, to fewer weights, fewer spikes and fewer bits: a run of its own."""
+
+    run: tyro.conf.Positional[Path]
+    density: float | None = None  # share of the actor's weights that is left
+    rate: float | None = None  # firing rate that its neurons are quieted to
+    bits: int | None = None  # of its weights, in fixed point from then on: 2 to 8
+    updates: int = 2000  # of the agent, in dreams where it dreams, else on replayed steps
+    out: Path | None = None  # the new run's directory; that of the run with -compressed behind when absent
+    episodes: int = 100  # fresh ones, in which the return is measured before and after
 
 
 @dataclass
@@ -195,7 +209,7 @@ def evaluate(arguments: list[str], console: Console) -> int:
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments)
     run = spikedream.load(command.run)
-    done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors)
+    done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
     lines = [f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}"]
@@ -211,6 +225,25 @@ def export(arguments: list[str], console: Console) -> int:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     return status
+
+
+def compress(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Compress, prog="spikedream compress", args=arguments)
+    run = spikedream.load(command.run)
+    with display(console, f"{command.run} · compressed") as listener:
+        done = spikedream.compress_policy(
+            run, command.density, command.rate, command.bits, command.updates, command.out, command.episodes, listener
+        )
+    for when, found in (("before", done.before), ("after", done.after)):
+        energy = "unknown" if found.picojoules is None else f"{found.picojoules:,.0f} pJ a decision"
+        console.print(
+            f"{when}: return {found.return_mean:.1f} ± {found.return_std:.1f} over {command.episodes} fresh episodes ·"
+            f" {found.density:.0%} of the weights · firing {found.firing_rate:.1%} · {energy}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(done.run.directory, highlight=False, soft_wrap=True)
+    return 0
 
 
 def presets(arguments: list[str], console: Console) -> int:
@@ -274,13 +307,14 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study, "export": export, "energy": energy,
+    "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
 
   train PRESET_OR_ENV_ID   learn an environment
   evaluate RUN             greedy episodes of a run, on fresh seeds
+  compress RUN             its policy with fewer weights, spikes and bits, fine-tuned in dreams
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
   energy RUN               operations counted and priced: of a decision, and of learning

@@ -145,11 +145,12 @@ class Config:
     action_repeat: int = 1  # the environment's own steps for which an action is held
     realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
-    budget: int = 1000  # real steps after which an unsolved run stops
+    budget: int = 1000  # real steps after which an unsolved run stops; 0: all that it learns is from the run that it starts from
     precision: Literal["float32", "bfloat16", "fastest"] = (
         "float32"  # of products while it learns; the last is measured at the start
     )
     start_from: str | None = None  # an earlier run, whose world model and experience are taken over
+    start_with: Literal["world", "everything"] = "world"  # of that run; "everything": its agent goes on learning from there
     strict: bool = False  # stop where the first experience shows that little can come of it
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
@@ -165,7 +166,7 @@ class Config:
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), action_repeat=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None), action_repeat=(1, None))
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
@@ -183,6 +184,8 @@ class Config:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
             )
+        if self.budget == 0 and self.start_from is None:
+            raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
         if self.agent.online:

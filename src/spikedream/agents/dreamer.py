@@ -117,6 +117,10 @@ class Dreamer:
         return False
 
     @property
+    def actor_steps(self) -> float:
+        return {"clipped": self.passes * self.minibatches, "reinforce": self.minibatches, "model": 1}[self.gradient]
+
+    @property
     def on_policy_steps(self) -> None:
         return None
 

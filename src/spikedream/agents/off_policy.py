@@ -143,6 +143,10 @@ class OffPolicy:
         return False
 
     @property
+    def actor_steps(self) -> float:
+        return 1 / self.policy_delay
+
+    @property
     def on_policy_steps(self) -> None:
         return None
 

@@ -61,11 +61,11 @@ class Program:
         stored = self.table("begins", begins, "place"), self.table("target", column, "target")
         return "_sparse", f"{', '.join(stored)}, {self.table(name, values[row, column], kind)}, {columns}"
 
-    def each(self, name: str, values: ndarray, index: str = "i") -> str:
+    def each(self, name: str, values: ndarray, index: str = "i", kind: str = "float") -> str:
         """An expression for the entry at `index`: one number where all are the same."""
         if (values == values.flat[0]).all():
-            return literal(values.flat[0])
-        return f"{self.table(name, values)}[{index}]"
+            return literal(values.flat[0]) if kind == "float" else str(int(values.flat[0]))
+        return f"{self.table(name, values, kind)}[{index}]"
 
     def field(self, name: str, size: int, kind: str = "float", reset: bool = False) -> str:
         """An array in the state, by name; set to zero by `actor_reset`."""

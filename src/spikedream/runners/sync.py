@@ -213,9 +213,9 @@ class Trainer:
 
     def fit_due(self) -> int:
         """Gradient steps of the fit that this turn still has to make; 0 where it has none."""
-        progress, config = self.progress, self.config
-        last = progress.done.get("fit")
-        if progress.fitted or not due(config.fit.every, last, progress.real_steps):
+        progress, config, last = self.progress, self.config, self.progress.done.get("fit")
+        taken_over = progress.turn == 0 and config.start_with == "everything"
+        if progress.fitted or taken_over or not due(config.fit.every, last, progress.real_steps):
             return 0
         self.listener.phase("fit", 0, 1)
         return config.world_model.updates if last is None or config.fit.then is None else config.fit.then

@@ -14,6 +14,7 @@ from spikedream.snn.encoders import AnyEncoder, DirectCurrent
 from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.learning_rules.eprop import EProp
 from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
+from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
@@ -68,6 +69,7 @@ class SpikingNetwork:
     branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
     sparsity: AnySparsity | None = None  # which of its weights there are; None: all
     rule: AnyRule = BPTT()  # by which it learns
+    fixed_point: FixedPoint | None = None  # None: float32
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
@@ -78,6 +80,8 @@ class SpikingNetwork:
         if self.fan_in is not None:
             check_bounds(self, fan_in=(1, None))
         self.rule.check(self.neuron, self.branches)
+        if self.fixed_point is not None:
+            self.fixed_point.check(self)
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
@@ -113,7 +117,9 @@ class SpikingNetwork:
         return *self._rest(params), *((influences,) if any(influences) else ())
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        params = params.present
+        network, params = self._acting(params)
+        if network is not self:
+            return network(params, x, carry, key)
         states, readout, *influences = (carry or self.start(params)) if self.persistent else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         windows = []
@@ -131,6 +137,10 @@ class SpikingNetwork:
             kept = (*kept, tuple(window.influence for window in windows)) if influences else kept
         return Output(value, kept, (*(window.spikes for window in windows), *out_trains))
 
+    def _acting(self, params: SpikingParams) -> "tuple[SpikingNetwork, SpikingParams]":
+        """Of the weights that there are, and in fixed point where it is to be so."""
+        return (self, params.present) if self.fixed_point is None else self.fixed_point(self, params.present)
+
     def _threshold(self, neuron: NeuronParams) -> Array:
         threshold = firing_threshold(neuron)
         return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
@@ -144,7 +154,9 @@ class SpikingNetwork:
         return l1(params.present.readout)
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
-        params = params.present
+        network, params = self._acting(params)
+        if network is not self:
+            return network.operations(params, x, carry, key)
         states, readout, *_ = carry if self.persistent and carry else self._rest(params)
         trains = self(params, x, carry, key).spikes
         hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
@@ -170,6 +182,8 @@ class SpikingNetwork:
 
     def describe(self, params: SpikingParams) -> tuple[Node, ...]:
         params = params.present
+        if self.fixed_point is not None:
+            return self.fixed_point.describe(self, params)
         first, *others = (layer.synapse for layer in params.layers)
         synapses = (thin(first, self.fan_in), *others)
         neurons = (described(self.neuron, layer.neuron) for layer in params.layers)
