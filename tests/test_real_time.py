@@ -140,7 +140,7 @@ def test_environments_side_by_side_keep_the_wall_clock(workers):
         for _ in range(10):
             taken += envs.step(np.zeros((2, 1)), np.zeros(2))[1]
         ticks = (time.perf_counter() - begun) / 0.01
-        assert abs(ticks - taken / 2) < 3  # all that passed are counted
+        assert -1 < ticks - taken / 2 < 10  # all that passed are counted
         timing = envs.take_timing()
         assert timing.ticks == first + taken and len(timing.latency) == 22
         time.sleep(0.055)
