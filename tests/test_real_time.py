@@ -158,6 +158,9 @@ def test_a_run_in_real_time_plays_whole_episodes_and_tells_how_the_clock_was_kep
         "evaluation": {"episodes": 2}, "agent": {"actor": "MLP", "critic": "MLP"}, "world_model": {"dynamics": "MLP"},
     }  # fmt: skip
     config = configuration.merge(configuration.Config(), changes)
+    several = configuration.merge(config, {"collect": {"environments": 2}})
+    with pytest.raises(ValueError, match="environments is 2; where acting and learning take turns, real time has one"):
+        Trainer(several, tmp_path, spikedream._Silence())
     trainer, told = Trainer(config, tmp_path, spikedream._Silence(), alone=False), []
     try:
         for _ in range(3):  # first random episodes, then the agent's own
