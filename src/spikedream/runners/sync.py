@@ -79,7 +79,8 @@ class Programs:
 
     def wait(self) -> None:
         """Until both are compiled."""
-        self._clock.wait(self._fit), self._clock.wait(self._dream)
+        for program in (self._fit, self._dream):
+            self._clock.wait(program)
 
     def fit(self, state: TrainState, updates: int) -> tuple[TrainState, Metrics]:
         return self._clock.wait(self._fit)(state, np.int32(updates))
@@ -106,7 +107,7 @@ class Trainer:
         config.check()
         if config.realtime is not None and config.collect.environments > 1:
             raise ValueError(
-                f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one: the"
+                f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one:"
                 " others would go on while it learns"
             )
         if config.logging.wandb is not None:
