@@ -216,10 +216,10 @@ def test_an_evaluation_tells_the_share_of_successes():
     result = evaluator(Idle(), None, jax.random.key(0), 1)
     assert result.success is not None and result.success.dtype == bool and 0 < result.success.sum() < 6
     np.testing.assert_array_equal(result.success, result.returns > 200)
-    assert result.metrics()["eval_success"] == result.success.mean()
+    assert result.successes() == {"eval_success": result.success.mean()}
     evaluator.close()
     plain = Evaluator(Config(env="Pendulum-v1", max_episode_steps=3), 2)
-    assert "eval_success" not in plain(Idle(), None, jax.random.key(0), 1).metrics()
+    assert plain(Idle(), None, jax.random.key(0), 1).successes() == {}
     plain.close()
 
 

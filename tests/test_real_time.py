@@ -140,7 +140,7 @@ def test_environments_side_by_side_keep_the_wall_clock(workers):
         for _ in range(10):
             taken += envs.step(np.zeros((2, 1)), np.zeros(2))[1]
         ticks = (time.perf_counter() - begun) / 0.01
-        assert abs(ticks - taken / 2) < 3  # all that passed are counted
+        assert -1 < ticks - taken / 2 < 10  # all that passed are counted
         timing = envs.take_timing()
         assert timing.ticks == first + taken and len(timing.latency) == 22
         time.sleep(0.055)
@@ -158,6 +158,9 @@ def test_a_run_in_real_time_plays_whole_episodes_and_tells_how_the_clock_was_kep
         "evaluation": {"episodes": 2}, "agent": {"actor": "MLP", "critic": "MLP"}, "world_model": {"dynamics": "MLP"},
     }  # fmt: skip
     config = configuration.merge(configuration.Config(), changes)
+    several = configuration.merge(config, {"collect": {"environments": 2}})
+    with pytest.raises(ValueError, match="environments is 2; where acting and learning take turns, real time has one"):
+        Trainer(several, tmp_path, spikedream._Silence())
     trainer, told = Trainer(config, tmp_path, spikedream._Silence(), alone=False), []
     try:
         for _ in range(3):  # first random episodes, then the agent's own

@@ -21,7 +21,7 @@ import jax
 from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
 from spikedream.dream_env.stepped_dreams import SteppedDreams
-from spikedream.envs import hidden_velocity, ini_cartpole
+from spikedream.envs import hidden_velocity, ini_cartpole, remote
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
 from spikedream.export.energy import energy, record
@@ -37,6 +37,7 @@ from spikedream.runs.run import Run
 __version__ = "0.1.0"
 hidden_velocity.register()
 ini_cartpole.register()
+remote.register()
 __all__ = [
     "BrokenEnvironment", "CheckpointError", "Compression", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run",
     "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_policy", "load", "resume", "train",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -17,6 +17,8 @@ from rich.table import Table
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
+from spikedream.envs.real_time import Pace
+from spikedream.envs.server import Server
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
@@ -27,6 +29,7 @@ from spikedream.reports.display import display
 from spikedream.reports.drawing import show
 from spikedream.reports.energy_shown import show_energy
 from spikedream.reports.report import record_video
+from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
 
 EXPECTED = (
@@ -95,6 +98,21 @@ class Energy:
     table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
     episodes: int = 1  # greedy ones in which decisions are counted
     json: bool = False  # everything, for programs
+
+
+@dataclass
+class ServeEnv:
+    """Play an environment in real time for a learner elsewhere, who trains on RemoteEnvironment-v0: docs/hardware.md."""
+
+    env: tyro.conf.Positional[str]  # a Gymnasium id, also as module:Id-v0
+    env_kwargs: str = "{}"  # its keyword arguments, as YAML
+    host: str = "127.0.0.1"  # 0.0.0.0 listens to everybody on the network: there is no password
+    port: int = 7777  # 0: any that is free
+    tick: float = 0.02  # seconds of one of its steps
+    late: Literal["hold", "idle"] = "hold"  # what it is given in a tick without an action: the last one, or none
+    silence: int = 10  # ticks without an action after which it is given none
+    patience: float = 5.0  # seconds for which a lost line may come back
+    sessions: int = 1  # episodes at a time
 
 
 @dataclass
@@ -286,6 +304,26 @@ def energy(arguments: list[str], console: Console) -> int:
     return 0
 
 
+def serve_env(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(ServeEnv, prog="spikedream serve-env", args=arguments)
+    kwargs = configuration.merge(Config(), {"env_kwargs": yaml.safe_load(command.env_kwargs)}).env_kwargs
+
+    def say(text: str) -> None:
+        print(f"spikedream: {text}", file=sys.stderr, flush=True)
+
+    try:
+        server = Server(
+            command.env, kwargs, command.host, command.port, Pace(command.tick, command.late), command.silence, command.patience,
+            command.sessions, say,
+        )  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"cannot listen on {command.host}:{command.port}: {error.strerror}") from error
+    print(f"{command.env} on {command.host}:{server.port}, {1000 * command.tick:g} ms a step; Ctrl-C ends it", flush=True)
+    with stopping(server.stop):
+        server.run()
+    return 0
+
+
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
@@ -307,7 +345,7 @@ def _conclude(run: Run, console: Console) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress,
+    "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress, "serve-env": serve_env,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -321,6 +359,7 @@ USAGE = """usage: spikedream COMMAND ...
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals
   compare RUN_OR_GLOB ...  runs side by side: curves, intervals, who is better
+  serve-env ENV_ID         play it in real time for a learner elsewhere, as a physical environment would
   study STUDY              methods x environments x seeds from a file, and their comparison
 
 `spikedream COMMAND --help` says more."""

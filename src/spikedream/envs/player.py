@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 from spikedream.envs.make import endless, longest_episode, make_environment, translation_of
 from spikedream.envs.real_time import Pace, RealTime, Timing, together
@@ -55,6 +56,10 @@ class Player:
         action_repeat: own steps for which an action is held, or until the episode ends.
         pace: of the wall clock on which it advances; None: as fast as it goes.
 
+    Attributes:
+        observation_space, action_space: the flat ones.
+        spec: their sizes.
+
     Raises:
         BrokenEnvironment: it cannot be made or used.
     """
@@ -65,6 +70,7 @@ class Player:
         env = make_environment(env_id, kwargs, max_episode_steps)
         self._timed = None if pace is None else RealTime(env, pace, action_repeat)
         self._env = self._timed or env
+        self.observation_space, self.action_space = cast(Box, env.observation_space), cast(Box | Discrete, env.action_space)
         self._id, self._repeat = env_id, action_repeat if self._timed is None else 1
         self._longest, self._length = longest_episode(env_id, max_episode_steps), 0
         self.spec = translation_of(env_id, self._env).spec

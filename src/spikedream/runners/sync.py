@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,11 @@ class Programs:
         self._fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
         pool.shutdown(wait=False)
 
+    def wait(self) -> None:
+        """Until both are compiled."""
+        for program in (self._fit, self._dream):
+            self._clock.wait(program)
+
     def fit(self, state: TrainState, updates: int) -> tuple[TrainState, Metrics]:
         return self._clock.wait(self._fit)(state, np.int32(updates))
 
@@ -103,6 +107,11 @@ class Trainer:
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
         config.check()
+        if config.realtime is not None and config.collect.environments > 1:
+            raise ValueError(
+                f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one:"
+                " others would go on while it learns"
+            )
         if config.logging.wandb is not None:
             check_wandb()
         self.config, self.directory, self.listener = config, directory, listener
@@ -163,8 +172,10 @@ class Trainer:
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
         acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
-        if self.config.realtime is not None:
+        if self.config.realtime is not None:  # nothing may be compiled while the clock runs
             self.collector.warm_up(acting, policy)
+            if self.programs is not None:
+                self.programs.wait()
         explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
         while progress.real_steps < self.config.budget:
             done, total = progress.collected, collect.steps
@@ -173,10 +184,12 @@ class Trainer:
             elif explores:
                 done, total = self.collector.episodes, collect.seed_episodes
             if done >= total and (self.config.realtime is None or self.collector.between_episodes):
-                break  # in real time not in the middle of an episode, which would go on while the agent learns
+                break  # in real time an episode would go on while the agent learns
             self.listener.phase("collect", done, total)
-            step = partial(self.collector.explore, salt=progress.real_steps) if explores else self.collector.act
-            acting, taken = step(acting, policy)
+            if explores:
+                acting, taken = self.collector.explore(acting, policy, progress.real_steps)
+            else:
+                acting, taken = self.collector.act(acting, policy)
             if self.algorithm.agent.online:
                 acting, policy = self.learn(acting)
             progress.real_steps += taken
@@ -264,6 +277,7 @@ class Trainer:
             progress.solved_at = progress.real_steps
             progress.fresh = self._fresh()
         progress.finished = spent or (verdict.solved and evaluation.stop)
+        progress.measured |= verdict.evaluated.successes() | self.collector.environments.take_timing().metrics()
         progress.done["evaluation"] = progress.real_steps
         progress.evaluations += 1
         self._write_row(verdict.evaluated)
@@ -300,11 +314,14 @@ class Trainer:
             "real_steps": progress.real_steps,
             "imagined_steps": progress.imagined_steps,
             "updates": progress.updates,
-            **result.metrics(),
+            "eval_return_mean": result.mean(),
+            "eval_return_std": result.std(),
+            "eval_length_mean": float(result.lengths.mean()),
+            "firing_rate/actor_greedy": result.firing_rate,
+            "decision_ms": result.decision_ms,
             "train_episodes": len(returns),
             "wall_seconds": round(progress.wall_seconds, 3),
             **({"train_return_mean": float(np.mean(returns))} if returns else {}),
-            **self.collector.environments.take_timing().metrics(),
         }
         self.recorder.write(progress.row)
         self.listener.record(progress.row)

@@ -29,16 +29,9 @@ class Evaluated(NamedTuple):
     def std(self) -> float:
         return float(self.returns.std())
 
-    def metrics(self) -> dict[str, float | None]:
-        """As in a row of `metrics.jsonl`."""
-        found = {
-            "eval_return_mean": self.mean(),
-            "eval_return_std": self.std(),
-            "eval_length_mean": float(self.lengths.mean()),
-            "firing_rate/actor_greedy": self.firing_rate,
-            "decision_ms": self.decision_ms,
-        }
-        return found if self.success is None else found | {"eval_success": float(self.success.mean())}
+    def successes(self) -> dict[str, float]:
+        """Their share, as in a row of `metrics.jsonl`; empty where none is told."""
+        return {} if self.success is None else {"eval_success": float(self.success.mean())}
 
 
 class Round(NamedTuple):

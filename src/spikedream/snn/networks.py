@@ -11,10 +11,10 @@ from spikedream.nodes import Layer, Node, Window, described
 from spikedream.snn.affine import Affine, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
+from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.learning_rules.eprop import EProp
 from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
-from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
