@@ -145,7 +145,7 @@ def test_a_world_that_remembers_and_one_with_a_bonus_can_be_dreamt_in(spec: Spec
 def test_what_cannot_be_dreamt_is_said() -> None:
     nothing = ReplayBuffer(8).init(ARMS)
     with pytest.raises(ValueError, match="replayed real steps, and there are none yet"):
-        DreamVecEnv(ARMS, toy(still(), ARMS), nothing, 2)
+        DreamVecEnv(ARMS, toy(still(), ARMS), nothing, 2).reset()
     with pytest.raises(ValueError, match="0 dreams"):
         DreamVecEnv(ARMS, toy(still(), ARMS), origin(ARMS), 0)
     env = dreams_in(still(), DIAL)
