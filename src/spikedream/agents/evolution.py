@@ -99,7 +99,7 @@ class Evolution:
     def init(self, spec: Spec, world: World, key: Array) -> EvolutionState:
         distribution = action_distribution(spec)
         actor = self.actor.init(world.model.feature_size(spec), distribution.parameters, key)
-        deviation = jax.tree.map(lambda which, x: jnp.full(x.shape, which * self.deviation), _searched(actor), actor)
+        deviation = jax.tree.map(lambda which, x: jnp.full(x.shape, which * self.deviation, jnp.float32), _searched(actor), actor)
         return EvolutionState(actor, deviation, self._optimizer.init(actor), distribution, spec)
 
     @property

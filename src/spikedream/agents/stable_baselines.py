@@ -92,11 +92,16 @@ class StableBaselines:
             raise ValueError(f"{self.algorithm} needs a {wanted} action space; {able} act in {others} ones: set agent.algorithm")
         return heads[spec.discrete](spec.action_size)
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of what is added to its actions, in half the width of their range. The library has none for TD3."""
+        return float(self.settings.get("action_noise", 0.1 if self.algorithm == "TD3" else 0.0))
+
     def init(self, spec: Spec, world: World, key: Array) -> StableBaselinesState:
         """Before the first update it acts with weights of its own."""
         head = self.head(spec)
         actor = self.actor.init(world.model.feature_size(spec), head.parameters, key)
-        return StableBaselinesState(actor, head.spread(), spec)
+        return StableBaselinesState(actor, head.spread(self.noise), spec)
 
     def policy_of(self, state: StableBaselinesState) -> StableBaselinesState:
         return state

@@ -27,7 +27,8 @@ class Logits:
     def parameters(self) -> int:
         return self.size
 
-    def spread(self) -> Array:
+    def spread(self, noise: float) -> Array:
+        """At first, from the deviation of the noise that is set beside."""
         return jnp.zeros(0)
 
     def mode(self, out: Array) -> Array:
@@ -53,7 +54,7 @@ class Values:
     def parameters(self) -> int:
         return self.size
 
-    def spread(self) -> Array:
+    def spread(self, noise: float) -> Array:
         return jnp.ones(())
 
     def mode(self, out: Array) -> Array:
@@ -80,7 +81,7 @@ class Normal:
     def parameters(self) -> int:
         return self.size
 
-    def spread(self) -> Array:
+    def spread(self, noise: float) -> Array:
         return jnp.zeros(self.size)
 
     def mode(self, out: Array) -> Array:
@@ -106,8 +107,8 @@ class SquashedNormal:
     def parameters(self) -> int:
         return 2 * self.size
 
-    def spread(self) -> Array:
-        return jnp.zeros(self.size)
+    def spread(self, noise: float) -> Array:
+        return jnp.full(self.size, noise, jnp.float32)
 
     def mode(self, out: Array) -> Array:
         return jnp.tanh(out[: self.size])
@@ -136,8 +137,8 @@ class Deterministic:
     def parameters(self) -> int:
         return self.size
 
-    def spread(self) -> Array:
-        return jnp.zeros(self.size)
+    def spread(self, noise: float) -> Array:
+        return jnp.full(self.size, noise, jnp.float32)
 
     def mode(self, out: Array) -> Array:
         return jnp.tanh(out)

@@ -28,7 +28,6 @@ from spikedream.types import Experience, Spec
 from spikedream.world import World
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU, "silu": torch.nn.SiLU}
-NOISE = 0.1  # standard deviation of TD3's exploration, where nothing else is set: the library has none
 BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 COUNTS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")  # what learning goes on from
 Arrays = dict[str, np.ndarray]
@@ -65,8 +64,7 @@ class StableBaselinesLearner:
         torch.set_num_threads(1)  # faster than several for networks of this size
         self.agent, self.spec = agent, spec
         self.dreams = DreamVecEnv(spec, world, experience, agent.trajectories, agent.dreams, remembered=True)
-        noise = setting(agent.settings.get("action_noise", NOISE if agent.algorithm == "TD3" else 0.0))
-        self._noise = np.full(spec.action_size, noise, np.float32)
+        self._noise = np.full(spec.action_size, agent.noise, np.float32)
         self.model = self._build(_seed(key))
         self._writer = _Latest()
         self.model.set_logger(Logger(None, [self._writer]))
