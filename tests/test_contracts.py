@@ -16,12 +16,15 @@ from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.dreams import Dreams
 from spikedream.agents.dyna import Dyna
+from spikedream.agents.evolution import Evolution
 from spikedream.agents.mpc import MPC, AnyPlanner
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.policy_head import SquashedGaussian
 from spikedream.agents.ppo import PPO
 from spikedream.agents.representation import SALE
+from spikedream.agents.stable_baselines import StableBaselines
+from spikedream.agents.stable_baselines_heads import HEADS
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
@@ -63,14 +66,26 @@ AGENTS: dict[str, Any] = {
         twin(OffPolicy(dreams=Dreams(starts=3, horizon=2, every=1, begin=0, capacity=9, trust=None, stretches=3)))
     ),
     "StreamActorCritic-dyna": small(StreamActorCritic(dyna=Dyna(steps=3, begin=0))),
+    "Evolution-twin": small(twin(Evolution(deviation_rate=0.1))),
+    "StableBaselines-SAC": small(StableBaselines("SAC")),
+    "StableBaselines-DQN": small(StableBaselines("DQN")),
+    "StableBaselines-TD3": small(StableBaselines("TD3")),
     "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
 }
 PRIORITIES = typing.get_args(typing.get_type_hints(ReplayBuffer)["priority"])
 
 world_kinds = pytest.mark.parametrize("kind", kinds(AnyWorldModel))
 both_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-CONTINUOUS_ONLY = (OffPolicy,)
-PLAYED = [(name, spec) for name in AGENTS for spec in SPECS if spec != "discrete" or not isinstance(AGENTS[name], CONTINUOUS_ONLY)]
+WITHOUT_VALUES = (Evolution, StableBaselines)  # none that the loop can ask
+
+
+def plays(agent, spec):
+    if isinstance(agent, StableBaselines):
+        return spec.discrete in HEADS[agent.algorithm]
+    return not (spec.discrete and isinstance(agent, OffPolicy))
+
+
+PLAYED = [(name, spec) for name in AGENTS for spec in SPECS if plays(AGENTS[name], SPECS[spec])]
 every_agent = pytest.mark.parametrize(
     ("agent", "spec"), [(AGENTS[name], SPECS[spec]) for name, spec in PLAYED], ids=["-".join(names) for names in PLAYED]
 )
@@ -381,10 +396,15 @@ def test_agent_shapes(agent, spec):
         assert decision.action.shape == (spec.action_size,) and decision.action.dtype == jnp.float32
         assert decision.log_prob.shape == ()
         assert shapes(decision.carry) == shapes(carry)
+    if isinstance(agent, StableBaselines):  # the rest is done outside: test_stable_baselines.py
+        with pytest.raises(TypeError, match="improves outside compiled programs"):
+            jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
+        return
     after, metrics = jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in metrics.values())
     assert metrics["imagined_steps"].dtype == jnp.int32
+    assert agent.host_learner(spec, world, experience(spec), KEY) is None
     judged = jax.eval_shape(agent.judged, after)
     assert (judged is not None) is isinstance(agent, OffPolicy)
     assert judged is None or (judged.index.dtype == jnp.int32 and judged.error.shape == judged.index.shape == (agent.batch,))
@@ -392,7 +412,10 @@ def test_agent_shapes(agent, spec):
     intention = jax.eval_shape(lambda p, c: agent.intended(p, world, c, jnp.zeros(spec.obs_size), KEY), policy, carry)
     assert (intention is not None) is plans(agent, greedy=True)
     assert intention is None or intention.actions.shape == (agent.horizon, spec.action_size)
-    if learns(agent):
+    if isinstance(agent, WITHOUT_VALUES):
+        with pytest.raises(ValueError, match="needs a value function"):
+            agent.errors(state, world, experience(spec), jnp.arange(5), KEY)
+    elif learns(agent):
         rows = jnp.arange(5)
         errors = jax.eval_shape(lambda s, e, k: agent.errors(s, world, e, rows, k), state, experience(spec), KEY)
         assert errors.shape == (5,) and errors.dtype == jnp.float32
@@ -422,7 +445,7 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
     actions = np.stack([act(state, k, False).action for k in keys])
     if spec.discrete:
         assert set(np.unique(actions)) == {0.0, 1.0} and (actions.sum(1) == 1).all()
-    elif plans(agent, greedy=False) or isinstance(agent, OffPolicy):
+    elif plans(agent, greedy=False) or isinstance(agent, OffPolicy | StableBaselines):
         assert (np.abs(actions) <= 1).all()
     else:
         assert (np.abs(actions) < 1).all()
@@ -585,11 +608,13 @@ JOINED = [  # world model, agent, bonus, how experience is drawn, for which acti
     (TrueEnvironment, "OffPolicy-TD7", None, "loss", ["continuous"]),
     (Ensemble, "OffPolicy-dreams", None, "uniform", ["continuous"]),
     (TrueEnvironment, "StreamActorCritic-dyna", None, "uniform", ["discrete"]),
+    (TrueEnvironment, "Evolution-twin", None, "uniform", ["discrete"]),
 ]
 TRACED = [  # what is joined of the same parts in another way; compiling these, too, would see no more
     (Recurrent, "Dreamer", RND, "model_error", ["discrete"]),
     (Recurrent, "MPC", None, "model_error", ["continuous"]),
     (Recurrent, "Dreamer-from-both", Disagreement(), "uniform", ["continuous"]),
+    (Recurrent, "Evolution", RND, "model_error", ["continuous"]),
     (Ensemble, "PPO", RND, "model_error", ["discrete"]),
     (Ensemble, "OffPolicy", RND, "td_error", ["continuous"]),
     (Ensemble, "OffPolicy-SAC", None, "loss", ["continuous"]),
@@ -604,7 +629,7 @@ def test_every_kind_is_joined_with_others():
     assert set(worlds) == set(kinds(AnyWorldModel)) and set(priorities) == set(PRIORITIES)
     assert {type(bonus) for bonus in bonuses if bonus} == set(kinds(AnyBonus))
     agents = [AGENTS[name] for name in names]
-    assert {type(agent) for agent in agents} == set(kinds(AnyAgent))
+    assert {type(agent) for agent in agents} == set(kinds(AnyAgent)) - {StableBaselines}  # joined in test_stable_baselines.py
     assert {type(agent.search) for agent in agents if isinstance(agent, MPC)} == set(kinds(AnyPlanner))
 
 
@@ -615,6 +640,8 @@ def imagined_steps(agent, metrics):
         return agent.dyna.steps if agent.dyna else 0
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
+    if isinstance(agent, Evolution):
+        return 2 * agent.population * agent.trajectories * agent.horizon
     if isinstance(agent, OffPolicy):
         return 2 * agent.dreams.starts * agent.dreams.horizon if agent.dreams else 0
     if agent is None or agent.imagination is None:

@@ -82,6 +82,13 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
                    "policy": {"kind": "Dreamer", **DREAMER, "actor": NETWORK}}},
         "act", ["agent.proposals", "agent.policy.gamma"],
     ),
+    "evolution": (
+        {"world_model": ENSEMBLE,
+         "agent": {"kind": "Evolution", "actor": NETWORK, "population": 4, "trajectories": 2, "horizon": 3, "deviation_rate": 0.1}},
+        "dream",
+        [f"agent.{x}" for x in ("population", "trajectories", "horizon", "start_noise", "gamma", "deviation", "deviation_rate",
+                                "learning_rate", "uncertainty_penalty")],
+    ),
     "ppo": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "PPO", "actor": NETWORK, "critic": NETWORK, "rollout": 12, "passes": 3, "batch": 8, "clip": 0.02,
@@ -220,6 +227,7 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]
     assert numbers(ppo.imagination.share) == set(SHARE)
+    assert {f"agent.{x}" for x in numbers(scene("evolution").agent)} == set(SCENES["evolution"][2])
     td7, sac = scene("td7").agent, scene("sac").agent
     assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
     for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):

@@ -25,7 +25,7 @@ from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
-from spikedream.world import Agent, Bonus, OnlineAgent, World
+from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, World
 
 
 class Keys(eqx.Module):
@@ -233,9 +233,22 @@ class Algorithm:
         learning = (state.agent, state.replay.priority)
         (agent, priority), metrics = jax.lax.scan(update, learning, jax.random.split(block_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
-        counters = Counters(
-            state.counters.updates + self.block,
-            state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32),
-        )
+        counters = self._counted(state.counters, metrics.pop("imagined_steps"))
         replay = replace(state.replay, priority=priority)
         return replace(state, agent=agent, replay=replay, keys=replace(state.keys, dream=key), counters=counters), metrics
+
+    def _counted(self, counters: Counters, imagined_steps: Array) -> Counters:
+        """After a block of updates."""
+        return Counters(counters.updates + self.block, counters.imagined_steps + imagined_steps.astype(jnp.uint32))
+
+    def host_learner(self, state: TrainState) -> HostLearner | None:
+        """What improves the agent outside compiled programs: then `dream_on_host` is called with it, in place of `dream`."""
+        *_, key = jax.random.split(state.keys.dream, 3)  # dreams take the first two
+        return self.agent.host_learner(self.spec, self.world(state), state.replay, key)
+
+    def dream_on_host(self, learner: HostLearner, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """`dream`, by a learner outside."""
+        key, block_key = jax.random.split(state.keys.dream)
+        agent, metrics = learner.improve(state.agent, self.world(state), state.replay, self.block, block_key)
+        counters = self._counted(state.counters, metrics.pop("imagined_steps"))
+        return replace(state, agent=agent, keys=replace(state.keys, dream=key), counters=counters), metrics

@@ -29,6 +29,8 @@ from spikedream.reports.display import display
 from spikedream.reports.drawing import show
 from spikedream.reports.energy_shown import show_energy
 from spikedream.reports.report import record_video
+from spikedream.reports.watch import configuration_of
+from spikedream.reports.watch import watch as follow
 from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
 
@@ -88,6 +90,14 @@ class Resume:
     """Go on with a stopped run, to the numbers of an undisturbed one."""
 
     run: tyro.conf.Positional[Path]
+
+
+@dataclass
+class Watch:
+    """Follow a run that is going on elsewhere, or look at what a finished one did. Ctrl-C ends the watching, not the run."""
+
+    run: tyro.conf.Positional[Path]
+    every: float = 1.0  # seconds between two looks
 
 
 @dataclass
@@ -291,6 +301,18 @@ def study(arguments: list[str], console: Console) -> int:
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
+def watch(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Watch, prog="spikedream watch", args=arguments)
+    if command.every <= 0:
+        raise ConfigError(f"--every is {command.every:g} seconds; it must be above 0")
+    config = configuration_of(command.run)
+    with display(console, f"{config.preset} · {config.env} · seed {config.seed}") as listener:
+        result = follow(command.run, listener, command.every)
+    if result is not None:
+        _tell(config.env, result, command.run, console)
+    return 0
+
+
 def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run)
@@ -327,6 +349,11 @@ def serve_env(arguments: list[str], console: Console) -> int:
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
+    _tell(run.config.env, result, run.directory, console)
+    return 0
+
+
+def _tell(env: str, result: dict[str, Any], directory: Path, console: Console) -> None:
     if result["solved"]:
         outcome = f"solved after {result['real_steps_to_solve']} real steps"
     elif result["threshold"] is None:
@@ -334,18 +361,18 @@ def _conclude(run: Run, console: Console) -> int:
     else:
         outcome = f"not solved in {result['real_steps']} real steps"
     console.print(
-        f"{run.config.env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
+        f"{env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
         f" {result['eval_episodes']} greedy episodes, {result['fresh_return_mean']:.1f} on fresh ones ·"
-        f" {result['wall_seconds']:.1f} s ({result['compile_seconds']:.1f} s of it compiling)\n{run.directory / 'report.html'}",
+        f" {result['wall_seconds']:.1f} s ({result['compile_seconds']:.1f} s of it compiling)\n{directory / 'report.html'}",
         highlight=False,
         soft_wrap=True,
     )
-    return 0
 
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
     "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress, "serve-env": serve_env,
+    "watch": watch,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -355,6 +382,7 @@ USAGE = """usage: spikedream COMMAND ...
   compress RUN             its policy with fewer weights, spikes and bits, fine-tuned in dreams
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
+  watch RUN                follow one that is going on elsewhere
   energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals

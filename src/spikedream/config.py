@@ -20,10 +20,12 @@ import yaml
 
 from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.evolution import Evolution
 from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.ppo import PPO
+from spikedream.agents.stable_baselines import StableBaselines
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.fitting import Fitting
@@ -42,7 +44,7 @@ from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
 AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
-AnyAgent = Dreamer | MPC | OffPolicy | PPO | StreamActorCritic
+AnyAgent = Dreamer | Evolution | MPC | OffPolicy | PPO | StableBaselines | StreamActorCritic
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 # The kinds that fit a field which is declared by what it must offer: so that agents need not know each other.

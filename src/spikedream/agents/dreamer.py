@@ -234,6 +234,9 @@ class Dreamer:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: DreamerState) -> None:
         return None
 

@@ -203,6 +203,9 @@ class MPC:
         policy, metrics = self.policy.update(state.policy, world, experience, key)
         return MPCState(policy, state.spec), metrics
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: MPCState) -> None:
         return None
 

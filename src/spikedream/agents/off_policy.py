@@ -291,6 +291,9 @@ class OffPolicy:
         dreams, batch, imagined, metrics = self.dreams.mix(state.dreams, world, experience, policy, batch, *learning, key)
         return eqx.tree_at(lambda s: s.dreams, state, dreams), batch, imagined, metrics
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: OffPolicyState) -> Judged:
         return state.judged
 

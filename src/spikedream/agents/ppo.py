@@ -174,6 +174,9 @@ class PPO:
         """() value of one state, an average of normalised rewards to come."""
         return self._networks.value_of(critic, obs, key)
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: PPOState) -> None:
         return None
 

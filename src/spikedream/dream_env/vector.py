@@ -47,7 +47,7 @@ class DreamVecEnv(VectorEnv):
     Args:
         spec: sizes of the flat spaces.
         world: the world model to dream in.
-        experience: where dreams begin; at least one step.
+        experience: where dreams begin; at least one step at the first `reset`.
         count: of dreams.
         dreams: how they begin and end.
         seed: decides everything, together with the actions, until `reset` is given another.
@@ -55,7 +55,7 @@ class DreamVecEnv(VectorEnv):
         remembered: observe what a recurrent world model remembers, too, behind the observation, as spikedream's agents do.
 
     Raises:
-        ValueError: nothing has been experienced yet, or there is no such mode.
+        ValueError: there is no such mode; and in `reset`, nothing has been experienced yet.
     """
 
     def __init__(
@@ -73,8 +73,6 @@ class DreamVecEnv(VectorEnv):
             raise ValueError(f"an environment of {count} dreams cannot be; at least 1")
         if autoreset_mode is AutoresetMode.DISABLED:
             raise ValueError("dreams that end make way for others: autoreset_mode must be SAME_STEP or NEXT_STEP")
-        if not int(experience.size):
-            raise ValueError("dreams begin at replayed real steps, and there are none yet")
         self.num_envs, self.dreams, self._spec = count, dreams, spec
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": []}
         self._autoreset: Autoreset = "SameStep" if autoreset_mode is AutoresetMode.SAME_STEP else "NextStep"
@@ -97,6 +95,8 @@ class DreamVecEnv(VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """All dreams begin anew; `options` are ignored."""
+        if not int(self._experience.size):
+            raise ValueError("dreams begin at replayed real steps, and there are none yet")
         if seed is not None:
             self._key = jax.random.key(seed)
         self._key, key = jax.random.split(self._key)

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.dreamer import Dreamer, DreamerCarry, DreamerPolicy, DreamerState
+from spikedream.agents.evolution import Evolution, EvolutionCarry, EvolutionPolicy, EvolutionState
 from spikedream.agents.mpc import MPC, AnyPlanner, MPCCarry, MPCPolicy, MPCState
 from spikedream.agents.off_policy import OffPolicy, OffPolicyPolicy, OffPolicyState
 from spikedream.agents.online import StreamActorCritic, StreamPolicy, StreamState
 from spikedream.agents.ppo import PPO, PPOPolicy, PPOState
 from spikedream.agents.representation import average_l1
+from spikedream.agents.stable_baselines import StableBaselines, StableBaselinesState
 from spikedream.export.calls import Calls, DescribesAgent, Memories, Parts, Totals
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.snn.operations import Operations, scaled, together
 from spikedream.types import PyTree
-from spikedream.world import World
+from spikedream.world import Belief, World
 
 
 def _actor_key(key: Array) -> Array:
@@ -296,8 +298,66 @@ class OfStreamActorCritic:
         return found
 
 
+@dataclass(frozen=True)
+class OfEvolution:
+    agent: Evolution
+
+    def memories(self, state: EvolutionState) -> Memories:
+        return {"actor": (state.actor, self.agent.actor.state(state.actor))}
+
+    def decision(
+        self, policy: EvolutionPolicy, world: World, carry: EvolutionCarry, obs: Array, action: Array, key: Array
+    ) -> Parts:
+        follow_key, decide_key = jax.random.split(key)
+        feature = world.feature(world.follow(carry.belief, obs, follow_key))
+        actor = self.agent.actor.operations(policy.actor, feature, carry.actor, jax.random.split(decide_key)[0])
+        return {"actor": actor} | of_model(world.model).observe(world.state, carry.belief, obs, follow_key)
+
+    def each(self, state: EvolutionState, world: World, memory: Any, action: Array, key: Array) -> Parts:
+        actor = self.agent.actor
+        return {"actor": actor.operations(state.actor, world.feature(memory), actor.start(state.actor), key)}
+
+    @property
+    def collects_so(self) -> bool:
+        return True
+
+    def imagine(self, totals: Totals) -> dict[str, Calls]:
+        return {"actor": Calls(totals.imagined_steps)}
+
+    def learn(self, totals: Totals) -> None:
+        return None  # a generation draws and adds up noise for each weight and candidate: no network is called
+
+
+@dataclass(frozen=True)
+class OfStableBaselines:
+    agent: StableBaselines
+
+    def memories(self, state: StableBaselinesState) -> Memories:
+        return {"actor": (state.actor, self.agent.actor.state(state.actor))}
+
+    def decision(self, policy: StableBaselinesState, world: World, carry: Belief, obs: Array, action: Array, key: Array) -> Parts:
+        follow_key, _ = jax.random.split(key)
+        feature = world.feature(world.follow(carry, obs, follow_key))
+        actor = self.agent.actor.operations(policy.actor, feature, (), key)
+        return {"actor": actor} | of_model(world.model).observe(world.state, carry, obs, follow_key)
+
+    def each(self, state: StableBaselinesState, world: World, memory: Any, action: Array, key: Array) -> Parts:
+        return {"actor": self.agent.actor.operations(state.actor, world.feature(memory), (), key)}
+
+    @property
+    def collects_so(self) -> bool:
+        return True
+
+    def imagine(self, totals: Totals) -> dict[str, Calls]:
+        return {"actor": Calls(totals.imagined_steps)}
+
+    def learn(self, totals: Totals) -> None:
+        return None  # the library does not tell
+
+
 AGENTS: Mapping[type, Callable[[Any], DescribesAgent]] = {
-    Dreamer: OfDreamer, MPC: OfMPC, OffPolicy: OfOffPolicy, PPO: OfPPO, StreamActorCritic: OfStreamActorCritic,
+    Dreamer: OfDreamer, Evolution: OfEvolution, MPC: OfMPC, OffPolicy: OfOffPolicy, PPO: OfPPO, StableBaselines: OfStableBaselines,
+    StreamActorCritic: OfStreamActorCritic,
 }  # fmt: skip
 
 

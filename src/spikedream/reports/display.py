@@ -184,9 +184,10 @@ class LivePanel:
         name, done, total = self._phase
         parts: list[Any] = [self._table()] if self._rows else []
         if name:
-            verbs = Text("  ").join(Text(v, style="bold yellow" if v == name else "dim") for v in VERBS[:4])
             lines = Table.grid(padding=(0, 2))
-            lines.add_row(verbs, self._bar(done, total), Text(f"{done}/{total}", style="dim"))
+            if name != "watch":  # who watches a run does not know what it is at
+                verbs = Text("  ").join(Text(v, style="bold yellow" if v == name else "dim") for v in VERBS[:4])
+                lines.add_row(verbs, self._bar(done, total), Text(f"{done}/{total}", style="dim"))
             self._add_budget(lines)
             parts += [Text(""), lines]
         parts += [Text(note, style="yellow") for note in self._notes]

@@ -32,6 +32,9 @@ from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.runs.run import Run
 from spikedream.snn.product import Precision, fastest
 from spikedream.types import Metrics, Transition
+from spikedream.world import HostLearner
+
+LEARNER = "learner."  # names in a checkpoint of what a learner outside holds
 
 
 @dataclass
@@ -69,13 +72,16 @@ class Programs:
         algorithm: whose verbs they are.
         state: of the shapes that they will meet.
         clock: is told how long the run had to wait for them.
+        learner: dreams in place of a compiled program, where there is one.
     """
 
-    def __init__(self, algorithm: Algorithm, state: TrainState, clock: CompileClock):
+    def __init__(self, algorithm: Algorithm, state: TrainState, clock: CompileClock, learner: HostLearner | None = None):
+        self._algorithm, self._learner = algorithm, learner
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         updates, self._clock = jax.ShapeDtypeStruct((), np.int32), clock
         pool = ThreadPoolExecutor(2)
-        self._dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
+        if learner is None:
+            self._dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
         self._fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
         pool.shutdown(wait=False)
 
@@ -88,6 +94,8 @@ class Programs:
         return self._clock.wait(self._fit)(state, np.int32(updates))
 
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        if self._learner is not None:
+            return self._algorithm.dream_on_host(self._learner, state)
         return self._clock.wait(self._dream)(state)
 
 
@@ -103,6 +111,7 @@ class Trainer:
 
     Raises:
         BrokenEnvironment, CheckpointError: as their texts say.
+        ImportError: the agent needs a library that is not installed.
     """
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
@@ -128,11 +137,12 @@ class Trainer:
         check_memory(self.algorithm)
         self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
+        self.learner = self.algorithm.host_learner(self.state)
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(config, directory)
-        self.programs = Programs(self.algorithm, self.state, self.clock) if alone else None
+        self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
         self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
@@ -377,6 +387,9 @@ class Trainer:
         replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
         arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
+        if self.learner is not None:
+            arrays |= {f"{LEARNER}{name}": array for name, array in self.learner.save().items()}
+            self.learner.write(self.directory)
         learned = ("state.world", "state.agent", "state.bonus", "state.carry")
         wrong = [name for name, array in arrays.items() if name.startswith(learned) and not _finite(array)]
         if wrong:
@@ -402,6 +415,8 @@ class Trainer:
         with checkpoint.naming_older(directory):
             replay = self.log.load(extent, replace(state.replay, data=self.state.replay.data))
         self.state = replace(state, replay=replay)
+        if self.learner is not None:
+            self.learner.restore({k.removeprefix(LEARNER): x for k, x in arrays.items() if k.startswith(LEARNER)})
         same = self.collector.restore(arrays, where)
         if not same.all():
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")

@@ -47,6 +47,9 @@ class Together:
         self.algorithm = self.trainers[0].algorithm
         if any(trainer.algorithm != self.algorithm for trainer in self.trainers):
             raise ValueError("seeds that run together must have the same settings")
+        if self.trainers[0].learner is not None:
+            name = type(self.algorithm.agent).__name__
+            raise ValueError(f"{name} improves outside compiled programs, each seed by itself: leave --together out")
         self.data = _stack([trainer.state.replay.data for trainer in self.trainers])  # leaves (seeds, rows, environments, ...)
         for i, trainer in enumerate(self.trainers):
             trainer.held = partial(self._data_of, i)
