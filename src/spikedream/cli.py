@@ -30,8 +30,8 @@ from spikedream.reports.report import record_video
 from spikedream.runs.run import Run
 
 EXPECTED = (
-    spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,
-    ValueError,
+    spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,
+    FileExistsError, ImportError, ValueError,
 )  # fmt: skip
 
 

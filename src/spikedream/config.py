@@ -30,6 +30,7 @@ from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.knowledge import Knowledge
+from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
@@ -155,6 +156,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     logging: Logging = Logging()
+    runner: AnyRunner = Sync()
     knowledge: Knowledge = Knowledge()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
@@ -165,19 +167,25 @@ class Config:
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
+    @property
+    def environments(self) -> int:
+        """Whose steps are experience, of all collectors together."""
+        return self.collect.environments * self.runner.collectors
+
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
         parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
         precision = fastest if self.precision == "fastest" else self.precision
-        return Algorithm(spec, *parts, self.collect.environments, self.knowledge, precision)
+        return Algorithm(spec, *parts, self.environments, self.knowledge, precision)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
-        if self.replay.capacity < self.collect.environments:
+        self.runner.check(self)
+        if self.replay.capacity < self.environments:
             raise ValueError(
-                f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
+                f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
             )
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')

@@ -138,6 +138,7 @@ class PlainLines:
 
     def __exit__(self, *_: object) -> None: ...
     def phase(self, name: str, done: int, total: int) -> None: ...
+    def parts(self, doing: Mapping[str, str]) -> None: ...
 
     def record(self, row: Row) -> None:
         told = [(column.line, column.text(row)) for column in COLUMNS if column.line]
@@ -160,6 +161,7 @@ class LivePanel:
         self._console, self._title, self._rows, self._notes, self._pace = console, title, [], [], Pace()
         self.progress = self._pace.progress
         self._phase: tuple[str, int, int] = ("compile", 0, 1)
+        self._parts: Mapping[str, str] = {}  # of a run in several processes
         # Drawn as often as it is shown, not as often as something is told: that is at every step.
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8, transient=False)
 
@@ -173,6 +175,9 @@ class LivePanel:
 
     def phase(self, name: str, done: int, total: int) -> None:
         self._phase = (name, done, total)
+
+    def parts(self, doing: Mapping[str, str]) -> None:
+        self._parts = doing
 
     def record(self, row: Row) -> None:
         self._rows.append(dict(row))
