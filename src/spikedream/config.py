@@ -61,6 +61,7 @@ class Collect:
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
+    threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
     episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -114,13 +115,25 @@ class Players:
     Args:
         env_id, kwargs, max_episode_steps, action_repeat: as in `Player`.
         count: how many.
+        threads: step each in a thread of its own. The numbers are the same; it pays where a step waits for something else than
+            this interpreter, such as a clock, a device or another process.
 
     Raises:
         BrokenEnvironment: they cannot be made or used, or differ in their spaces.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int, count: int):
+    def __init__(
+        self,
+        env_id: str,
+        kwargs: Mapping[str, Any],
+        max_episode_steps: int | None,
+        action_repeat: int,
+        count: int,
+        threads: bool = False,
+    ):
         self._players: list[Player] = []
+        self._pool = ThreadPoolExecutor(count) if threads else None
+        self._map = map if self._pool is None else self._pool.map
         try:
             for _ in range(count):
                 self._players.append(Player(env_id, kwargs, max_episode_steps, action_repeat))
@@ -133,13 +146,15 @@ class Players:
         return {i: self._players[i].reset(seed) for i, seed in seeds.items()}
 
     def step(self, actions: np.ndarray) -> Step:
-        steps = [player.step(action) for player, action in zip(self._players, actions, strict=True)]
+        steps = list(self._map(Player.step, self._players, actions))
         return Step(*(np.array(field) for field in zip(*steps, strict=True)))
 
     def replay(self, episodes: Mapping[int, tuple[int, np.ndarray]]) -> dict[int, np.ndarray | None]:
         return {i: self._players[i].replay(*episode) for i, episode in episodes.items()}
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
         for player in self._players:
             player.close()
 

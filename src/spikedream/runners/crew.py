@@ -151,6 +151,10 @@ class Crew:
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
             return Lost(_line(cause), cause)
+        except self._ray.exceptions.RayActorError as error:
+            # Where it could not be made, the last line of what Ray tells is the reason.
+            made = "creation task" not in str(error)
+            return Lost("its process died" if made else _line(ValueError(str(error).strip().splitlines()[-1])))
         except self._ray.exceptions.RayError as error:
             return Lost(_line(error))
 

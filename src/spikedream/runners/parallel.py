@@ -83,6 +83,7 @@ class Driver:
         self.collectors = {f"collector {i}": i for i in range(config.runner.collectors)}
         self._stop = False
         self._held: dict[str, int] = {}  # version that a part holds: of the policy, of the model
+        self._starting: set[str] = set()  # parts that have not yet said that they are ready
         self._begins: set[str] = set()  # trainers that have still to be told everything
         self._evaluated: Policy | None = None  # the last that was handed to the evaluator
         self._failures: dict[str, int] = {}  # in a row
@@ -205,10 +206,14 @@ class Driver:
         else:
             self.crew.start(name, Evaluating, self._task(1))
             self._evaluated = None
+        self._starting.add(name)
+        self.crew.ask(name, "ready", within=self.runner.start_seconds)
 
     def _take(self, name: str, answer: Any) -> None:
         if isinstance(answer, Lost):
             return self._lost(name, answer)
+        if name in self._starting:
+            return self._starting.remove(name)
         if name in self.collectors:
             return self._received(name, answer)
         self._failures[name] = 0
@@ -225,10 +230,6 @@ class Driver:
         self.listener.note(f"{name} is started anew: {lost.why}")
         self._start(name)
 
-    def _within(self, name: str, seconds: float) -> float:
-        """A part's first answer takes longer: it has to start and to compile."""
-        return seconds if name in self._held else seconds + self.runner.start_seconds
-
     # ---- collecting
 
     def _ask_collectors(self) -> None:
@@ -239,7 +240,7 @@ class Driver:
             if self._shared is None or self._shared[0] != policy.version:
                 self._shared = policy.version, self.crew.put(policy.acting)
             given = None if self._held.get(name) == policy.version else self._shared[1]
-            within = self._within(name, runner.seconds + runner.step_seconds * self.config.collect.environments)
+            within = runner.seconds + runner.step_seconds * self.config.collect.environments
             self._held[name] = policy.version
             self.crew.ask(name, "collect", given, policy.version, request, within=within)
 
@@ -280,9 +281,7 @@ class Driver:
         if updates:
             self.listener.phase("fit", 0, 1)
             self._fitting = progress.real_steps
-            within = self._within(MODEL, self.runner.fit_seconds)
-            self._held[MODEL] = self.newest.model.version
-            self.crew.ask(MODEL, "fit", *self._new_to(MODEL), updates, within=within)
+            self.crew.ask(MODEL, "fit", *self._new_to(MODEL), updates, within=self.runner.fit_seconds)
 
     def _measured(self, learned: Learned) -> None:
         self._compiling = max(self._compiling, learned.compiling)
@@ -304,10 +303,9 @@ class Driver:
         new = model.arrays if model.arrays and self._held.get(AGENT) != model.version else None
         if blocks or (new and self.algorithm.agent.acts_in_world):
             self.listener.phase("dream", self._blocks, self._blocks + blocks)
-            within = self._within(AGENT, self.runner.fit_seconds)
             self._held[AGENT], self._dreaming_in = model.version, model
             arguments = (*self._new_to(AGENT), new, blocks, max(self.runner.seconds, 0.5))
-            self.crew.ask(AGENT, "dream", *arguments, within=within)
+            self.crew.ask(AGENT, "dream", *arguments, within=self.runner.fit_seconds)
 
     def _dreamt(self, learned: Learned) -> None:
         self.newest.dreamt(learned, self._dreaming_in, self.progress.real_steps)
@@ -337,12 +335,11 @@ class Driver:
             return
         self.listener.phase("evaluate", 0, 1)
         confirmations = evaluation.confirmations if progress.solved_at is None else 0
-        within = self._within(EVALUATOR, self.runner.evaluation_seconds)
-        self._held[EVALUATOR], self._evaluated, self._last = policy.version, policy, through
+        self._evaluated, self._last = policy, through
         self._learned = int(learned)
         key = policy.arrays["state.keys.evaluate"]
         arguments = (policy.acting, key, self.account.threshold, confirmations, progress.evaluations, through)
-        self.crew.ask(EVALUATOR, "evaluate", *arguments, within=within)
+        self.crew.ask(EVALUATOR, "evaluate", *arguments, within=self.runner.evaluation_seconds)
 
     def _judged(self, judgement: Judgement) -> None:
         progress, policy = self.progress, self._evaluated

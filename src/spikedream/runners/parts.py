@@ -99,6 +99,18 @@ class Collecting:
         self._acting: Acting | None = None
         self._policy: PolicyState | None = None
         self._version = -1
+        self._compile()
+
+    def _compile(self) -> None:
+        """Before it is asked for steps, which have a time limit."""
+        algorithm, number = self.algorithm, self.algorithm.environments
+        policy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._template)
+        carry = algorithm.start(policy, number)
+        carry = algorithm.restart(policy, carry, np.ones(number, bool))
+        jax.block_until_ready(algorithm.act(policy, carry, np.zeros_like(self.collector.environments.obs), self._key, False))
+
+    def ready(self) -> None:
+        """Answers once it has begun."""
 
     def collect(self, policy: Arrays | None, version: int, request: Request) -> Handover:
         """Some steps in all environments, by a policy whose version is told; None where it is the one before."""
@@ -205,6 +217,9 @@ class Modelling:
         self._fit = Algorithm.fit.lower(self.learner.algorithm, self.learner.template, updates).compile()
         self._compiling = time.perf_counter() - start
 
+    def ready(self) -> None:
+        """Answers once it has begun."""
+
     def fit(self, begun: Begun | None, steps: Transition | None, before: int, updates: int) -> Learned:
         """See `Learner` and `Algorithm.fit`."""
         start, learner = time.perf_counter(), self.learner
@@ -225,6 +240,9 @@ class Dreaming:
         self.learner, start = Learner(task.begin()), time.perf_counter()
         self._dream = Algorithm.dream.lower(self.learner.algorithm, self.learner.template).compile()
         self._compiling = time.perf_counter() - start
+
+    def ready(self) -> None:
+        """Answers once it has begun."""
 
     def dream(
         self, begun: Begun | None, steps: Transition | None, before: int, model: Arrays | None, blocks: int, seconds: float
@@ -274,6 +292,9 @@ class Evaluating:
         self.algorithm = task.begin()
         self._template = policy_template(self.algorithm)
         self._evaluator = Evaluator(task.config, task.config.evaluation.episodes)
+
+    def ready(self) -> None:
+        """Answers once it has begun."""
 
     def evaluate(
         self, policy: Arrays, key: np.ndarray, threshold: float | None, confirmations: int, number: int, fresh: bool

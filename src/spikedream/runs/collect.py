@@ -147,4 +147,5 @@ def environments_of(config: Config) -> HostEnvironments:
         config.collect.environments,
         config.collect.workers,
         config.action_repeat,
+        config.collect.threads,
     )
