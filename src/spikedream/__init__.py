@@ -99,10 +99,10 @@ def resume(directory: str | Path, listener: Listener | None = None, report: bool
     return _go(run.config, run.directory, listener, report, resume=True)
 
 
-def load(directory: str | Path) -> Run:
-    """Open a run directory. Raises CheckpointError where it is missing or damaged."""
+def load(directory: str | Path, best: bool = False) -> Run:
+    """Open a run directory; `best` as in `Run`. Raises CheckpointError where it is missing or damaged."""
     use_compilation_cache()
-    return Run(directory)
+    return Run(directory, best)
 
 
 def _go(config: Config, directory: Path, listener: Listener | None, report: bool, resume: bool) -> Run:

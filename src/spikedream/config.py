@@ -116,6 +116,7 @@ class Checkpointing:
     """When the run is saved; always when it stops."""
 
     every: int | None = None  # real steps; None: in each turn
+    best: bool = False  # whether what acted in the best evaluation so far is kept, too
 
     def __post_init__(self) -> None:
         check_period(self, "every")

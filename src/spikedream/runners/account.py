@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Progress:
     metrics_bytes: int = 0
     measured: dict[str, Any] = field(default_factory=dict)  # since the last row
     row: dict[str, Any] = field(default_factory=dict)  # the last of `metrics.jsonl`
+    best: float | None = None  # mean return of the best evaluation, where what acted in it is kept
 
 
 class Account:
@@ -159,6 +160,14 @@ class Account:
         extent = self.log.save(replay)
         counters = asdict(progress) | {"collector": where, "replay": extent._asdict()}
         checkpoint.save(self.directory / "checkpoints", progress.real_steps, arrays | positions, counters, extent.file)
+
+    def keep_best(self, result: Evaluated, arrays: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Where the configuration says so and no evaluation was better, what acted in it, in `best/` of the run: the training state
+        without what was experienced. Raises CheckpointError where it cannot be written."""
+        progress = self.progress
+        if self.config.checkpoint.best and (progress.best is None or result.mean() > progress.best):
+            progress.best = result.mean()
+            checkpoint.save(self.directory / "best", progress.real_steps, arrays(), asdict(progress))
 
     def restore(self, counters: dict[str, Any]) -> tuple[Any, Extent]:
         """Take over the counters of a checkpoint; what it says of those who collect, and which part of the log is its own."""

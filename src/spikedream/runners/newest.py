@@ -59,10 +59,11 @@ class Newest:
         arrays = self.policy.arrays
         return arrays["state.counters.imagined_steps"], arrays["state.counters.updates"]
 
-    def state(self, replay: Replay) -> Arrays:
-        """The training state without what was experienced: the agent beside the world in which it has learned."""
+    def state(self, replay: Replay, policy: Policy | None = None) -> Arrays:
+        """The training state without what was experienced: the agent, by default the newest, beside the world in which it has
+        learned."""
         counted = checkpoint.flatten(replace(replay, data=None), "state.replay")
-        return self.policy.arrays | {
+        return (policy or self.policy).arrays | {
             name: x for name, x in counted.items() if not name.startswith("state.replay.normalizer")
         }  # fmt: skip
 

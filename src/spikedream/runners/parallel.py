@@ -357,6 +357,7 @@ class Driver:
             self.newest.policy = policy
         measured = self.watch.measured(self.standing())
         self._try(lambda: self.account.write_row(judgement.evaluated, self.intake.ended, measured))
+        self._try(lambda: self.account.keep_best(judgement.evaluated, lambda: self.newest.state(self.replay, policy)))
         self.intake.ended = []
 
     def _try(self, write: Any) -> None:

@@ -223,6 +223,7 @@ class Trainer:
         progress.evaluations += 1
         self._settle()
         self.account.write_row(verdict.evaluated, self.collector.ended)
+        self.account.keep_best(verdict.evaluated, self._arrays)
         self.collector.ended.clear()
 
     def _play(self, stream: int, *index: int) -> Evaluated:
@@ -270,9 +271,12 @@ class Trainer:
         replay = self.state.replay
         replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
-        arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
-        self.account.save(arrays, replay, *self.collector.save(), self.clock.seconds)
+        self.account.save(self._arrays(), replay, *self.collector.save(), self.clock.seconds)
         self.clock.seconds = 0.0
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The training state without what was experienced."""
+        return checkpoint.flatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state")
 
     def _restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
         where, extent = self.account.restore(counters)
