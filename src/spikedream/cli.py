@@ -35,8 +35,8 @@ from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
 
 EXPECTED = (
-    spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,
-    ValueError,
+    spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,
+    FileExistsError, ImportError, ValueError,
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     episodes: int | None = None  # 100 when absent; 3 with --render
     repetition: int = 0  # another number, other seeds
+    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     video: bool = False  # also record one episode
     render: bool = False  # in the environment's own window, at its own pace
 
@@ -69,6 +70,7 @@ class Export:
     out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
     bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
+    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
 
 
@@ -218,7 +220,7 @@ def resume(arguments: list[str], console: Console) -> int:
 
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run)
+    run = spikedream.load(command.run, command.best)
     if command.render:
         returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
     else:
@@ -235,8 +237,8 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
 
 def export(arguments: list[str], console: Console) -> int:
-    command = tyro.cli(Export, prog="spikedream export", args=arguments)
-    run = spikedream.load(command.run)
+    command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    run = spikedream.load(command.run, command.best)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""

@@ -34,6 +34,7 @@ from spikedream.bonuses.random_network_distillation import RandomNetworkDistilla
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
+from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
@@ -64,6 +65,7 @@ class Collect:
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
+    threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
     episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:
@@ -118,6 +120,7 @@ class Checkpointing:
     """When the run is saved; always when it stops."""
 
     every: int | None = None  # real steps; None: in each turn
+    best: bool = False  # whether what acted in the best evaluation so far is kept, too
 
     def __post_init__(self) -> None:
         check_period(self, "every")
@@ -162,6 +165,7 @@ class Config:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     logging: Logging = Logging()
+    runner: AnyRunner = Sync()
     knowledge: Knowledge = Knowledge()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
@@ -172,19 +176,25 @@ class Config:
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
 
+    @property
+    def environments(self) -> int:
+        """Whose steps are experience, of all collectors together."""
+        return self.collect.environments * self.runner.collectors
+
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
         parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
         precision = fastest if self.precision == "fastest" else self.precision
-        return Algorithm(spec, *parts, self.collect.environments, self.knowledge, precision)
+        return Algorithm(spec, *parts, self.environments, self.knowledge, precision)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
-        if self.replay.capacity < self.collect.environments:
+        self.runner.check(self)
+        if self.replay.capacity < self.environments:
             raise ValueError(
-                f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
+                f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
             )
         if self.budget == 0 and self.start_from is None:
             raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")

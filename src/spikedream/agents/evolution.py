@@ -93,6 +93,10 @@ class Evolution:
         return False
 
     @property
+    def online(self) -> bool:
+        return False
+
+    @property
     def on_policy_steps(self) -> None:
         return None
 

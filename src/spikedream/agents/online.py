@@ -276,6 +276,9 @@ class StreamActorCritic:
         """Nothing: it has learned already."""
         return state, {"imagined_steps": jnp.zeros((), jnp.int32)}
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: StreamState) -> None:
         return None
 

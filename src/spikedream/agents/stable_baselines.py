@@ -74,6 +74,10 @@ class StableBaselines:
         return False
 
     @property
+    def online(self) -> bool:
+        return False
+
+    @property
     def on_policy_steps(self) -> None:
         return None
 

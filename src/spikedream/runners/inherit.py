@@ -23,7 +23,7 @@ def inherit(run: Run, config: Config, algorithm: Algorithm, state: TrainState) -
     for name, there, here in (
         ("spaces", run.spec, algorithm.spec),
         ("world_model", run.config.world_model, config.world_model),
-        ("collect.environments", run.config.collect.environments, config.collect.environments),
+        ("collect.environments", run.config.environments, config.environments),
     ):
         if there != here:
             raise ConfigError(f"cannot start from {run.directory}: {name} is another there")

@@ -2,10 +2,9 @@
 spent."""
 
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
-from spikedream.config import Config, to_data
+from spikedream.config import Config
 from spikedream.envs.host import CONFIRM, REPORT
-from spikedream.envs.make import reward_threshold
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.runners.account import Account, Progress
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
-from spikedream.runners.stop import Diverged, Interrupted, stopping
+from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
-from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
 from spikedream.runs.doubts import tell_doubts
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.memory import check_memory
-from spikedream.runs.metrics import Listener, Recorder, check_wandb
-from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.runs.metrics import Listener, check_wandb
 from spikedream.runs.run import Run
-from spikedream.snn.product import Precision, fastest
+from spikedream.snn.product import fastest
 from spikedream.types import Metrics, Transition
 from spikedream.world import HostLearner
 
 LEARNER = "learner."  # names in a checkpoint of what a learner outside holds
-
-
-@dataclass
-class Progress:
-    """Counters of a run, and where it stands inside the current turn; saved with every checkpoint."""
-
-    real_steps: int = 0  # the environments' own
-    imagined_steps: int = 0
-    imagined_before: int = 0  # the state's own counter when it was last read, which begins anew at 2^32
-    updates: int = 0
-    turn: int = 0
-    evaluations: int = 0
-    collected: int = 0  # steps of this turn
-    fitted: bool = False  # in this turn, or not due
-    blocks: int = 0  # of agent updates in this turn
-    precision: Precision = "float32"  # in which products are made where the configuration says "fastest"
-    inherited_steps: int = 0  # real steps of the run that this one started from
-    first_turn: int = 0  # real steps of the first turn
-    later_blocks: int = 0  # of agent updates in all turns after it
-    done: dict[str, int] = field(default_factory=dict)  # clock to the real steps at which it last struck
-    finished: bool = False
-    solved_at: int | None = None  # real steps
-    fresh: tuple[float, float] | None = None  # mean and deviation of returns on fresh episodes of the policy that solved it
-    wall_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    metrics_bytes: int = 0
-    measured: dict[str, Any] = field(default_factory=dict)  # since the last row
-    row: dict[str, Any] = field(default_factory=dict)  # the last of `metrics.jsonl`
 
 
 class Programs:
@@ -124,13 +93,11 @@ class Trainer:
         if config.logging.wandb is not None:
             check_wandb()
         self.config, self.directory, self.listener = config, directory, listener
-        self._started = time.perf_counter()
+        self.account = Account(config, directory, listener)
         self._stop = False  # as soon as it is safe
         self.clock = CompileClock()
         saved = checkpoint.load(directory / "checkpoints") if resume else None
         environments = environments_of(config)
-        self.threshold = config.threshold if config.threshold is not None else reward_threshold(config.env)
-        self.progress = Progress()
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(environments.spec, self.progress.precision)
@@ -143,13 +110,15 @@ class Trainer:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
-        self.log = ReplayLog(directory / "checkpoints")
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
-        self._metrics: Metrics = {}  # still on the device
         if saved is not None:
             self._restore(*saved)
-        self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
+        self.account.open()
+
+    @property
+    def progress(self) -> Progress:
+        return self.account.progress
 
     def train(self) -> None:
         """Go on until solved or out of budget.
@@ -218,7 +187,8 @@ class Trainer:
     def learn(self, acting: Acting) -> tuple[Acting, PolicyState]:
         """An online agent, from the step that it has just taken."""
         self._carry_on(acting)
-        self.state, self._metrics = self.algorithm.learn(self.state, self.collector.fetch(1)[0])
+        self.state, metrics = self.algorithm.learn(self.state, self.collector.fetch(1)[0])
+        self.account.metrics |= metrics
         return Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
 
     def remember(self) -> None:
@@ -245,7 +215,7 @@ class Trainer:
 
     def after_fit(self, state: TrainState, metrics: Metrics) -> None:
         self.state = state
-        self._metrics |= metrics
+        self.account.metrics |= metrics
         self.progress.fitted, self.progress.done["fit"] = True, self.progress.real_steps
 
     def dream(self) -> None:
@@ -256,7 +226,7 @@ class Trainer:
 
     def after_dream(self, state: TrainState, metrics: Metrics) -> None:
         progress, self.state = self.progress, state
-        self._metrics |= metrics
+        self.account.metrics |= metrics
         progress.blocks += 1
         progress.later_blocks += progress.turn > 0
 
@@ -282,7 +252,7 @@ class Trainer:
         self.listener.phase("evaluate", 0, 1)
         evaluation, unsolved = self.config.evaluation, progress.solved_at is None
         confirmations = evaluation.confirmations if unsolved else 0
-        verdict = outcome.judge(self.threshold, confirmations, self._play, progress.evaluations)
+        verdict = outcome.judge(self.account.threshold, confirmations, self._play, progress.evaluations)
         if verdict.solved and unsolved:
             progress.solved_at = progress.real_steps
             progress.fresh = self._fresh()
@@ -290,7 +260,10 @@ class Trainer:
         progress.measured |= verdict.evaluated.successes() | self.collector.environments.take_timing().metrics()
         progress.done["evaluation"] = progress.real_steps
         progress.evaluations += 1
-        self._write_row(verdict.evaluated)
+        self._settle()
+        self.account.write_row(verdict.evaluated, self.collector.ended)
+        self.account.keep_best(verdict.evaluated, self._arrays)
+        self.collector.ended.clear()
 
     def _play(self, stream: int, *index: int) -> Evaluated:
         """As `runs.outcome` asks for it."""
@@ -313,57 +286,8 @@ class Trainer:
         if progress.finished or due(self.config.checkpoint.every, progress.done.get("checkpoint"), progress.real_steps):
             self.save()
 
-    # ---- what is measured
-
-    def _write_row(self, result: Evaluated) -> None:
-        progress, returns = self.progress, self.collector.ended
-        self._settle()
-        progress.wall_seconds = self._elapsed()
-        progress.row = progress.measured | {
-            "turn": progress.turn,
-            "real_steps": progress.real_steps,
-            "imagined_steps": progress.imagined_steps,
-            "updates": progress.updates,
-            "eval_return_mean": result.mean(),
-            "eval_return_std": result.std(),
-            "eval_length_mean": float(result.lengths.mean()),
-            "firing_rate/actor_greedy": result.firing_rate,
-            "decision_ms": result.decision_ms,
-            "train_episodes": len(returns),
-            "wall_seconds": round(progress.wall_seconds, 3),
-            **({"train_return_mean": float(np.mean(returns))} if returns else {}),
-        }
-        self.recorder.write(progress.row)
-        self.listener.record(progress.row)
-        progress.metrics_bytes = self.recorder.size()
-        progress.measured = {}
-        returns.clear()
-
     def _settle(self) -> None:
-        """Fetch what the verbs have measured from the device. That waits for them, so it is not done in every turn."""
-        progress, counters = self.progress, self.state.counters
-        row = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
-            raise self._diverged(wrong)
-        self._metrics = {}
-        progress.measured |= row
-        imagined = int(counters.imagined_steps)
-        progress.imagined_steps += (imagined - progress.imagined_before) % 2**32
-        progress.imagined_before, progress.updates = imagined, int(counters.updates)
-
-    def _diverged(self, names: list[str]) -> Diverged:
-        return Diverged(
-            f"{', '.join(names)} became NaN or infinite in turn {self.progress.turn};"
-            f" the last good checkpoint is in {self.directory / 'checkpoints'}. A lower learning rate often helps"
-        )
-
-    def _elapsed(self) -> float:
-        """Of all sessions of this run together."""
-        now = time.perf_counter()
-        elapsed = self.progress.wall_seconds + now - self._started
-        self._started = now
-        return elapsed
+        self.account.settle(self.state.counters.imagined_steps, self.state.counters.updates)
 
     # ---- stopping and resuming
 
@@ -383,37 +307,25 @@ class Trainer:
             Diverged: something is no longer a number; the checkpoint before is untouched.
             CheckpointError: it cannot be written; the one before it is untouched.
         """
-        progress, replay = self.progress, self.state.replay
+        replay = self.state.replay
         replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
-        arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
+        arrays = self._arrays()
         if self.learner is not None:
             arrays |= {f"{LEARNER}{name}": array for name, array in self.learner.save().items()}
             self.learner.write(self.directory)
-        learned = ("state.world", "state.agent", "state.bonus", "state.carry")
-        wrong = [name for name, array in arrays.items() if name.startswith(learned) and not _finite(array)]
-        if wrong:
-            raise self._diverged(wrong[:3])
-        progress.wall_seconds = self._elapsed()
-        progress.compile_seconds += self.clock.seconds
+        self.account.save(arrays, replay, *self.collector.save(), self.clock.seconds)
         self.clock.seconds = 0.0
-        progress.done["checkpoint"] = progress.real_steps
-        positions, where = self.collector.save()
-        extent = self.log.save(replay)
-        counters = asdict(progress) | {"collector": where, "replay": extent._asdict()}
-        checkpoint.save(self.directory / "checkpoints", progress.real_steps, arrays | positions, counters, extent.file)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The training state without what was experienced."""
+        return checkpoint.flatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state")
 
     def _restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
-        directory = self.directory / "checkpoints"
-        where, extent = counters.pop("collector", None), counters.pop("replay", None)
-        try:
-            self.progress = Progress(**counters)
-            extent = Extent(**extent)
-        except TypeError as error:
-            raise CheckpointError(f"the checkpoint in {self.directory} is of another version of spikedream ({error})") from error
+        where, extent = self.account.restore(counters)
         state = checkpoint.unflatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state", arrays)
-        with checkpoint.naming_older(directory):
-            replay = self.log.load(extent, replace(state.replay, data=self.state.replay.data))
+        with checkpoint.naming_older(self.directory / "checkpoints"):
+            replay = self.account.log.load(extent, replace(state.replay, data=self.state.replay.data))
         self.state = replace(state, replay=replay)
         if self.learner is not None:
             self.learner.restore({k.removeprefix(LEARNER): x for k, x in arrays.items() if k.startswith(LEARNER)})
@@ -422,21 +334,11 @@ class Trainer:
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")
             if not self.collector.pending:
                 self.state = replace(self.state, replay=replay.cut(jnp.asarray(~same)))
-                self.log.begin_anew()
+                self.account.log.begin_anew()
 
     def write_result(self) -> None:
-        """`result.json`: the outcome for people and programs."""
-        progress = self.progress
-        outcome.write_result(
-            self.directory, self.config, progress.row, progress.fresh or self._fresh(), threshold=self.threshold,
-            solved_at=progress.solved_at, wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
-            inherited_steps=progress.inherited_steps,
-        )  # fmt: skip
+        self.account.write_result(self.progress.fresh or self._fresh())
 
     def close(self) -> None:
-        for part in (self.recorder, self.evaluator, self.collector, self.clock):
+        for part in (self.account, self.evaluator, self.collector, self.clock):
             part.close()
-
-
-def _finite(array: np.ndarray) -> bool:
-    return array.dtype != np.float32 or bool(np.isfinite(array).all())

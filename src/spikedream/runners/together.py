@@ -17,6 +17,7 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
+from spikedream.processes import Sync
 from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runners.sync import Trainer
@@ -40,6 +41,8 @@ class Together:
     """
 
     def __init__(self, configs: Sequence[Config], directories: Sequence[Path], listeners: Sequence[Listener]):
+        if not all(isinstance(config.runner, Sync) for config in configs):
+            raise ValueError("seeds run together in one process; with runner Parallel each takes its own turn")
         self.trainers: list[Trainer] = []
         for config, directory, listener in zip(configs, directories, listeners, strict=True):
             resume = bool(checkpoint.heads(directory / "checkpoints"))

@@ -91,10 +91,7 @@ class Collector:
         """The oldest pending steps, at least one and at most `most`, as rows, leaves (rows, environments, ...), filled up to one of
         few sizes, so that few programs are compiled; and how many rows there are."""
         taken, self.pending = self.pending[:most], self.pending[most:]
-        number, size = len(taken), 1 << (len(taken) - 1).bit_length()
-        size = min(size, most)
-        filled = taken + [taken[-1]] * (size - number)
-        return Transition(*(cast(Any, np.stack(field)) for field in zip(*filled, strict=True))), number
+        return filled(Transition(*(cast(Any, np.stack(field)) for field in zip(*taken, strict=True))), most)
 
     # ---- saving
 
@@ -140,6 +137,15 @@ class Collector:
         self.environments.close()
 
 
+def filled(steps: Transition, most: int) -> tuple[Transition, int]:
+    """`steps`, fields (rows, environments, ...), of at most `most` rows, with the last one over and over, up to one of few sizes;
+    and how many there were."""
+    number = len(steps.reward)
+    size = min(1 << (number - 1).bit_length(), most)
+    index = np.minimum(np.arange(size), number - 1)
+    return Transition(*(cast(Any, field[index]) for field in steps)), number
+
+
 def environments_of(config: Config) -> HostEnvironments:
     """The environments that a run's experience comes from; raises BrokenEnvironment as its text says."""
     limits = (config.collect.episode_steps, config.max_episode_steps or registered(config.env).max_episode_steps)
@@ -152,4 +158,5 @@ def environments_of(config: Config) -> HostEnvironments:
         config.collect.workers,
         config.action_repeat,
         config.realtime,
+        config.collect.threads,
     )

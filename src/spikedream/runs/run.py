@@ -69,12 +69,13 @@ class Run:
 
     Args:
         directory: as `spikedream train` writes it.
+        best: as it was in its best evaluation, where `checkpoint.best` has kept that; without its experience.
 
     Raises:
         CheckpointError: the directory, its configuration or its newest checkpoint is missing or damaged.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, best: bool = False):
         self.directory = Path(directory)
         if not self.directory.is_dir():
             raise checkpoint.CheckpointError(f"no run directory {self.directory}")
@@ -88,7 +89,7 @@ class Run:
         env.close()
         self.algorithm = self.config.algorithm(self.spec)
         template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
-        arrays, self.counters = checkpoint.load(self.directory / "checkpoints")
+        arrays, self.counters = checkpoint.load(self.directory / ("best" if best else "checkpoints"))
         # Without what it has experienced, which may be large: `experience` reads that.
         template = replace(template, replay=replace(template.replay, data=None))
         self.state: TrainState = checkpoint.unflatten(template, "state", arrays)
@@ -111,6 +112,8 @@ class Run:
         Raises:
             CheckpointError: they are missing or damaged.
         """
+        if "replay" not in self.counters:
+            raise checkpoint.CheckpointError(f"the best of {self.directory} is kept without its experience")
         data = self.algorithm.buffer.init(self.spec, self.algorithm.environments).data
         log = ReplayLog(self.directory / "checkpoints")
         return log.load(Extent(**self.counters["replay"]), replace(self.state.replay, data=data))
