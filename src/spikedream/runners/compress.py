@@ -16,7 +16,7 @@ from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.sparsity import Pruning
 
-PENALTY = 5.0  # on activity above the rate asked for; see `activity_loss`
+PENALTY = 5.0  # on activity above the rate asked for; see `activity_above`
 PRUNED_BY = 0.5  # of the updates, after which the density is reached
 SLOWER = 0.25  # learning rates, of those with which the policy was learned: it is to stay good
 
