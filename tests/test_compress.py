@@ -16,6 +16,7 @@ import spikedream
 from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
+from spikedream.export import emulator
 from spikedream.nodes import Unexportable
 from spikedream.runners.compress import compressed
 from spikedream.snn.encoders import GaussianPopulation
@@ -97,6 +98,15 @@ def test_a_run_is_compressed_without_a_real_step_evaluated_and_exported(run: spi
     if shutil.which("cc"):
         tested = subprocess.run(["make", "-s", "-C", str(exported.directory), "test"], capture_output=True, text=True)
         assert tested.returncode == 0 and tested.stdout.endswith("passed\n") and not tested.stderr
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("board", emulator.BOARDS.values(), ids=emulator.BOARDS)
+def test_a_small_computer_computes_the_same_in_fixed_point(board, run: spikedream.Run, tmp_path: Path) -> None:
+    done = spikedream.export_policy(run, "c", tmp_path, board.name, bits=8)
+    here = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
+    there = emulator.emulate(done.directory, board)
+    assert there.passed and here.stdout == there.output and there.flash < 8192
 
 
 def test_a_run_is_exported_in_fixed_point_as_it_is(run: spikedream.Run, tmp_path: Path) -> None:

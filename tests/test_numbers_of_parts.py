@@ -67,6 +67,11 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     "pruned off-policy agent": (
         {"agent": OFF_POLICY | {"actor": PRUNED, **ACTIVITY}}, "dream", ["agent.actor.sparsity.density"],
     ),
+    "fixed point": (
+        {"world_model": ENSEMBLE, "agent": {**DREAMER, "actor": {
+            "kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "fixed_point": {"kind": "FixedPoint", "bits": 4, "fraction": 2}}}},
+        "dream", [f"agent.actor.fixed_point.{x}" for x in ("bits", "fraction")],
+    ),
     "pruned world model": (
         {"world_model": ENSEMBLE | {"dynamics": PRUNED}},
         "fit", [f"world_model.dynamics.sparsity.{x}" for x in ("density", "begin", "steps", "every")],

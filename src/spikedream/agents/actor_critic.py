@@ -121,9 +121,9 @@ class ActorCritic:
         return probability_ratio(log_prob, batch.log_prob), log_prob, jax.vmap(distribution.entropy)(out), rate
 
 
-def activity_loss(rate: Array, penalty: float, target: float) -> Array:
-    """() of a firing rate, (), above its target; beside it, what a policy gains has the magnitude 1."""
-    return penalty * jnp.maximum(rate - target, 0)
+def activity_above(target: float, rate: Array) -> Array:
+    """() by how much a firing rate, (), is above its target. A penalty on it stands beside gains of the magnitude 1."""
+    return jnp.maximum(rate - target, 0)
 
 
 def optimizers(rate: float, critic_rate: float, clip: float) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:

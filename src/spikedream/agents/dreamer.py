@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_loss, apply_gradient, optimizers
+from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
@@ -359,7 +359,7 @@ class Dreamer:
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
         loss = entropy_bonus - (returns * weight).mean()
         if self.activity_penalty:
-            loss += activity_loss(firing_rate(decision.spikes), self.activity_penalty, self.activity_target)
+            loss += self.activity_penalty * activity_above(self.activity_target, firing_rate(decision.spikes))
         return loss, (imagined, ends, jax.lax.stop_gradient(lessons))
 
     def _values(self, critic: PyTree, feature: Array, key: Array) -> Array:
@@ -406,7 +406,7 @@ class Dreamer:
         entropy = (entropy * batch.weight).sum() / total
         loss = -(gain * batch.weight).sum() / total - self.entropy * entropy
         if self.activity_penalty:
-            loss += activity_loss((rate * batch.weight).sum() / total, self.activity_penalty, self.activity_target)
+            loss += self.activity_penalty * activity_above(self.activity_target, (rate * batch.weight).sum() / total)
         return loss, entropy
 
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:

@@ -91,7 +91,7 @@ class Dyna:
 
         gradient, error = jax.grad(loss, has_aux=True)(state.networks)
         changes, moved = self._optimizer.update(gradient, state.optimizer, state.networks)
-        networks = optax.apply_updates(state.networks, changes)
+        networks: PyTree = optax.apply_updates(state.networks, changes)
         return DynaState(networks, moved, state.obs, state.age), {"model_error": error}
 
     def awake(self, state: DynaState, experience: Experience, step: Transition) -> DynaState:

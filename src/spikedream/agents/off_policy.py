@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from spikedream.agents.action_values import ActionValues, AnyCritic, CriticParams
-from spikedream.agents.actor_critic import activity_loss, apply_gradient
+from spikedream.agents.actor_critic import activity_above, apply_gradient
 from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
@@ -398,7 +398,8 @@ class OffPolicy:
             if state.temperature is not None:
                 value = value - jnp.exp(state.temperature) * log_prob
             size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
-            total = -value.mean() / size + activity_loss(rate.mean(), self.activity_penalty, self.activity_target)
+            busy = activity_above(self.activity_target, rate.mean())
+            total = -value.mean() / size + self.activity_penalty * busy
             return total, (value.mean(), rate.mean(), log_prob.mean())
 
         gradient, (value, rate, log_prob) = jax.grad(loss, has_aux=True)(state.now.actor)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_loss, apply_gradient, optimizers
+from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
@@ -391,7 +391,7 @@ class PPO:
         clipped = ((jnp.abs(ratio - 1) > self.clip) * weight).sum()
         loss = -gain - self.entropy * entropy
         if self.activity_penalty:
-            loss += activity_loss((rate * weight).sum(), self.activity_penalty, self.activity_target)
+            loss += self.activity_penalty * activity_above(self.activity_target, (rate * weight).sum())
         return loss, (entropy, kl, clipped)
 
     def _critic_loss(self, critic: PyTree, batch: Lesson, weight: Array) -> Array:

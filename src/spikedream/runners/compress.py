@@ -16,8 +16,9 @@ from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.sparsity import Pruning
 
-PENALTY = 5.0  # on activity above the rate asked for; see `activity_loss`
+PENALTY = 5.0  # on activity above the rate asked for; see `activity_above`
 PRUNED_BY = 0.5  # of the updates, after which the density is reached
+SLOWER = 0.25  # learning rates, of those with which the policy was learned: it is to stay good
 
 
 def compressed(run: Run, density: float | None, rate: float | None, bits: int | None, updates: int) -> Config:
@@ -62,7 +63,8 @@ def _quieter(agent: Any, density: float | None, rate: float | None, bits: int | 
             actor = replace(actor, fixed_point=FixedPoint(bits))
         if rate is not None:
             agent = replace(agent, activity_penalty=PENALTY, activity_target=rate)
-        return replace(agent, actor=actor)
+        rates = {name: SLOWER * getattr(agent, name) for name in ("learning_rate", "critic_learning_rate")}
+        return replace(agent, actor=actor, **rates)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
