@@ -18,6 +18,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 import spikedream
+from spikedream.envs.host import HostEnvironments
 from spikedream.envs.make import make_own
 from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
@@ -182,6 +183,23 @@ def test_the_environments_own_failure_is_told(serve):
     with pytest.raises(BrokenEnvironment, match=r"refused: Rig-v0 raised OSError in step.*the cable is out"):
         for _ in range(10):
             env.step(push(0.1))
+
+
+def test_a_learner_in_real_time_has_no_second_clock(serve):
+    server = serve(length=20)
+    envs = HostEnvironments(
+        "RemoteEnvironment-v0", {"address": f"127.0.0.1:{server.port}"}, None, 0, action_repeat=2, pace=Pace(9.0)
+    )
+    try:
+        envs.begin()
+        begun, taken = time.perf_counter(), 0
+        while envs.positions[0].obs is not None:
+            taken += envs.step(np.zeros((1, 1)), np.zeros(1))[1]
+        assert taken == 20 and time.perf_counter() - begun < 5  # of the pace nothing is seen
+        timing = envs.take_timing()
+        assert timing.ticks == 20 and len(timing.latency) == len(timing.jitter) >= 5 and timing.missed == 20 - len(timing.latency)
+    finally:
+        envs.close()
 
 
 def test_discrete_choices_travel_too(serve):

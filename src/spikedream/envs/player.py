@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from spikedream.envs.make import endless, longest_episode, make_environment, translation_of
-from spikedream.envs.real_time import Pace, RealTime, Timing, together
+from spikedream.envs.real_time import KEEPS_TIME, Pace, RealTime, Timed, Timing, together
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.types import Spec
 
@@ -55,7 +55,7 @@ class Player:
     Args:
         env_id, kwargs, max_episode_steps: as in `make_own`.
         action_repeat: own steps for which an action is held, or until the episode ends.
-        pace: of the wall clock on which it advances; None: as fast as it goes.
+        pace: of the wall clock on which it advances, if it does not keep time itself; None: as fast as it goes.
 
     Attributes:
         observation_space, action_space: the flat ones.
@@ -69,10 +69,14 @@ class Player:
         self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int, pace: Pace | None = None
     ):
         env = make_environment(env_id, kwargs, max_episode_steps)
-        self._timed = None if pace is None else RealTime(env, pace, action_repeat)
-        self._env = self._timed or env
         self.observation_space, self.action_space = cast(Box, env.observation_space), cast(Box | Discrete, env.action_space)
-        self._id, self._repeat = env_id, action_repeat if self._timed is None else 1
+        self._env, self._id, self._repeat = env, env_id, action_repeat
+        self._timed: Timed | None = None
+        if pace is not None and env.metadata.get(KEEPS_TIME):
+            self._timed = cast(Timed, env.unwrapped)
+        elif pace is not None:
+            self._env = self._timed = RealTime(env, pace, action_repeat)
+            self._repeat = 1
         self._longest, self._length = longest_episode(env_id, max_episode_steps), 0
         self.spec = translation_of(env_id, self._env).spec
 

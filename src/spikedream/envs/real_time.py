@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from spikedream.envs.spaces import BrokenEnvironment, idle_action
 from spikedream.types import check_bounds
 
+KEEPS_TIME = "keeps_time"  # in the metadata of environments that have a clock of their own, and are `Timed`
 PATIENCE = 100  # ticks in a row that come late before an environment counts as too slow for the clock
 
 
@@ -32,7 +33,7 @@ class Timing:
     ticks: int = 0
     missed: int = 0  # of them, for which no action had come
     latency: list[float] = field(default_factory=list)  # of each decision: from when the observation was handed out to its action
-    jitter: list[float] = field(default_factory=list)  # by how much later than due each observation was handed out
+    jitter: list[float] = field(default_factory=list)  # by how much each observation was handed out later than due
 
     def metrics(self) -> dict[str, float]:
         """As in a row of `metrics.jsonl`; empty where nothing was timed."""
@@ -54,6 +55,14 @@ def together(timings: Iterable[Timing]) -> Timing:
         whole.latency += one.latency
         whole.jitter += one.jitter
     return whole
+
+
+class Timed(Protocol):
+    """Who knows how well real time was kept."""
+
+    def take_timing(self) -> Timing:
+        """Since the last call."""
+        ...
 
 
 class RealTime(gymnasium.Wrapper):

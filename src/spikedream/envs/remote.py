@@ -4,12 +4,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from spikedream.envs.real_time import KEEPS_TIME, Timing
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.envs.wire import PROTOCOL, BadMessage, Line, LineLost, check_protocol, entry, numbers, read_space
 
@@ -23,6 +24,9 @@ class RemoteEnvironment(gymnasium.Env):
     before are made up for: `info["ticks"]` says how many ended since the last step, and their rewards are added up. A line that
     breaks is taken up again, in the same episode, as long as the other side waits for it.
 
+    It keeps time itself: with `--realtime` there is no further clock, turns end with episodes, and what is told of jitter is by how
+    much the time between two observations differs from the ticks between them.
+
     Args:
         address: as host:port.
         patience: seconds within which the other side must answer, a lost line must be back, or a busy one free.
@@ -31,6 +35,8 @@ class RemoteEnvironment(gymnasium.Env):
         BrokenEnvironment: here and in every method, where nobody answers in time, or not as the protocol says.
     """
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], KEEPS_TIME: True}
+
     def __init__(self, address: str, patience: float = 10.0):
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdigit():
@@ -38,14 +44,14 @@ class RemoteEnvironment(gymnasium.Env):
         self._address, self._patience = (host or "127.0.0.1", int(port)), patience
         self._line: Line | None = None
         self._session, self._tick, self._return = "", 0, 0.0
-        self._over = True
-        self.name, self.observation_space, self.action_space = self._checked(self._described)
+        self._over, self._shown, self._timing = True, 0.0, Timing()
+        self.name, self.tick, self.observation_space, self.action_space = self._checked(self._described)
         self._drop()
 
-    def _described(self) -> tuple[str, Box | Discrete, Box | Discrete]:
+    def _described(self) -> tuple[str, float, Box | Discrete, Box | Discrete]:
         told = self._ask("describe")
         observed, taken = (read_space(told.get(name), f"description.{name}") for name in ("observation", "action"))
-        return entry(told, "name", str), observed, taken
+        return entry(told, "name", str), entry(told, "tick", float), observed, taken
 
     # ---- the environment
 
@@ -53,15 +59,26 @@ class RemoteEnvironment(gymnasium.Env):
         super().reset(seed=seed)
         self.close()
         self._tick, self._return, self._over = 0, 0.0, False
-        return self._checked(lambda: self._taken_in(self._ask("episode", seed=seed))), {}
+        obs = self._checked(lambda: self._taken_in(self._ask("episode", seed=seed)))
+        self._shown = time.perf_counter()
+        return obs, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before, earned = self._tick, self._return
+        before, earned, shown = self._tick, self._return, self._shown
+        self._timing.latency.append(time.perf_counter() - shown)
         obs, terminated, truncated = self._checked(lambda: self._played(action))
+        self._shown, ticks = time.perf_counter(), self._tick - before
+        self._timing.ticks, self._timing.missed = self._timing.ticks + ticks, self._timing.missed + ticks - 1
+        self._timing.jitter.append(abs(self._shown - shown - ticks * self.tick))
         self._over = terminated or truncated
         if self._over:
             self._drop()
-        return obs, self._return - earned, terminated, truncated, {"ticks": self._tick - before}
+        return obs, self._return - earned, terminated, truncated, {"ticks": ticks}
+
+    def take_timing(self) -> Timing:
+        """Since the last call."""
+        taken, self._timing = self._timing, Timing()
+        return taken
 
     def close(self) -> None:
         """Ends the episode under way, if there is one: the other side stops its motor at once."""
