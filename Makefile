@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test test-learning test-embedded tables clean
+.PHONY: cartpole test test-learning test-embedded test-extras tables clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -24,6 +24,11 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 test-embedded: .venv/installed-dev
 	dpkg -s $(EMBEDDED) >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(EMBEDDED); }
 	$(BIN)/pytest -m embedded -n 0
+
+# Runs in many processes, and agents of Stable-Baselines3.
+test-extras: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ray,sb3]'
+	$(BIN)/pytest -m extras -n 0
 
 # The tables of README.md and docs, from the files in results/.
 tables: .venv/installed

@@ -1,6 +1,7 @@
 """Environments that misbehave, or that are not what spikedream supports; ids as `environments:Name-v0`."""
 
 import os
+import time
 from typing import Any
 
 import gymnasium
@@ -106,6 +107,31 @@ class Exits(Walk):
         return super().step(action)
 
 
+class Deaf(Walk):
+    """Wanders by itself, whatever it is told."""
+
+    def step(self, action: Any):
+        return super().step(self.np_random.integers(2))
+
+
+class Waits(Walk):
+    """Each step takes `seconds`; the fifth takes an hour in the first environment that claims the file `once`, if one is named."""
+
+    def __init__(self, seconds: float = 0.0, once: str = ""):
+        super().__init__()
+        self.seconds, self.once = seconds, once
+
+    def step(self, action: Any):
+        time.sleep(self.seconds)
+        if self.once and self.steps == 5:
+            try:
+                os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+                time.sleep(3600)
+            except FileExistsError:
+                pass
+        return super().step(action)
+
+
 def _register(name: str, entry_point: Any, **kwargs: Any) -> None:
     gymnasium.register(f"{name}-v0", entry_point, max_episode_steps=kwargs.pop("limit", 50), kwargs=kwargs)
 
@@ -125,4 +151,6 @@ _register("NotAsSaid", WithSpaces, observation=Dict({"x": Discrete(2)}))
 _register("SelfTruncating", SelfTruncating, limit=None)
 _register("Fickle", Fickle)
 _register("Exits", Exits)
+_register("Deaf", Deaf)
+_register("Waits", Waits)
 _register("Unbounded", WithSpaces, action=Box(-np.inf, np.inf, (1,), np.float32))

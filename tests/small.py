@@ -29,7 +29,7 @@ SIZES = {
     "hidden": (6,), "ticks": 2, "fields": 4, "neurons": 4, "members": 2, "batch": 8, "updates": 4, "check_every": 2,
     "trajectories": 4, "horizon": 3, "passes": 2, "minibatches": 2, "bins": 11,
     "latent": 3, "context": 3, "open_loop": 2, "candidates": 8, "iterations": 2, "elites": 3,
-    "rollout": 8, "size": 4, "least": 2, "most": 4, "chunk": 2,
+    "population": 4, "rollout": 8, "size": 4, "least": 2, "most": 4, "chunk": 2,
 }  # fmt: skip
 
 

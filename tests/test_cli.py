@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import spikedream
@@ -33,6 +34,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", "debug", "--seed", "3", "--out", str(directory)])
     assert stop.value.code == 0
     return directory
+
+
+def test_a_run_s_world_is_an_environment_that_begins_in_its_experience(run: Path) -> None:
+    opened = spikedream.load(run)
+    env = opened.dream_env(5, spikedream.SteppedDreams(horizon=3))
+    obs, _ = env.reset(seed=0)
+    real = np.asarray(opened.experience().in_order().obs[:, 0])
+    assert all(np.isclose(real, row[None], rtol=1e-4, atol=1e-5).all(1).any() for row in obs)
+    after, reward, *_, infos = env.step(env.action_space.sample())
+    assert env.observation_space.contains(after) and np.isfinite(reward).all() and infos["imagined"].all()
 
 
 def test_a_run_directory_holds_what_the_design_promises(run: Path) -> None:

@@ -47,7 +47,7 @@ def small_config() -> Config:
             "members": 2, "updates": 4, "check_every": 2, "batch": 8, "holdout": 0.2, "dynamics": SPIKING, "ending": SPIKING,
         },
         "agent": {
-            "trajectories": 8, "horizon": 4, "restart": 0.5, "critic": SPIKING,
+            "trajectories": 8, "horizon": 4, "restart": 0.5, "critic": SPIKING, "actor_rate": 0.1,
             "actor": SPIKING | {"readout": {"neurons": 2, "neuron": {"recurrent": True}}},
             "imagined_share": {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20},
         },

@@ -15,11 +15,16 @@ from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, 
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.dreams import Dreams
+from spikedream.agents.dyna import Dyna
+from spikedream.agents.evolution import Evolution
 from spikedream.agents.mpc import MPC, AnyPlanner
 from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.policy_head import SquashedGaussian
 from spikedream.agents.ppo import PPO
 from spikedream.agents.representation import SALE
+from spikedream.agents.stable_baselines import StableBaselines
+from spikedream.agents.stable_baselines_heads import HEADS
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
@@ -34,7 +39,7 @@ from spikedream.runs import checkpoint
 from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.conventional import GRU
 from spikedream.snn.encoders import GaussianPopulation
-from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import BPTT, AnyNetwork, AnyRule, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
 from spikedream.snn.readouts import AnyReadout
 from spikedream.types import Transition
@@ -60,14 +65,27 @@ AGENTS: dict[str, Any] = {
     "OffPolicy-dreams": small(
         twin(OffPolicy(dreams=Dreams(starts=3, horizon=2, every=1, begin=0, capacity=9, trust=None, stretches=3)))
     ),
+    "StreamActorCritic-dyna": small(StreamActorCritic(dyna=Dyna(steps=3, begin=0))),
+    "Evolution-twin": small(twin(Evolution(deviation_rate=0.1))),
+    "StableBaselines-SAC": small(StableBaselines("SAC")),
+    "StableBaselines-DQN": small(StableBaselines("DQN")),
+    "StableBaselines-TD3": small(StableBaselines("TD3")),
     "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
 }
 PRIORITIES = typing.get_args(typing.get_type_hints(ReplayBuffer)["priority"])
 
 world_kinds = pytest.mark.parametrize("kind", kinds(AnyWorldModel))
 both_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-CONTINUOUS_ONLY = (OffPolicy,)
-PLAYED = [(name, spec) for name in AGENTS for spec in SPECS if spec != "discrete" or not isinstance(AGENTS[name], CONTINUOUS_ONLY)]
+WITHOUT_VALUES = (Evolution, StableBaselines)  # none that the loop can ask
+
+
+def plays(agent, spec):
+    if isinstance(agent, StableBaselines):
+        return spec.discrete in HEADS[agent.algorithm]
+    return not (spec.discrete and isinstance(agent, OffPolicy))
+
+
+PLAYED = [(name, spec) for name in AGENTS for spec in SPECS if plays(AGENTS[name], SPECS[spec])]
 every_agent = pytest.mark.parametrize(
     ("agent", "spec"), [(AGENTS[name], SPECS[spec]) for name, spec in PLAYED], ids=["-".join(names) for names in PLAYED]
 )
@@ -378,10 +396,15 @@ def test_agent_shapes(agent, spec):
         assert decision.action.shape == (spec.action_size,) and decision.action.dtype == jnp.float32
         assert decision.log_prob.shape == ()
         assert shapes(decision.carry) == shapes(carry)
+    if isinstance(agent, StableBaselines):  # the rest is done outside: test_stable_baselines.py
+        with pytest.raises(TypeError, match="improves outside compiled programs"):
+            jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
+        return
     after, metrics = jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
     assert shapes(after) == shapes(state)
     assert all(x.shape == () for x in metrics.values())
     assert metrics["imagined_steps"].dtype == jnp.int32
+    assert agent.host_learner(spec, world, experience(spec), KEY) is None
     judged = jax.eval_shape(agent.judged, after)
     assert (judged is not None) is isinstance(agent, OffPolicy)
     assert judged is None or (judged.index.dtype == jnp.int32 and judged.error.shape == judged.index.shape == (agent.batch,))
@@ -389,7 +412,10 @@ def test_agent_shapes(agent, spec):
     intention = jax.eval_shape(lambda p, c: agent.intended(p, world, c, jnp.zeros(spec.obs_size), KEY), policy, carry)
     assert (intention is not None) is plans(agent, greedy=True)
     assert intention is None or intention.actions.shape == (agent.horizon, spec.action_size)
-    if learns(agent):
+    if isinstance(agent, WITHOUT_VALUES):
+        with pytest.raises(ValueError, match="needs a value function"):
+            agent.errors(state, world, experience(spec), jnp.arange(5), KEY)
+    elif learns(agent):
         rows = jnp.arange(5)
         errors = jax.eval_shape(lambda s, e, k: agent.errors(s, world, e, rows, k), state, experience(spec), KEY)
         assert errors.shape == (5,) and errors.dtype == jnp.float32
@@ -419,7 +445,7 @@ def test_agent_acts_within_its_space_and_by_its_key_alone(agent, spec):
     actions = np.stack([act(state, k, False).action for k in keys])
     if spec.discrete:
         assert set(np.unique(actions)) == {0.0, 1.0} and (actions.sum(1) == 1).all()
-    elif plans(agent, greedy=False) or isinstance(agent, OffPolicy):
+    elif plans(agent, greedy=False) or isinstance(agent, OffPolicy | StableBaselines):
         assert (np.abs(actions) <= 1).all()
     else:
         assert (np.abs(actions) < 1).all()
@@ -450,6 +476,7 @@ def exercised_parts():
     yield from (replace(spiking, neuron=kind()) for kind in kinds(AnyNeuron))
     yield from (replace(spiking, encoder=encoder) for encoder in encoders())
     yield from (replace(spiking, readout=kind()) for kind in kinds(AnyReadout))
+    yield from (replace(spiking, rule=kind()) for kind in kinds(AnyRule))
     yield replace(spiking, persistent=True)
     yield from (small(kind()) for kind in kinds(AnyNetwork))
 
@@ -459,7 +486,8 @@ def label(network):
         return type(network).__name__
     mode = network.encoder.mode if isinstance(network.encoder, GaussianPopulation) else ""
     parts = (network.neuron, network.encoder, network.readout)
-    return "-".join([*(type(part).__name__ for part in parts), mode, "persistent" * network.persistent]).strip("-")
+    rule = type(network.rule).__name__
+    return "-".join([*(type(part).__name__ for part in parts), mode, rule, "persistent" * network.persistent]).strip("-")
 
 
 every_network = pytest.mark.parametrize("network", list(exercised_parts()), ids=label)
@@ -478,6 +506,7 @@ def test_agent_can_be_traced_with_every_network(kind, network):
 
 
 remembering = [replace(small(SpikingNetwork()), neuron=kind(), persistent=True) for kind in kinds(AnyNeuron)]
+remembering += [replace(remembering[0], rule=kind()) for kind in kinds(AnyRule)]
 
 
 @pytest.mark.parametrize("network", [*remembering, small(GRU())], ids=label)
@@ -524,12 +553,22 @@ def test_dreamer_update_moves_every_network_and_repeats_itself(spec, gradient):
     assert not same(after, update(state, experience(spec), OTHER)[0])
 
 
+@pytest.mark.parametrize("kind", [kind for kind in kinds(AnyRule) if kind is not BPTT])
+def test_an_agent_learns_by_every_rule(kind):
+    network = replace(small(SpikingNetwork()), rule=kind())
+    agent, world = small(Dreamer(), actor=network, critic=network, trajectories=2, horizon=2), known_world(DISCRETE)
+    state = jax.jit(lambda k: agent.init(DISCRETE, world, k))(KEY)
+    after, _ = jax.jit(lambda s, e, k: agent.update(s, world, e, k))(state, experience(DISCRETE), KEY)
+    weights = [(s.actor.layers[0].synapse.weight, s.critic.layers[0].synapse.weight) for s in (state, after)]
+    assert finite(after) and not any(same(before, now) for before, now in zip(*weights, strict=True))
+
+
 # ---- joined
 
 
 def sized(algorithm):
     """How often each verb has been compiled."""
-    verbs = ("init", "start", "restart", "act", "remember", "fit", "dream")
+    verbs = ("init", "start", "restart", "act", "remember", "learn", "fit", "dream")
     return {verb: getattr(type(algorithm), verb)._cache_size() for verb in verbs}
 
 
@@ -542,6 +581,10 @@ def one_turn(algorithm, state, spec):
     action, log_prob = np.asarray(act.action)[None], np.asarray(act.log_prob)[None]
     step = Transition(obs[None], action, number + 0.5, obs[None] + 0.1, number, number, log_prob)
     state = replace(state, carry=act.carry, keys=replace(state.keys, collect=act.key))
+    if algorithm.agent.online:
+        state, learned = algorithm.learn(state, step)
+        state, rest = algorithm.fit(state, np.int32(algorithm.world_model.updates))
+        return state, {**learned, **rest}
     state = replace(state, replay=algorithm.remember(state.replay, step, np.int32(1)))
     state, fitted = algorithm.fit(state, np.int32(algorithm.world_model.updates))
     state, dreamt = algorithm.dream(state)
@@ -564,15 +607,20 @@ JOINED = [  # world model, agent, bonus, how experience is drawn, for which acti
     (Ensemble, "PPO-imagines", ICM, "td_error", ["continuous"]),
     (TrueEnvironment, "OffPolicy-TD7", None, "loss", ["continuous"]),
     (Ensemble, "OffPolicy-dreams", None, "uniform", ["continuous"]),
+    (TrueEnvironment, "StreamActorCritic-dyna", None, "uniform", ["discrete"]),
+    (TrueEnvironment, "Evolution-twin", None, "uniform", ["discrete"]),
 ]
 TRACED = [  # what is joined of the same parts in another way; compiling these, too, would see no more
     (Recurrent, "Dreamer", RND, "model_error", ["discrete"]),
     (Recurrent, "MPC", None, "model_error", ["continuous"]),
     (Recurrent, "Dreamer-from-both", Disagreement(), "uniform", ["continuous"]),
+    (Recurrent, "Evolution", RND, "model_error", ["continuous"]),
     (Ensemble, "PPO", RND, "model_error", ["discrete"]),
     (Ensemble, "OffPolicy", RND, "td_error", ["continuous"]),
     (Ensemble, "OffPolicy-SAC", None, "loss", ["continuous"]),
     (Ensemble, "OffPolicy-dreams", Disagreement(), "loss", ["continuous"]),
+    (Ensemble, "StreamActorCritic", None, "td_error", ["continuous"]),
+    (Ensemble, "StreamActorCritic-dyna", None, "uniform", ["continuous"]),
 ]
 
 
@@ -581,15 +629,19 @@ def test_every_kind_is_joined_with_others():
     assert set(worlds) == set(kinds(AnyWorldModel)) and set(priorities) == set(PRIORITIES)
     assert {type(bonus) for bonus in bonuses if bonus} == set(kinds(AnyBonus))
     agents = [AGENTS[name] for name in names]
-    assert {type(agent) for agent in agents} == set(kinds(AnyAgent))
+    assert {type(agent) for agent in agents} == set(kinds(AnyAgent)) - {StableBaselines}  # joined in test_stable_baselines.py
     assert {type(agent.search) for agent in agents if isinstance(agent, MPC)} == set(kinds(AnyPlanner))
 
 
 def imagined_steps(agent, metrics):
-    """Of two updates."""
+    """Of two updates, or of one real step."""
     agent = agent.policy if isinstance(agent, MPC) else agent
+    if isinstance(agent, StreamActorCritic):
+        return agent.dyna.steps if agent.dyna else 0
     if isinstance(agent, Dreamer):
         return 2 * agent.trajectories * agent.horizon
+    if isinstance(agent, Evolution):
+        return 2 * agent.population * agent.trajectories * agent.horizon
     if isinstance(agent, OffPolicy):
         return 2 * agent.dreams.starts * agent.dreams.horizon if agent.dreams else 0
     if agent is None or agent.imagination is None:
@@ -614,7 +666,8 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
     start = replace(start, replay=algorithm.remember(start.replay, jax.tree.map(lambda x: x[:20], held.data), np.int32(20)))
     first, metrics = one_turn(algorithm, copied(start), spec)
     assert finite(first) and finite(metrics)
-    assert int(first.counters.imagined_steps) == imagined_steps(agent, metrics) and int(first.counters.updates) == 2
+    assert int(first.counters.imagined_steps) == imagined_steps(agent, metrics)
+    assert int(first.counters.updates) == (1 if agent.online else 2)
     assert ("bonus_mean" in metrics) is (bonus is not None)
     assert not same(first.world, start.world) or not (agent.uses_world or bonus)
     if priority == "loss":
@@ -623,7 +676,8 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
         weights = first.replay.priority.tree.weight(jnp.arange(20))
         assert len(np.unique(weights)) > (1 if world_kind is not TrueEnvironment or priority == "td_error" else 0)
     assert int(first.replay.count) == 21
-    assert not any(same(getattr(first.keys, verb), getattr(start.keys, verb)) for verb in ("collect", "fit", "dream"))
+    verbs = ("collect", "fit", "dream")
+    assert not any(same(getattr(first.keys, verb), getattr(start.keys, verb)) for verb in verbs)
 
     compiled = sized(algorithm)
     assert same((first, metrics), one_turn(algorithm, copied(start), spec)), "the same state gave another turn"
@@ -668,10 +722,13 @@ def test_no_verb_changes_the_state_s_form_or_uses_a_key_in_two_ways(world_kind, 
     algorithm = Algorithm(spec, world_model(world_kind, spec), AGENTS[name], bonus, ReplayBuffer(CAPACITY, priority), block=2)
     state, obs = jax.eval_shape(algorithm.init, KEY), jnp.zeros((1, spec.obs_size))
     act = lambda s: algorithm.act(algorithm.policy(s), s.carry, obs, s.keys.collect, False)  # noqa: E731
-    for verb, arguments in ((algorithm.init, (KEY,)), (algorithm.fit, (state, 4)), (algorithm.dream, (state,)), (act, (state,))):
+    verbs = [(algorithm.init, (KEY,)), (algorithm.fit, (state, 4)), (algorithm.dream, (state,)), (act, (state,))]
+    if algorithm.agent.online:
+        verbs.append((algorithm.learn, (state, jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:])), state.replay.data))))
+    for verb, arguments in verbs:
         jaxpr, after = jax.make_jaxpr(verb, return_shape=True)(*arguments)
         assert not list(keys_used_in_two_ways(jaxpr.jaxpr))
-        if verb in (algorithm.fit, algorithm.dream):
+        if verb in (algorithm.fit, algorithm.dream, algorithm.learn):
             assert shapes(after[0]) == shapes(state)
 
 

@@ -364,7 +364,22 @@ def test_where_going_back_leads_elsewhere_the_next_episode_begins() -> None:
     other.close()
 
 
-# ---- in processes of their own
+# ---- in threads and processes of their own
+
+
+def test_threads_play_the_same_and_wait_side_by_side() -> None:
+    arguments = ("environments:Structured-v0", {}, 9, 3)
+    here, there = (HostEnvironments(*arguments, count=3, threads=threads) for threads in (False, True))
+    assert_same(play(here, 30), play(there, 30))
+    waiting = HostEnvironments("environments:Waits-v0", {"seconds": 0.05}, None, 0, count=8, threads=True)
+    waiting.begin()
+    start = time.perf_counter()
+    waiting.step(np.tile(np.eye(2, dtype=np.float32)[:1], (8, 1)), np.zeros(8))
+    assert time.perf_counter() - start < 8 * 0.05 / 2
+    for host in (here, there, waiting):
+        host.close()
+    with pytest.raises(ValueError, match="not both"):
+        HostEnvironments("CartPole-v1", {}, None, 0, workers=True, threads=True)
 
 
 def processes(host: HostEnvironments) -> list[subprocess.Popen]:

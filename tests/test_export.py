@@ -32,6 +32,7 @@ from spikedream.ops.distributions import Categorical, TanhNormal
 from spikedream.ops.slow_copy import HardCopy
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent, GaussianPopulation
+from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF
 from spikedream.snn.readouts import (
@@ -42,6 +43,7 @@ from spikedream.snn.readouts import (
     PopulationVectorReadout,
     RateReadout,
 )
+from spikedream.snn.sparsity import RandomConnections
 
 KEY = jax.random.key(0)
 INPUTS, OUTPUTS, SAMPLES = 4, 3, 20
@@ -65,6 +67,16 @@ NETWORKS: dict[str, Any] = {
     "LIF soft recurrent, current, population of LIF": SpikingNetwork(
         (8,), 4, LIF(recurrent=True), DirectCurrent(), PopulationReadout(4, LIF(reset="hard", threshold=0.5)), bias=(0.0, 2.0)
     ),
+    "fixed point, current, population": SpikingNetwork(
+        (9, 7), 5, LIF(), DirectCurrent(), PopulationReadout(4), fan_in=2, bias=(0.0, 2.0), fixed_point=FixedPoint()
+    ),
+    "fixed point, multiplied, sparse and recurrent, fields, rates": SpikingNetwork(
+        (16,), 4, CubaLIF((0.2, 0.7), recurrent=True, threshold=1.0), GaussianPopulation(), RateReadout(), persistent=True,
+        bias=(0.0, 2.0), sparsity=RandomConnections(0.2), fixed_point=FixedPoint(5, 3, "multiply"),
+    ),
+    "sparse, current, population": SpikingNetwork(
+        (20, 12), 4, LIF(recurrent=True), DirectCurrent(), PopulationReadout(4), bias=(0.0, 2.0), sparsity=RandomConnections(0.1)
+    ),
     **{f"MLP {f}": MLP((6, 5), activation=f, fan_in=2) for f in ("silu", "tanh", "relu", "elu")},
     "Linear": Linear(),
 }  # fmt: skip
@@ -75,7 +87,8 @@ def parameters(network: Any, inputs: int = INPUTS, outputs: int = OUTPUTS) -> An
     """As after some learning: no weight is zero, no two neurons are alike."""
     params = network.init(inputs, outputs, KEY)
     keys = iter(jax.random.split(jax.random.key(1), 64))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape) if x.ndim else x, params)
+    learned = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape) if x.ndim else x, params)
+    return learned if getattr(params, "mask", None) is None else replace(learned, mask=params.mask)
 
 
 def observations(count: int = SAMPLES, inputs: int = INPUTS) -> np.ndarray:

@@ -39,6 +39,15 @@ def test_the_all_spiking_agent_learns_to_swing_up_the_pendulum(tmp_path: Path) -
 
 
 @pytest.mark.learning
+def test_the_all_spiking_agent_swings_up_the_cart_pole_of_the_ini(tmp_path: Path) -> None:
+    result = learn(tmp_path / "run", "ini-cartpole-swingup", "--seed", "11")
+    assert result["solved"] and result["real_steps_to_solve"] <= 4000
+    assert spikedream.load(tmp_path / "run").evaluate(100).mean() >= 850  # a motor that does nothing gets 46
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["eval_success"] >= 0.9
+
+
+@pytest.mark.learning
 def test_planning_with_a_dreamed_value_learns_cartpole(tmp_path: Path) -> None:
     result = learn(tmp_path / "run", "cem-cartpole", "--seed", "11")
     assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475

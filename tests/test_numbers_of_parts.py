@@ -15,6 +15,8 @@ from spikedream import config as configuration
 from spikedream.config import Config
 
 NETWORK = {"kind": "MLP", "hidden": [6]}
+ACTIVITY = {"activity_penalty": 0.1, "activity_target": 0.2}
+PRUNED = {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "sparsity": {"kind": "Pruning", "begin": 1, "steps": 4, "every": 2}}
 MEMORY = {"kind": "GRU", "hidden": 4}
 ENSEMBLE = {"members": 2, "updates": 2, "check_every": 2, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 2, "critic": NETWORK, "start_noise": 0.0}
@@ -36,8 +38,10 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     ),
     "recurrent neurons": (
         {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 3,
-                                                                "neuron": {"kind": "LIF", "recurrent": True}}}},
-        "dream", ["agent.actor.neuron.recurrent_gain"],
+                                                                "neuron": {"kind": "LIF", "recurrent": True,
+                                                                           "recurrent_fan_in": 2},
+                                                                "rule": {"kind": "SnAp", "order": 2}}}},
+        "dream", [f"agent.actor.{x}" for x in ("neuron.recurrent_gain", "neuron.recurrent_fan_in", "rule.order")],
     ),
     "branched networks": (
         {"world_model": ENSEMBLE | {"dynamics": {
@@ -51,6 +55,27 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          *(f"world_model.dynamics.neuron.{x}" for x in (
              "synapse_decay", "adaptation_decay", "adaptation", "threshold", "recurrent_gain"))],
     ),
+    "pruned dreamer": (
+        {"world_model": ENSEMBLE, "agent": {**DREAMER, "actor": PRUNED, **ACTIVITY}},
+        "dream",
+        [*(f"agent.actor.sparsity.{x}" for x in ("density", "begin", "steps", "every")), *(f"agent.{x}" for x in ACTIVITY)],
+    ),
+    "pruned ppo": (
+        {"agent": {"kind": "PPO", "critic": NETWORK, "rollout": 8, "batch": 8, "imagination": None, "actor": PRUNED, **ACTIVITY}},
+        "dream", ["agent.actor.sparsity.density", *(f"agent.{x}" for x in ACTIVITY)],
+    ),
+    "pruned off-policy agent": (
+        {"agent": OFF_POLICY | {"actor": PRUNED, **ACTIVITY}}, "dream", ["agent.actor.sparsity.density"],
+    ),
+    "fixed point": (
+        {"world_model": ENSEMBLE, "agent": {**DREAMER, "actor": {
+            "kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "fixed_point": {"kind": "FixedPoint", "bits": 4, "fraction": 2}}}},
+        "dream", [f"agent.actor.fixed_point.{x}" for x in ("bits", "fraction")],
+    ),
+    "pruned world model": (
+        {"world_model": ENSEMBLE | {"dynamics": PRUNED}},
+        "fit", [f"world_model.dynamics.sparsity.{x}" for x in ("density", "begin", "steps", "every")],
+    ),
     "planner": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "MPC", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
@@ -61,6 +86,13 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          "agent": {"kind": "MPC", "horizon": 3, "search": SEARCH, "proposals": 3,
                    "policy": {"kind": "Dreamer", **DREAMER, "actor": NETWORK}}},
         "act", ["agent.proposals", "agent.policy.gamma"],
+    ),
+    "evolution": (
+        {"world_model": ENSEMBLE,
+         "agent": {"kind": "Evolution", "actor": NETWORK, "population": 4, "trajectories": 2, "horizon": 3, "deviation_rate": 0.1}},
+        "dream",
+        [f"agent.{x}" for x in ("population", "trajectories", "horizon", "start_noise", "gamma", "deviation", "deviation_rate",
+                                "learning_rate", "uncertainty_penalty")],
     ),
     "ppo": (
         {"world_model": ENSEMBLE,
@@ -197,9 +229,10 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
         there = {f"dynamics.{part}.{x}" for x in numbers(getattr(dynamics, part)) - {"currents"}}
         assert there <= found["branched networks"] and "actor.encoder.currents" in found["td7"]
     ppo = scene("ppo").agent
-    assert numbers(ppo) <= found["ppo"]
+    assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]
     assert numbers(ppo.imagination.share) == set(SHARE)
+    assert {f"agent.{x}" for x in numbers(scene("evolution").agent)} == set(SCENES["evolution"][2])
     td7, sac = scene("td7").agent, scene("sac").agent
     assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
     for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):

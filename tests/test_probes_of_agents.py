@@ -8,7 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import changed_rows, finite, holding
-from toys import ARMS, CORRIDOR, DIAL, DREAMER, KEY, SPIKING, TWO_STEP, assert_best, greedy_action, origin, practise, still
+from toys import (
+    ARMS,
+    CORRIDOR,
+    DIAL,
+    DREAMER,
+    KEY,
+    SPIKING,
+    TWO_STEP,
+    _begin,
+    _updates,
+    assert_best,
+    greedy_action,
+    origin,
+    practise,
+    still,
+    toy,
+)  # fmt: skip
 
 from spikedream.ops.distributions import Regression, TwoHot
 from spikedream.ops.schedule import ImaginedShare
@@ -159,3 +175,19 @@ def test_real_steps_credit_an_action_with_what_it_pays_a_step_later():
     experience = holding(spec, steps, rows)
     state, _ = practise(agent, still(reward=0.0), spec, 250, experience)
     assert greedy_action(agent, state, experience.normalizer.obs(jnp.zeros(2))).argmax() == 1
+
+
+def test_a_slow_actor_acts_and_is_the_running_average_of_the_one_that_learns():
+    agent, world, experience = replace(DREAMER, actor_rate=0.25), toy(still(), DIAL), origin(DIAL)
+    state = _begin(agent, DIAL, world, KEY)
+
+    def weights(actor):
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(actor)])
+
+    expected = weights(state.actor)
+    for key in jax.random.split(KEY, 3):
+        state, _ = _updates(agent, state, world, experience, key[None])
+        expected = 0.75 * expected + 0.25 * weights(state.actor)
+    np.testing.assert_allclose(weights(agent.policy_of(state).actor), expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(expected - weights(state.actor)).max() > 1e-4
+    assert agent.policy_of(state).actor is state.slow_actor and DREAMER.policy_of(state).actor is state.actor

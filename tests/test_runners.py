@@ -21,6 +21,8 @@ from spikedream.runners import together
 from spikedream.runners.clock import due
 from spikedream.runners.sync import Trainer
 from spikedream.runners.together import Together
+from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.run import Run
 
 TINY: dict[str, Any] = {
     "env": "CartPole-v1", "max_episode_steps": 20, "threshold": 1e9, "budget": 100, "world_model": ENSEMBLE, "agent": DREAMER,
@@ -69,7 +71,8 @@ def run(chosen: Config, directory: Path) -> tuple[Trainer, Calls]:
 
 def test_each_verb_runs_by_its_own_period_of_real_steps(tmp_path: Path) -> None:
     chosen = config(
-        collect={"seed_episodes": 0, "steps": 1}, fit={"every": 25}, evaluation={"every": 40}, checkpoint={"every": 30},
+        collect={"seed_episodes": 0, "steps": 1}, fit={"every": 25}, evaluation={"every": 40},
+        checkpoint={"every": 30, "best": True},
         improve={"first": 0, "ratio": 0.5},
     )  # fmt: skip
     trainer, calls = run(chosen, tmp_path / "run")
@@ -77,6 +80,10 @@ def test_each_verb_runs_by_its_own_period_of_real_steps(tmp_path: Path) -> None:
     assert calls.at("evaluate") == [1, 40, 80, 100]
     assert calls.at("dream") == list(range(3, 101, 2)) and trainer.progress.updates == 49  # of 99 steps after the first turn
     assert trainer.progress.turn == 100
+    best, metrics = Run(tmp_path / "run", best=True), Run(tmp_path / "run").metrics
+    assert best.counters["best"] == max(row["eval_return_mean"] for row in metrics) and best.state.replay.data is None
+    with pytest.raises(CheckpointError, match="kept without its experience"):
+        best.experience()
     saved = [int(head.stem.split("step")[1]) for head in (tmp_path / "run" / "checkpoints").glob("*.json")]
     assert sorted(saved) == [90, 100]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

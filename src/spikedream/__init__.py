@@ -4,27 +4,31 @@ import spikedream as sd
 run = sd.train("cartpole", seed=0)
 run.evaluate(100).mean()
 action = run.policy(obs)
+env = run.dream_env(64)  # its world model, for an agent of your own
 sd.export_policy(run, "c")
+sd.compress_policy(run, density=0.2, rate=0.1, bits=8)
 """
 
 import datetime
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from spikedream import config as _configuration
 from spikedream.config import Config, ConfigError
-from spikedream.envs import hidden_velocity
+from spikedream.dream_env.stepped_dreams import SteppedDreams
+from spikedream.envs import hidden_velocity, ini_cartpole, remote
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
 from spikedream.export.energy import energy, record
 from spikedream.nodes import Unexportable
+from spikedream.processes import Parallel, Sync
 from spikedream.reports.report import write_report
-from spikedream.runners.stop import Diverged, Interrupted
+from spikedream.runners.cache import use_compilation_cache
+from spikedream.runners.compress import Compression, compressed, compression
+from spikedream.runners.parallel import Driver
+from spikedream.runners.stop import ClusterError, Diverged, Interrupted
 from spikedream.runners.sync import Trainer
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.metrics import Listener
@@ -32,15 +36,21 @@ from spikedream.runs.run import Run
 
 __version__ = "0.1.0"
 hidden_velocity.register()
+ini_cartpole.register()
+remote.register()
 __all__ = [
-    "BrokenEnvironment", "CheckpointError", "Config", "ConfigError", "Diverged", "Exported", "Interrupted", "Run", "Unexportable",
-    "energy", "export_policy", "load", "resume", "train",
+    "BrokenEnvironment", "CheckpointError", "ClusterError", "Compression", "Config", "ConfigError", "Diverged", "Exported",
+    "Interrupted", "Run", "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_policy", "load", "resume", "train",
 ]  # fmt: skip
+
+
+RUNNERS: dict[type, type[Trainer] | type[Driver]] = {Sync: Trainer, Parallel: Driver}
 
 
 class _Silence:
     """The listener of a run that nobody watches."""
 
+    def parts(self, doing: Mapping[str, str]) -> None: ...
     def phase(self, name: str, done: int, total: int) -> None: ...
     def progress(self, real_steps: int, budget: int) -> None: ...
     def record(self, row: Mapping[str, Any]) -> None: ...
@@ -95,15 +105,47 @@ def resume(directory: str | Path, listener: Listener | None = None, report: bool
     return _go(run.config, run.directory, listener, report, resume=True)
 
 
-def load(directory: str | Path) -> Run:
-    """Open a run directory. Raises CheckpointError where it is missing or damaged."""
-    _use_compilation_cache()
-    return Run(directory)
+def compress_policy(
+    run: Run,
+    density: float | None = None,
+    rate: float | None = None,
+    bits: int | None = None,
+    updates: int = 2000,
+    out: str | Path | None = None,
+    episodes: int = 100,
+    listener: Listener | None = None,
+) -> Compression:
+    """Fine-tune the policy of a finished run, without a real step, to something that takes less: in dreams, where the agent dreams,
+    else on replayed steps.
+
+    Args:
+        run: whose policy it is; it stays as it is.
+        density: share of the actor's weights that is left.
+        rate: firing rate that its neurons are quieted to.
+        bits: of its weights, in fixed point from then on.
+        updates: of the agent, which learns to do with what it has left.
+        out: the new run's directory; by default that of the run with `-compressed` behind.
+        episodes: fresh ones, the same before and after, in which the return is measured.
+        listener: is told how it goes.
+
+    Raises:
+        ConfigError: nothing is asked, or the run's agent cannot be compressed.
+        FileExistsError: `out` holds a run already.
+    """
+    config = compressed(run, density, rate, bits, updates)
+    directory = run.directory.with_name(f"{run.directory.name}-compressed") if out is None else Path(out)
+    return compression(run, train(config, out=directory, listener=listener), episodes)
+
+
+def load(directory: str | Path, best: bool = False) -> Run:
+    """Open a run directory; `best` as in `Run`. Raises CheckpointError where it is missing or damaged."""
+    use_compilation_cache()
+    return Run(directory, best)
 
 
 def _go(config: Config, directory: Path, listener: Listener | None, report: bool, resume: bool) -> Run:
-    _use_compilation_cache()
-    training = Trainer(config, directory, listener or _Silence(), resume)
+    use_compilation_cache()
+    training = RUNNERS[type(config.runner)](config, directory, listener or _Silence(), resume)
     try:
         training.train()
     finally:
@@ -119,16 +161,3 @@ def _new_directory(config: Config) -> Path:
     name = config.preset.replace("/", "-").replace(":", "-")
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / name / f"{now}-s{config.seed}"
-
-
-def _use_compilation_cache() -> None:
-    """Compiled phases are kept between processes, unless the user has chosen a place or switched it off."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and os.environ.get(
-        "JAX_ENABLE_COMPILATION_CACHE", "1"
-    ) not in (
-        "0",
-        "false",
-    ):
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(root / "spikedream" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

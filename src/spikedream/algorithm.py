@@ -6,13 +6,13 @@
     evaluate  act greedily on fresh episodes         -> result
 
 Each method is one compiled call. `spikedream.runners` calls them in this order, each by its own clock; `collect` is `act` for each
-step and `remember` for a block of them, `evaluate` is `act` alone.
+step and `remember` for a block of them, or `learn` for each where the agent learns as it goes; `evaluate` is `act` alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
-from spikedream.world import Agent, Bonus, World
+from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, World
 
 
 class Keys(eqx.Module):
@@ -178,6 +178,20 @@ class Algorithm:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     @_at_its_precision
+    def learn(self, state: TrainState, step: Transition) -> tuple[TrainState, Metrics]:
+        """Remember one real step, fields (1, 1, ...) in their own units, take into use the scales that it changes, and let an
+        online agent learn from it."""
+        key, learn_key = jax.random.split(state.keys.dream)
+        replay = state.replay.add(self.knowledge.retold(self.spec, step), 1)
+        replay = replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
+        world = self._world(state.world, replay.normalizer, state.bonus)
+        agent, metrics = cast(OnlineAgent, self.agent).learn(state.agent, world, replay, learn_key)
+        imagined = state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32)
+        counters, keys = Counters(state.counters.updates + 1, imagined), replace(state.keys, dream=key)
+        return replace(state, agent=agent, replay=replay, keys=keys, counters=counters), metrics
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    @_at_its_precision
     def fit(self, state: TrainState, updates: Array) -> tuple[TrainState, Metrics]:
         """Take the scales of all experience into use, fit the world model, in about `updates` () gradient steps, and the bonus, and
         set priorities."""
@@ -219,9 +233,22 @@ class Algorithm:
         learning = (state.agent, state.replay.priority)
         (agent, priority), metrics = jax.lax.scan(update, learning, jax.random.split(block_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
-        counters = Counters(
-            state.counters.updates + self.block,
-            state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32),
-        )
+        counters = self._counted(state.counters, metrics.pop("imagined_steps"))
         replay = replace(state.replay, priority=priority)
         return replace(state, agent=agent, replay=replay, keys=replace(state.keys, dream=key), counters=counters), metrics
+
+    def _counted(self, counters: Counters, imagined_steps: Array) -> Counters:
+        """After a block of updates."""
+        return Counters(counters.updates + self.block, counters.imagined_steps + imagined_steps.astype(jnp.uint32))
+
+    def host_learner(self, state: TrainState) -> HostLearner | None:
+        """What improves the agent outside compiled programs: then `dream_on_host` is called with it, in place of `dream`."""
+        *_, key = jax.random.split(state.keys.dream, 3)  # dreams take the first two
+        return self.agent.host_learner(self.spec, self.world(state), state.replay, key)
+
+    def dream_on_host(self, learner: HostLearner, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """`dream`, by a learner outside."""
+        key, block_key = jax.random.split(state.keys.dream)
+        agent, metrics = learner.improve(state.agent, self.world(state), state.replay, self.block, block_key)
+        counters = self._counted(state.counters, metrics.pop("imagined_steps"))
+        return replace(state, agent=agent, keys=replace(state.keys, dream=key), counters=counters), metrics

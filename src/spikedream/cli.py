@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -17,6 +17,8 @@ from rich.table import Table
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
+from spikedream.envs.real_time import Pace
+from spikedream.envs.server import Server
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
@@ -27,11 +29,14 @@ from spikedream.reports.display import display
 from spikedream.reports.drawing import show
 from spikedream.reports.energy_shown import show_energy
 from spikedream.reports.report import record_video
+from spikedream.reports.watch import configuration_of
+from spikedream.reports.watch import watch as follow
+from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
 
 EXPECTED = (
-    spikedream.BrokenEnvironment, spikedream.CheckpointError, ConfigError, spikedream.Diverged, FileExistsError, ImportError,
-    ValueError,
+    spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,
+    FileExistsError, ImportError, ValueError,
 )  # fmt: skip
 
 
@@ -51,6 +56,7 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     episodes: int | None = None  # 100 when absent; 3 with --render
     repetition: int = 0  # another number, other seeds
+    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     video: bool = False  # also record one episode
     render: bool = False  # in the environment's own window, at its own pace
 
@@ -63,7 +69,22 @@ class Export:
     to: Target = "c"  # C99, or a NIR graph for neuromorphic tool chains
     out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
+    bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
+    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
+
+
+@dataclass
+class Compress:
+    """Fine-tune a run's policy, without a real step, to fewer weights, fewer spikes and fewer bits: a run of its own."""
+
+    run: tyro.conf.Positional[Path]
+    density: float | None = None  # share of the actor's weights that is left
+    rate: float | None = None  # firing rate that its neurons are quieted to
+    bits: int | None = None  # of its weights, in fixed point from then on: 2 to 8
+    updates: int = 2000  # of the agent, in dreams where it dreams, else on replayed steps
+    out: Path | None = None  # the new run's directory; that of the run with -compressed behind when absent
+    episodes: int = 100  # fresh ones, in which the return is measured before and after
 
 
 @dataclass
@@ -74,6 +95,14 @@ class Resume:
 
 
 @dataclass
+class Watch:
+    """Follow a run that is going on elsewhere, or look at what a finished one did. Ctrl-C ends the watching, not the run."""
+
+    run: tyro.conf.Positional[Path]
+    every: float = 1.0  # seconds between two looks
+
+
+@dataclass
 class Energy:
     """Count a run's operations and price them: what a decision takes and what learning took, beside the conventional twin."""
 
@@ -81,6 +110,21 @@ class Energy:
     table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
     episodes: int = 1  # greedy ones in which decisions are counted
     json: bool = False  # everything, for programs
+
+
+@dataclass
+class ServeEnv:
+    """Play an environment in real time for a learner elsewhere, who trains on RemoteEnvironment-v0: docs/hardware.md."""
+
+    env: tyro.conf.Positional[str]  # a Gymnasium id, also as module:Id-v0
+    env_kwargs: str = "{}"  # its keyword arguments, as YAML
+    host: str = "127.0.0.1"  # 0.0.0.0 listens to everybody on the network: there is no password
+    port: int = 7777  # 0: any that is free
+    tick: float = 0.02  # seconds of one of its steps
+    late: Literal["hold", "idle"] = "hold"  # what it is given in a tick without an action: the last one, or none
+    silence: int = 10  # ticks without an action after which it is given none
+    patience: float = 5.0  # seconds for which a lost line may come back
+    sessions: int = 1  # episodes at a time
 
 
 @dataclass
@@ -105,6 +149,8 @@ def parse_train(arguments: list[str]) -> Train:
     for path, values in _flags(arguments[len(names) :]):
         if path in (["help"], ["h"]):
             asks_help = True
+        elif path == ["realtime"] and not values:
+            _put(changes, path, True)
         elif path == ["out"]:
             out = Path(_single(path, values))
         else:
@@ -174,7 +220,7 @@ def resume(arguments: list[str], console: Console) -> int:
 
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run)
+    run = spikedream.load(command.run, command.best)
     if command.render:
         returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
     else:
@@ -191,9 +237,9 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
 
 def export(arguments: list[str], console: Console) -> int:
-    command = tyro.cli(Export, prog="spikedream export", args=arguments)
-    run = spikedream.load(command.run)
-    done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors)
+    command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    run = spikedream.load(command.run, command.best)
+    done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
     lines = [f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}"]
@@ -209,6 +255,25 @@ def export(arguments: list[str], console: Console) -> int:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     return status
+
+
+def compress(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Compress, prog="spikedream compress", args=arguments)
+    run = spikedream.load(command.run)
+    with display(console, f"{command.run} · compressed") as listener:
+        done = spikedream.compress_policy(
+            run, command.density, command.rate, command.bits, command.updates, command.out, command.episodes, listener
+        )
+    for when, found in (("before", done.before), ("after", done.after)):
+        energy = "unknown" if found.picojoules is None else f"{found.picojoules:,.0f} pJ a decision"
+        console.print(
+            f"{when}: return {found.return_mean:.1f} ± {found.return_std:.1f} over {command.episodes} fresh episodes ·"
+            f" {found.density:.0%} of the weights · firing {found.firing_rate:.1%} · {energy}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(done.run.directory, highlight=False, soft_wrap=True)
+    return 0
 
 
 def presets(arguments: list[str], console: Console) -> int:
@@ -238,6 +303,18 @@ def study(arguments: list[str], console: Console) -> int:
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
+def watch(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(Watch, prog="spikedream watch", args=arguments)
+    if command.every <= 0:
+        raise ConfigError(f"--every is {command.every:g} seconds; it must be above 0")
+    config = configuration_of(command.run)
+    with display(console, f"{config.preset} · {config.env} · seed {config.seed}") as listener:
+        result = follow(command.run, listener, command.every)
+    if result is not None:
+        _tell(config.env, result, command.run, console)
+    return 0
+
+
 def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run)
@@ -251,9 +328,34 @@ def energy(arguments: list[str], console: Console) -> int:
     return 0
 
 
+def serve_env(arguments: list[str], console: Console) -> int:
+    command = tyro.cli(ServeEnv, prog="spikedream serve-env", args=arguments)
+    kwargs = configuration.merge(Config(), {"env_kwargs": yaml.safe_load(command.env_kwargs)}).env_kwargs
+
+    def say(text: str) -> None:
+        print(f"spikedream: {text}", file=sys.stderr, flush=True)
+
+    try:
+        server = Server(
+            command.env, kwargs, command.host, command.port, Pace(command.tick, command.late), command.silence, command.patience,
+            command.sessions, say,
+        )  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"cannot listen on {command.host}:{command.port}: {error.strerror}") from error
+    print(f"{command.env} on {command.host}:{server.port}, {1000 * command.tick:g} ms a step; Ctrl-C ends it", flush=True)
+    with stopping(server.stop):
+        server.run()
+    return 0
+
+
 def _conclude(run: Run, console: Console) -> int:
     result = run.result
     assert result is not None, "a run that ended without an exception has a result"
+    _tell(run.config.env, result, run.directory, console)
+    return 0
+
+
+def _tell(env: str, result: dict[str, Any], directory: Path, console: Console) -> None:
     if result["solved"]:
         outcome = f"solved after {result['real_steps_to_solve']} real steps"
     elif result["threshold"] is None:
@@ -261,30 +363,33 @@ def _conclude(run: Run, console: Console) -> int:
     else:
         outcome = f"not solved in {result['real_steps']} real steps"
     console.print(
-        f"{run.config.env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
+        f"{env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
         f" {result['eval_episodes']} greedy episodes, {result['fresh_return_mean']:.1f} on fresh ones ·"
-        f" {result['wall_seconds']:.1f} s ({result['compile_seconds']:.1f} s of it compiling)\n{run.directory / 'report.html'}",
+        f" {result['wall_seconds']:.1f} s ({result['compile_seconds']:.1f} s of it compiling)\n{directory / 'report.html'}",
         highlight=False,
         soft_wrap=True,
     )
-    return 0
 
 
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
-    "compare": compare, "study": study, "export": export, "energy": energy,
+    "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress, "serve-env": serve_env,
+    "watch": watch,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
 
   train PRESET_OR_ENV_ID   learn an environment
   evaluate RUN             greedy episodes of a run, on fresh seeds
+  compress RUN             its policy with fewer weights, spikes and bits, fine-tuned in dreams
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
+  watch RUN                follow one that is going on elsewhere
   energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals
   compare RUN_OR_GLOB ...  runs side by side: curves, intervals, who is better
+  serve-env ENV_ID         play it in real time for a learner elsewhere, as a physical environment would
   study STUDY              methods x environments x seeds from a file, and their comparison
 
 `spikedream COMMAND --help` says more."""

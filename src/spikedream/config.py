@@ -20,16 +20,21 @@ import yaml
 
 from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.evolution import Evolution
 from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.ppo import PPO
+from spikedream.agents.stable_baselines import StableBaselines
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
+from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
@@ -40,7 +45,7 @@ from spikedream.world_models.true_environment import TrueEnvironment
 
 # A new kind is named here, once; the command line, presets and contract tests read these unions.
 AnyWorldModel = Ensemble | Recurrent | TrueEnvironment
-AnyAgent = Dreamer | MPC | OffPolicy | PPO
+AnyAgent = Dreamer | Evolution | MPC | OffPolicy | PPO | StableBaselines | StreamActorCritic
 AnyBonus = Disagreement | RandomNetworkDistillation | IntrinsicCuriosity
 
 # The kinds that fit a field which is declared by what it must offer: so that agents need not know each other.
@@ -60,6 +65,7 @@ class Collect:
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
+    threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
     episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:
@@ -114,6 +120,7 @@ class Checkpointing:
     """When the run is saved; always when it stops."""
 
     every: int | None = None  # real steps; None: in each turn
+    best: bool = False  # whether what acted in the best evaluation so far is kept, too
 
     def __post_init__(self) -> None:
         check_period(self, "every")
@@ -141,12 +148,15 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
     action_repeat: int = 1  # the environment's own steps for which an action is held
+    realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
-    budget: int = 1000  # real steps after which an unsolved run stops
+    budget: int = 1000  # real steps after which an unsolved run stops; 0: all that it learns is from the run that it starts from
     precision: Literal["float32", "bfloat16", "fastest"] = (
         "float32"  # of products while it learns; the last is measured at the start
     )
     start_from: str | None = None  # an earlier run, whose world model and experience are taken over
+    start_with: Literal["world", "everything"] = "world"  # of that run; "everything": its agent goes on learning from there
+    strict: bool = False  # stop where the first experience shows that little can come of it
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
     collect: Collect = Collect()
@@ -155,32 +165,43 @@ class Config:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     logging: Logging = Logging()
+    runner: AnyRunner = Sync()
     knowledge: Knowledge = Knowledge()
     world_model: AnyWorldModel = Ensemble()
     agent: AnyAgent = Dreamer()
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(1, None), action_repeat=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None), action_repeat=(1, None))
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
+
+    @property
+    def environments(self) -> int:
+        """Whose steps are experience, of all collectors together."""
+        return self.collect.environments * self.runner.collectors
 
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
         parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
         precision = fastest if self.precision == "fastest" else self.precision
-        return Algorithm(spec, *parts, self.collect.environments, self.knowledge, precision)
+        return Algorithm(spec, *parts, self.environments, self.knowledge, precision)
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
-        if self.replay.capacity < self.collect.environments:
+        self.runner.check(self)
+        if self.replay.capacity < self.environments:
             raise ValueError(
-                f"replay.capacity is {self.replay.capacity}; {self.collect.environments} environments side by side need as many"
+                f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
             )
+        if self.budget == 0 and self.start_from is None:
+            raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
+        if self.agent.online:
+            self._check_online(name)
         if steps is None:
             return
         if self.start_from is not None:
@@ -213,6 +234,27 @@ class Config:
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
 
+    def _check_online(self, name: str) -> None:
+        """What learns from each step as it comes."""
+        collect, improve = self.collect, self.improve
+        if collect.environments != 1:
+            raise ValueError(
+                f"{name} learns from one step after the other, of one environment; collect.environments is {collect.environments},"
+                " set it to 1"
+            )
+        if collect.seed_steps is not None or collect.seed_episodes > 0 or self.start_from is not None:
+            raise ValueError(
+                f"{name} learns from its own steps alone; set collect.seed_episodes to 0, and neither collect.seed_steps nor"
+                " start_from"
+            )
+        if improve.first or improve.then or improve.ratio is not None:
+            raise ValueError(
+                f"{name} learns while it collects, and there is nothing left to do after that; set improve.first and improve.then"
+                " to 0, and no improve.ratio"
+            )
+        if self.bonus is not None:
+            raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
+
 
 def twin(part: Any) -> Any:
     """The same configuration with every spiking network replaced by its conventional twin."""
@@ -226,7 +268,7 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
 
 
 def to_data(value: Any) -> Any:
@@ -260,10 +302,12 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
         return _plain(changes, hint, path)
     if isinstance(changes, str):
         changes = {"kind": changes}
+    if changes is True and type(None) in typing.get_args(hint):
+        changes = {}  # switched on
     if not isinstance(changes, Mapping):
         raise ConfigError(f"{path or 'the configuration'} takes a mapping of settings, not {changes!r}")
     changes = dict(changes)
-    kind = changes.pop("kind", type(base).__name__)
+    kind = changes.pop("kind", next(iter(options)) if base is None and len(options) == 1 else type(base).__name__)
     if kind not in options:
         raise ConfigError(f"{path} has no kind {kind!r}; {nearest(str(kind), options)}")
     base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()

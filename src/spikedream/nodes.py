@@ -222,7 +222,7 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class Layer:
     synapses: Dense
-    neurons: Neurons | Integrators
+    neurons: Any  # Neurons, Integrators, or what steps as they do
 
     @property
     def size(self) -> int:
@@ -326,9 +326,9 @@ class Window:
 
     ticks: int
     persistent: bool
-    encoder: Current | GaussianFields
+    encoder: Any  # Current, GaussianFields, or what gives currents as they do
     layers: tuple[Layer, ...]
-    reading: Rates | Potentials | Charges
+    reading: Any  # Rates, Potentials, Charges, or what reads as they do
 
     def start(self) -> tuple[State, ...]:
         return tuple(layer.start() for layer in self.layers)
@@ -347,13 +347,13 @@ class Window:
                     following = self.layers[i + 1].synapses
                     current = driven(following.weight, now[i].spikes) + following.bias
         firing = tuple(
-            np.stack(train) for train, layer in zip(trains, self.layers, strict=True) if isinstance(layer.neurons, Neurons)
+            np.stack(train) for train, layer in zip(trains, self.layers, strict=True) if not isinstance(layer.neurons, Integrators)
         )
         last = Ticked(np.sum(trains[-1], axis=0), now[-1].v, before, self.ticks)
         return Reading(self.reading(last), firing, tuple(now), margin)
 
 
-Node = Standardise | Dense | Activation | LayerNorm | PopulationSum | Squash | Bounds | Choice | Window
+Node = Any  # one of those above, or of `spikedream.integers`
 
 
 class Answer(NamedTuple):

@@ -4,11 +4,13 @@ Shapes are given for ONE sample, as in `spikedream.types`.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from spikedream.knowledge import Knowledge
@@ -186,6 +188,11 @@ class Agent(Protocol):
         """How many newest steps, all by the policy that it improves, an update learns from; None where any experience will do."""
         ...
 
+    @property
+    def online(self) -> bool:
+        """Whether it learns from each real step as it comes, as an `OnlineAgent`."""
+        ...
+
     def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
     def policy_of(self, state: PyTree) -> PyTree: ...
     def start(self, policy: PyTree, world: World) -> PyTree:
@@ -195,6 +202,10 @@ class Agent(Protocol):
     def act(self, policy: PyTree, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision: ...
     def intended(self, policy: PyTree, world: World, carry: PyTree, obs: Array, key: Array) -> Intention | None:
         """What `act` with the same arguments plans greedily; None where it does not plan."""
+        ...
+
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> "HostLearner | None":
+        """What improves it outside compiled programs, in place of `update`; None where `update` does."""
         ...
 
     def update(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
@@ -207,4 +218,34 @@ class Agent(Protocol):
 
     def errors(self, state: PyTree, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error on the transitions at `index`, (rows,)."""
+        ...
+
+
+class OnlineAgent(Agent, Protocol):
+    """Learns inside `collect`, which is all that it learns from."""
+
+    def learn(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
+        """From the newest real step, as it comes; `metrics["imagined_steps"]` counts those that it imagined beside it."""
+        ...
+
+
+class HostLearner(Protocol):
+    """Improves an agent outside compiled programs, with parameters, optimisers and buffers of its own beside the agent's state."""
+
+    def improve(
+        self, state: PyTree, world: World, experience: Experience, updates: int, key: Array
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """So many updates; the agent's state after them, and what `Agent.update` measures too, as plain numbers."""
+        ...
+
+    def save(self) -> dict[str, np.ndarray]:
+        """All that it holds, by names of its own."""
+        ...
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from what was saved."""
+        ...
+
+    def write(self, directory: Path) -> None:
+        """The agent into a run's directory, in the form that its own library reads."""
         ...

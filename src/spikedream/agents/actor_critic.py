@@ -13,7 +13,8 @@ from spikedream.ops.fitting import adam
 from spikedream.ops.policy_gradient import probability_ratio
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec
+from spikedream.snn.sparsity import pruned
+from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, firing_rate
 from spikedream.world import World
 
 
@@ -108,11 +109,21 @@ class ActorCritic:
         target = (1 - gamma) * steps.reward + gamma * (1 - steps.terminated) * following
         return jnp.square((target - value) / (1 - gamma))
 
-    def ratio(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array, Array]:
-        """(samples,) each: probability ratio of the actions taken, their log-probability, and the policy's entropy."""
-        out = jax.vmap(lambda obs, carry, key: self.reconsider(actor, obs, carry, key).value)(batch.obs, batch.carry, batch.key)
+    def ratio(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array, Array, Array]:
+        """(samples,) each: probability ratio of the actions taken, their log-probability, the policy's entropy, its firing rate."""
+
+        def reconsider(obs: Array, carry: PyTree, key: Array) -> tuple[Array, Array]:
+            out = self.reconsider(actor, obs, carry, key)
+            return out.value, firing_rate(out.spikes)
+
+        out, rate = jax.vmap(reconsider)(batch.obs, batch.carry, batch.key)
         log_prob = jax.vmap(distribution.log_prob)(out, batch.action)
-        return probability_ratio(log_prob, batch.log_prob), log_prob, jax.vmap(distribution.entropy)(out)
+        return probability_ratio(log_prob, batch.log_prob), log_prob, jax.vmap(distribution.entropy)(out), rate
+
+
+def activity_above(target: float, rate: Array) -> Array:
+    """() by how much a firing rate, (), is above its target. A penalty on it stands beside gains of the magnitude 1."""
+    return jnp.maximum(rate - target, 0)
 
 
 def optimizers(rate: float, critic_rate: float, clip: float) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -123,6 +134,6 @@ def optimizers(rate: float, critic_rate: float, clip: float) -> tuple[optax.Grad
 def apply_gradient(
     optimizer: optax.GradientTransformation, gradient: PyTree, moments: PyTree, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """New parameters and moments."""
+    """New parameters, of which those are left that pruning leaves, and moments."""
     changes, moments = optimizer.update(gradient, moments, params)
-    return optax.apply_updates(params, changes), moments
+    return pruned(params, optax.apply_updates(params, changes)), moments

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
+from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
@@ -46,6 +46,7 @@ class DreamerState(eqx.Module):
     actor_optimizer: PyTree
     critic_optimizer: PyTree
     pool: Pool
+    slow_actor: PyTree  # its running average, which acts; () where the actor itself does
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
 
@@ -82,24 +83,21 @@ class Dreamer:
     critic_learning_rate: float = 2e-3
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
+    actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
     uncertainty_penalty: float = 0.0  # reward lost per unit of the model's uncertainty
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+    activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
+    activity_target: float = 0.0
 
     def __post_init__(self) -> None:
         at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
         check_bounds(self, trajectories=at_least_one, horizon=at_least_one, passes=at_least_one, minibatches=at_least_one)
-        check_bounds(
-            self,
-            context=at_least_one,
-            restart=share,
-            start_noise=not_negative,
-            gamma=(0, 0.99999),
-            return_lambda=share,
-            clip=(1e-6, 1),
-            target_rate=share,
-        )
+        check_bounds(self, context=at_least_one, restart=share, start_noise=not_negative, gamma=(0, 0.99999), return_lambda=share)
+        check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), uncertainty_penalty=not_negative, advantage_floor=(1e-9, None))
+        if self.actor_rate is not None:
+            check_bounds(self, actor_rate=(1e-6, 1))
         if self.trajectories * self.horizon % self.minibatches:
             raise ValueError(
                 f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
@@ -119,8 +117,16 @@ class Dreamer:
         return False
 
     @property
+    def actor_steps(self) -> float:
+        return {"clipped": self.passes * self.minibatches, "reinforce": self.minibatches, "model": 1}[self.gradient]
+
+    @property
     def on_policy_steps(self) -> None:
         return None
+
+    @property
+    def online(self) -> bool:
+        return False
 
     def init(self, spec: Spec, world: World, key: Array) -> DreamerState:
         if self.gradient == "model" and spec.discrete:
@@ -131,13 +137,14 @@ class Dreamer:
         distribution = action_distribution(spec)
         actor, critic = self._networks.init(world.model.feature_size(spec), distribution, key)
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
+        slow_actor = () if self.actor_rate is None else jax.tree.map(jnp.array, actor)
         actor_optimizer, critic_optimizer = self._optimizers
         ends = Ends(world.blank(spec).memory, self.actor.start(actor))
         pool = jax.tree.map(
             lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
         )
         return DreamerState(
-            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, distribution, spec
+            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, slow_actor, distribution, spec
         )
 
     @property
@@ -151,7 +158,8 @@ class Dreamer:
     # ---- acting
 
     def policy_of(self, state: DreamerState) -> DreamerPolicy:
-        return DreamerPolicy(state.actor, state.distribution, state.spec)
+        actor = state.actor if self.actor_rate is None else state.slow_actor
+        return DreamerPolicy(actor, state.distribution, state.spec)
 
     def rest(self, policy: DreamerPolicy) -> PyTree:
         return self.actor.start(policy.actor)
@@ -203,6 +211,9 @@ class Dreamer:
             lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), lessons, real)
         lessons = lessons._replace(advantage=standardise(lessons.advantage, lessons.weight, self.advantage_floor))
         state, (actor_loss, critic_loss, entropy, critic_rate) = self._learn(state, lessons, learn_key)
+        if self.actor_rate is not None:
+            slow = optax.incremental_update(state.actor, state.slow_actor, self.actor_rate)
+            state = eqx.tree_at(lambda s: s.slow_actor, state, slow)
         last = imagined.prediction
         pool = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1]))
         metrics = {
@@ -222,6 +233,9 @@ class Dreamer:
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
+
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
 
     def judged(self, state: DreamerState) -> None:
         return None
@@ -343,7 +357,10 @@ class Dreamer:
             weight=weight,
         )
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
-        return entropy_bonus - (returns * weight).mean(), (imagined, ends, jax.lax.stop_gradient(lessons))
+        loss = entropy_bonus - (returns * weight).mean()
+        if self.activity_penalty:
+            loss += self.activity_penalty * activity_above(self.activity_target, firing_rate(decision.spikes))
+        return loss, (imagined, ends, jax.lax.stop_gradient(lessons))
 
     def _values(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """(horizon, trajectories, feature_size) -> (horizon, trajectories)."""
@@ -382,12 +399,15 @@ class Dreamer:
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson) -> tuple[Array, Array]:
         """REINFORCE with the advantage as given, or PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
-        ratio, log_prob, entropy = self._networks.ratio(actor, distribution, batch)
+        ratio, log_prob, entropy, rate = self._networks.ratio(actor, distribution, batch)
         clipped = self.gradient == "clipped"
         gain = clipped_gain(ratio, batch.advantage, self.clip) if clipped else log_prob * batch.advantage
         total = batch.weight.sum() + 1e-6
         entropy = (entropy * batch.weight).sum() / total
-        return -(gain * batch.weight).sum() / total - self.entropy * entropy, entropy
+        loss = -(gain * batch.weight).sum() / total - self.entropy * entropy
+        if self.activity_penalty:
+            loss += self.activity_penalty * activity_above(self.activity_target, (rate * batch.weight).sum() / total)
+        return loss, entropy
 
     def _critic_loss(self, critic: PyTree, batch: Lesson) -> tuple[Array, Array]:
         out = jax.vmap(partial(self._networks.criticise, critic))(batch.obs, batch.key)

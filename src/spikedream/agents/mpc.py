@@ -84,6 +84,10 @@ class MPC:
         return None
 
     @property
+    def online(self) -> bool:
+        return False
+
+    @property
     def _discount(self) -> float:
         return self.gamma if self.policy is None else self.policy.gamma
 
@@ -198,6 +202,9 @@ class MPC:
             return state, {"imagined_steps": jnp.zeros((), jnp.int32)}
         policy, metrics = self.policy.update(state.policy, world, experience, key)
         return MPCState(policy, state.spec), metrics
+
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
 
     def judged(self, state: MPCState) -> None:
         return None

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from spikedream.agents.action_values import ActionValues, AnyCritic, CriticParams
-from spikedream.agents.actor_critic import apply_gradient
+from spikedream.agents.actor_critic import activity_above, apply_gradient
 from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
@@ -143,8 +143,16 @@ class OffPolicy:
         return False
 
     @property
+    def actor_steps(self) -> float:
+        return 1 / self.policy_delay
+
+    @property
     def on_policy_steps(self) -> None:
         return None
+
+    @property
+    def online(self) -> bool:
+        return False
 
     # ---- making
 
@@ -283,6 +291,9 @@ class OffPolicy:
         dreams, batch, imagined, metrics = self.dreams.mix(state.dreams, world, experience, policy, batch, *learning, key)
         return eqx.tree_at(lambda s: s.dreams, state, dreams), batch, imagined, metrics
 
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
+
     def judged(self, state: OffPolicyState) -> Judged:
         return state.judged
 
@@ -387,7 +398,7 @@ class OffPolicy:
             if state.temperature is not None:
                 value = value - jnp.exp(state.temperature) * log_prob
             size = jax.lax.stop_gradient(jnp.abs(value).mean()) + 1e-6
-            busy = jnp.maximum(rate.mean() - self.activity_target, 0)
+            busy = activity_above(self.activity_target, rate.mean())
             total = -value.mean() / size + self.activity_penalty * busy
             return total, (value.mean(), rate.mean(), log_prob.mean())
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, apply_gradient, optimizers
+from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
@@ -99,11 +99,14 @@ class PPO:
     critic_learning_rate: float = 1e-3
     gradient_clip: float = 1.0  # global norm
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+    activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
+    activity_target: float = 0.0
 
     def __post_init__(self) -> None:
         at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
         check_bounds(self, rollout=at_least_one, passes=at_least_one, batch=at_least_one, return_lambda=share)
         check_bounds(self, gamma=(0, 0.99999), clip=(1e-6, 1), value_clip=(1e-6, None), target_kl=not_negative)
+        check_bounds(self, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
 
@@ -118,6 +121,10 @@ class PPO:
     @property
     def on_policy_steps(self) -> int:
         return self.rollout
+
+    @property
+    def online(self) -> bool:
+        return False
 
     def init(self, spec: Spec, world: World, key: Array) -> PPOState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""
@@ -166,6 +173,9 @@ class PPO:
     def value_of(self, critic: PyTree, obs: Array, key: Array) -> Array:
         """() value of one state, an average of normalised rewards to come."""
         return self._networks.value_of(critic, obs, key)
+
+    def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
+        return None
 
     def judged(self, state: PPOState) -> None:
         return None
@@ -368,19 +378,21 @@ class PPO:
         actor_optimizer, critic_optimizer = self._optimizers
         actor, actor_moments = apply_gradient(actor_optimizer, actor_gradient, state.actor_optimizer, state.actor)
         critic, critic_moments = apply_gradient(critic_optimizer, critic_gradient, state.critic_optimizer, state.critic)
-        after = PPOState(actor, critic, actor_moments, critic_moments, state.distribution)
-        stop = kl > self.target_kl
+        after, stop = PPOState(actor, critic, actor_moments, critic_moments, state.distribution), kl > self.target_kl
         kept = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
         return Passing(kept, Losses(actor_loss, critic_loss, entropy, kl, clipped), passing.steps + ~stop, stop)
 
     def _actor_loss(self, actor: PyTree, distribution: ActionDistribution, batch: Lesson, weight: Array):
         """The clipped surrogate less the entropy bonus; with entropy, divergence and share of clipped samples."""
-        ratio, _, entropy = self._networks.ratio(actor, distribution, batch)
+        ratio, _, entropy, rate = self._networks.ratio(actor, distribution, batch)
         entropy = (entropy * weight).sum()
         gain = (clipped_gain(ratio, batch.advantage, self.clip) * weight).sum()
         kl = (approximate_kl(ratio) * weight).sum()
         clipped = ((jnp.abs(ratio - 1) > self.clip) * weight).sum()
-        return -gain - self.entropy * entropy, (entropy, kl, clipped)
+        loss = -gain - self.entropy * entropy
+        if self.activity_penalty:
+            loss += self.activity_penalty * activity_above(self.activity_target, (rate * weight).sum())
+        return loss, (entropy, kl, clipped)
 
     def _critic_loss(self, critic: PyTree, batch: Lesson, weight: Array) -> Array:
         """The value's loss, without gradient where the value has already moved by more than `value_clip` towards its target: there

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit, start
+from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, PyTree, Transition, check_bounds
 
 Loss = Callable[[PyTree, Transition, Array], Array]  # (parameters, batch with fields (batch, ...), key) -> ()
@@ -48,5 +49,6 @@ class Fitting:
             block=self.updates,
             patience=1,
             key=key,
+            settle=pruned,
         )
         return jax.tree.map(lambda x: x[0], fitted.params), fitted.train_loss

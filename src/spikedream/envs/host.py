@@ -1,11 +1,13 @@
 """Gymnasium environments as the learner sees them: flat observations, encoded actions, every episode under a known seed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from spikedream.envs.player import Group, Players
+from spikedream.envs.real_time import Pace, Timing
 from spikedream.envs.spaces import decode_actions
 from spikedream.envs.workers import Workers
 from spikedream.types import Spec, Transition
@@ -38,7 +40,9 @@ class HostEnvironments:
         count: how many; at least 1.
         workers: play them in processes of their own, as many as there are processors. The numbers are the same; it pays where
             processors are idle and a step of all environments takes more than a millisecond or two.
+        threads: step each in a thread of its own, see `Players`; not together with `workers`.
         action_repeat: own steps for which an action is held, or until the episode ends; its rewards are added up.
+        pace: of the wall clock on which they advance, see `RealTime`; None: as fast as they are asked to.
 
     Attributes:
         spec: sizes of the flat spaces.
@@ -58,12 +62,16 @@ class HostEnvironments:
         count: int = 1,
         workers: bool = False,
         action_repeat: int = 1,
+        pace: Pace | None = None,
+        threads: bool = False,
     ):
+        if workers and threads:
+            raise ValueError("environments are played in processes of their own or in threads, not both")
         if count < 1 or action_repeat < 1:
             raise ValueError(f"count and action_repeat are {count} and {action_repeat}; they must be at least 1")
         self.env_id, self.seed, self.count = env_id, seed, count
-        group = Workers if workers else Players
-        self._group: Group = group(env_id, kwargs, max_episode_steps, action_repeat, count)
+        group = Workers if workers else partial(Players, threads=threads)
+        self._group: Group = group(env_id, kwargs, max_episode_steps, action_repeat, count, pace)
         self.spec: Spec = self._group.spec
         self.positions = [Position(i, [], None) for i in range(count)]
         self.obs = np.zeros((count, self.spec.obs_size), np.float32)
@@ -124,6 +132,10 @@ class HostEnvironments:
             else:
                 self.positions[i] = Position(episode + self.count, [], None)
         return same
+
+    def take_timing(self) -> Timing:
+        """How well real time was kept since the last call."""
+        return self._group.take_timing()
 
     def _decoded(self, actions: Sequence[np.ndarray]) -> np.ndarray:
         return decode_actions(self.spec, np.asarray(actions, np.float32).reshape(-1, self.spec.action_size))

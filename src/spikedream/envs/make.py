@@ -17,6 +17,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
+from spikedream.envs.delayed import Delayed, split
 from spikedream.envs.spaces import BrokenEnvironment, FlatSpaces, Translation, translate
 from spikedream.types import Spec
 
@@ -65,7 +66,7 @@ def make_own(
 
     Args:
         env_id: a Gymnasium id, also as `module:Id-v0`.
-        kwargs: passed to `gymnasium.make`.
+        kwargs: passed to `gymnasium.make`, save those of `Delayed`, which any environment has.
         max_episode_steps: time limit in place of the registered one.
         render_mode: Gymnasium's; in place of one among `kwargs`.
 
@@ -83,7 +84,9 @@ def make_own(
         with warnings.catch_warnings():
             # That there is a newer version is no reason not to want this one.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-            return gymnasium.make(known, **{**limit, **kwargs, **drawn}, disable_env_checker=True)
+            own, delays = split(kwargs)
+            env = gymnasium.make(known, **{**limit, **own, **drawn}, disable_env_checker=True)
+            return Delayed(env, **delays) if delays else env
     except BrokenEnvironment:
         raise
     except Exception as error:
@@ -111,7 +114,7 @@ def make_vector(env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int |
     vectorised form of its own is used in that form."""
     known = registered(env_id)
     arguments = (env_id, kwargs, max_episode_steps)
-    if known.vector_entry_point is not None:
+    if known.vector_entry_point is not None and not split(kwargs)[1]:
         limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         envs = gymnasium.make_vec(known.id, num_envs=count, **limit, **kwargs)
         if translate(env_id, envs.single_observation_space, envs.single_action_space).plain:

@@ -172,6 +172,13 @@ def decode_actions(spec: Spec, actions: np.ndarray) -> np.ndarray:
     return np.minimum(np.maximum(low + (actions + 1) / 2 * (high - low), low), high)  # np.clip takes three times as long
 
 
+def idle_action(space: gymnasium.Space) -> Any:
+    """To do nothing, in an environment's own space, as far as that says what nothing is: 0, or the nearest that there is."""
+    if isinstance(space, Box):
+        return np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
+    return space.start if isinstance(space, Discrete | MultiDiscrete) else np.zeros(space.shape or (), np.int8)
+
+
 def random_action(spec: Spec, rng: np.random.Generator) -> np.ndarray:
     """Uniform over the action space, encoded: (action_size,)."""
     if spec.discrete:

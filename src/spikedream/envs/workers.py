@@ -22,6 +22,7 @@ import numpy as np
 
 from spikedream.envs.make import registered
 from spikedream.envs.player import Players, Step, same_spec
+from spikedream.envs.real_time import Pace, Timing, together
 from spikedream.envs.spaces import BrokenEnvironment
 
 PATIENCE = 5.0  # seconds in which a worker closes its environments, before it is killed
@@ -32,20 +33,28 @@ class Workers:
     """A group in several processes.
 
     Args:
-        env_id, kwargs, max_episode_steps, action_repeat, count: as in `Players`.
+        env_id, kwargs, max_episode_steps, action_repeat, count, pace: as in `Players`.
 
     Raises:
         BrokenEnvironment: as in `Players`, or where a worker dies; none is left behind then.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None, action_repeat: int, count: int):
+    def __init__(
+        self,
+        env_id: str,
+        kwargs: Mapping[str, Any],
+        max_episode_steps: int | None,
+        action_repeat: int,
+        count: int,
+        pace: Pace | None = None,
+    ):
         self._id = env_id
         self._parts = np.array_split(np.arange(count), min(count, processors()))
         # An id that the user's own script has registered is not known to an interpreter that does not run it.
         spec = cloudpickle.dumps(registered(env_id))
         self._processes = [_start() for _ in self._parts]
         self._stop = weakref.finalize(self, _stop, self._processes)
-        arguments = [(env_id, dict(kwargs), max_episode_steps, action_repeat, len(part)) for part in self._parts]
+        arguments = [(env_id, dict(kwargs), max_episode_steps, action_repeat, len(part), pace) for part in self._parts]
         self.spec = same_spec(env_id, self._ask("make", [(spec, cloudpickle.dumps(a)) for a in arguments]))
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
@@ -57,6 +66,9 @@ class Workers:
 
     def replay(self, episodes: Mapping[int, tuple[int, np.ndarray]]) -> dict[int, np.ndarray | None]:
         return self._gather("replay", episodes)
+
+    def take_timing(self) -> Timing:
+        return together(self._ask("take_timing", [()] * len(self._parts)))
 
     def close(self) -> None:
         self._stop()

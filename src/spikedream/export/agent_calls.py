@@ -9,16 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.dreamer import Dreamer, DreamerCarry, DreamerPolicy, DreamerState
+from spikedream.agents.evolution import Evolution, EvolutionCarry, EvolutionPolicy, EvolutionState
 from spikedream.agents.mpc import MPC, AnyPlanner, MPCCarry, MPCPolicy, MPCState
 from spikedream.agents.off_policy import OffPolicy, OffPolicyPolicy, OffPolicyState
+from spikedream.agents.online import StreamActorCritic, StreamPolicy, StreamState
 from spikedream.agents.ppo import PPO, PPOPolicy, PPOState
 from spikedream.agents.representation import average_l1
+from spikedream.agents.stable_baselines import StableBaselines, StableBaselinesState
 from spikedream.export.calls import Calls, DescribesAgent, Memories, Parts, Totals
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.snn.operations import Operations, scaled, together
 from spikedream.types import PyTree
-from spikedream.world import World
+from spikedream.world import Belief, World
 
 
 def _actor_key(key: Array) -> Array:
@@ -246,8 +249,115 @@ class OfMPC:
         return {} if policy is None else policy.learn(totals)
 
 
+@dataclass(frozen=True)
+class OfStreamActorCritic:
+    agent: StreamActorCritic
+
+    def memories(self, state: StreamState) -> Memories:
+        agent, params = self.agent, state.params
+        found: Memories = {
+            "actor": (params.actor, agent.actor.state(params.actor)),
+            "critic": (params.critic, agent.critic.state(params.critic)),
+        }
+        if agent.dyna is not None and state.dyna is not None:
+            networks = state.dyna.networks
+            found["dynamics"] = (networks.dynamics, agent.dyna.dynamics.state(networks.dynamics))
+            found["ending"] = (networks.ending, agent.dyna.ending.state(networks.ending))
+        return found
+
+    def decision(self, policy: StreamPolicy, world: World, carry: PyTree, obs: Array, action: Array, key: Array) -> Parts:
+        return {"actor": self.agent.actor.operations(policy.actor, obs, (), _actor_key(key))}
+
+    def each(self, state: StreamState, world: World, memory: Any, action: Array, key: Array) -> Parts:
+        agent, params = self.agent, state.params
+        found = {
+            "actor": agent.actor.operations(params.actor, memory.obs, (), key),
+            "critic": agent.critic.operations(params.critic, memory.obs, (), key),
+        }
+        if agent.dyna is not None and state.dyna is not None:
+            networks, inputs = state.dyna.networks, jnp.concatenate([memory.obs, action])
+            found["dynamics"] = agent.dyna.dynamics.operations(networks.dynamics, inputs, (), key)
+            found["ending"] = agent.dyna.ending.operations(networks.ending, memory.obs, (), key)
+        return found
+
+    @property
+    def collects_so(self) -> bool:
+        return True
+
+    def imagine(self, totals: Totals) -> dict[str, Calls]:
+        if self.agent.dyna is None:
+            return {}
+        return {name: Calls(totals.imagined_steps) for name in ("actor", "dynamics", "ending")}
+
+    def learn(self, totals: Totals) -> dict[str, Calls]:
+        """Each step is learned from once, real or imagined; the critic values both its ends."""
+        real, all_steps = totals.updates, totals.updates + totals.imagined_steps
+        found = {"actor": Calls(all_steps, all_steps, all_steps), "critic": Calls(2 * all_steps, all_steps, all_steps)}
+        if self.agent.dyna is not None:
+            found |= {"dynamics": Calls(real, real, real), "ending": Calls(2 * real, 2 * real, real)}
+        return found
+
+
+@dataclass(frozen=True)
+class OfEvolution:
+    agent: Evolution
+
+    def memories(self, state: EvolutionState) -> Memories:
+        return {"actor": (state.actor, self.agent.actor.state(state.actor))}
+
+    def decision(
+        self, policy: EvolutionPolicy, world: World, carry: EvolutionCarry, obs: Array, action: Array, key: Array
+    ) -> Parts:
+        follow_key, decide_key = jax.random.split(key)
+        feature = world.feature(world.follow(carry.belief, obs, follow_key))
+        actor = self.agent.actor.operations(policy.actor, feature, carry.actor, jax.random.split(decide_key)[0])
+        return {"actor": actor} | of_model(world.model).observe(world.state, carry.belief, obs, follow_key)
+
+    def each(self, state: EvolutionState, world: World, memory: Any, action: Array, key: Array) -> Parts:
+        actor = self.agent.actor
+        return {"actor": actor.operations(state.actor, world.feature(memory), actor.start(state.actor), key)}
+
+    @property
+    def collects_so(self) -> bool:
+        return True
+
+    def imagine(self, totals: Totals) -> dict[str, Calls]:
+        return {"actor": Calls(totals.imagined_steps)}
+
+    def learn(self, totals: Totals) -> None:
+        return None  # a generation draws and adds up noise for each weight and candidate: no network is called
+
+
+@dataclass(frozen=True)
+class OfStableBaselines:
+    agent: StableBaselines
+
+    def memories(self, state: StableBaselinesState) -> Memories:
+        return {"actor": (state.actor, self.agent.actor.state(state.actor))}
+
+    def decision(self, policy: StableBaselinesState, world: World, carry: Belief, obs: Array, action: Array, key: Array) -> Parts:
+        follow_key, _ = jax.random.split(key)
+        feature = world.feature(world.follow(carry, obs, follow_key))
+        actor = self.agent.actor.operations(policy.actor, feature, (), key)
+        return {"actor": actor} | of_model(world.model).observe(world.state, carry, obs, follow_key)
+
+    def each(self, state: StableBaselinesState, world: World, memory: Any, action: Array, key: Array) -> Parts:
+        return {"actor": self.agent.actor.operations(state.actor, world.feature(memory), (), key)}
+
+    @property
+    def collects_so(self) -> bool:
+        return True
+
+    def imagine(self, totals: Totals) -> dict[str, Calls]:
+        return {"actor": Calls(totals.imagined_steps)}
+
+    def learn(self, totals: Totals) -> None:
+        return None  # the library does not tell
+
+
 AGENTS: Mapping[type, Callable[[Any], DescribesAgent]] = {
-    Dreamer: OfDreamer, MPC: OfMPC, OffPolicy: OfOffPolicy, PPO: OfPPO,
+    Dreamer: OfDreamer, Evolution: OfEvolution, MPC: OfMPC, OffPolicy: OfOffPolicy, PPO: OfPPO, StableBaselines: OfStableBaselines,
+    StreamActorCritic: OfStreamActorCritic,
 }  # fmt: skip
 
 

@@ -4,9 +4,9 @@ What C has for a node is a function registered for its type; a node without one 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,9 +64,9 @@ def _(node: Standardise, program: Program) -> None:
 
 @write.register
 def _(node: Dense, program: Program) -> None:
-    weight, bias = program.table("weight", node.weight), program.table("bias", node.bias)
+    (how, weight), bias = program.matrix("weight", node.weight), program.table("bias", node.bias)
     rows, was, out = program.size, program.value, program.to(node.bias.size)
-    program.say(f"dense({weight}, {bias}, {was}, {rows}, {out}, {program.size});")
+    program.say(f"dense{how}({weight}, {bias}, {was}, {rows}, {out});")
 
 
 @write.register
@@ -120,35 +120,81 @@ def _(node: Choice, program: Program) -> None:
 # ---- spiking layers
 
 
+class Arithmetic(NamedTuple):
+    """In which spiking layers are computed: types of C, and what writes a layer's state, what reaches it, and its tick."""
+
+    sums: str
+    membranes: str
+    counts: str
+    fields: Callable[[int, Any, int, Program], None]
+    accumulate: Callable[[int, Layer, Any, Program], None]
+    step: Callable[[int, Layer, Any, Program], None]
+
+
 @write.register
 def _(node: Window, program: Program) -> None:
+    counts = "uint8_t" if node.ticks < 256 else "uint16_t"
+    window(node, program, Arithmetic("float", "float", counts, _fields, _accumulate, _step))
+
+
+def window(node: Window, program: Program, by: Arithmetic) -> None:
     charges = isinstance(node.reading, Charges)
     last, size = len(node.layers) - 1, node.layers[-1].size
     for i, layer in enumerate(node.layers):
-        program.field(f"v{i}", layer.size, reset=True)
-        if isinstance(layer.neurons, Neurons):
-            _fields(i, layer.neurons, layer.size, program)
+        program.field(f"v{i}", layer.size, by.membranes, reset=True)
+        if not isinstance(layer.neurons, Integrators):
+            by.fields(i, layer.neurons, layer.size, program)
     if not node.persistent:
         program.say("actor_reset(actor);")
     program.body.insert(0, "int tick;")
     if not isinstance(node.reading, Potentials):
-        counts = program.field("counts", size, "uint8_t" if node.ticks < 256 else "uint16_t")
+        counts = program.field("counts", size, by.counts)
         program.say(f"for (i = 0; i < {size}; i++)\n    {counts}[i] = 0;")
     if charges:
         before = program.field("before", size)
         program.say(f"for (i = 0; i < {size}; i++)\n    {before}[i] = actor->v{last}[i];")
     entering = encode(node.encoder, node, program)
-    program.field("sum", max(layer.size for layer in node.layers))
+    program.field("sum", max(layer.size for layer in node.layers), by.sums)
     program.say(f"for (tick = 0; tick < {node.ticks}; tick++) {{")
     inside = len(program.body)
     entering(program)
     for i, layer in enumerate(node.layers):
-        if i or not isinstance(node.encoder, Current):
-            _accumulate(i, layer, program)
-        _step(i, layer, node, program)
+        if i or not constant(node):
+            by.accumulate(i, layer, node, program)
+        by.step(i, layer, node, program)
     program.body[inside:] = ["    " + line for line in program.body[inside:]]
     program.say("}")
     read(node.reading, node, program)
+
+
+def constant(node: Window) -> bool:
+    """Whether the first layer's current is the same at every tick."""
+    return not isinstance(node.encoder, GaussianFields)
+
+
+def events(i: int) -> str:
+    """What reaches layer `i`, and how many: of the layer before, or of the encoder."""
+    return f"actor->events{i - 1}, actor->count{i - 1}[0]" if i else "actor->encoded, encoded"
+
+
+def fires(i: int, node: Window, program: Program) -> list[str]:
+    """What is written down where neuron i of a layer fires."""
+    counted = ["    actor->counts[i]++;"] if i == len(node.layers) - 1 else []
+    return [f"    actor->events{i}[count++] = (uint16_t)i;", *counted, f"    ACTOR_SPIKE({program.layers}, tick, i);"]
+
+
+def neurons(i: int, size: int, loop: list[str], program: Program) -> None:
+    """The loop over a layer's neurons, of which each counts the spikes."""
+    lines = "\n".join("        " + line for line in loop)
+    program.say(f"""
+{{
+    int count = 0;
+    for (i = 0; i < {size}; i++) {{
+{lines}
+    }}
+    actor->count{i}[0] = count;
+}}""")
+    program.layers += 1
 
 
 def _fields(i: int, neurons: Neurons, size: int, program: Program) -> None:
@@ -164,55 +210,40 @@ def _fields(i: int, neurons: Neurons, size: int, program: Program) -> None:
         program.field(f"recurrent{i}", size)
 
 
-def _accumulate(i: int, layer: Layer, program: Program) -> None:
-    """Of the events of the layer before, or of the encoder."""
-    events = f"actor->events{i - 1}, actor->count{i - 1}[0]" if i else "actor->encoded, encoded"
-    weight = program.table("weight", layer.synapses.weight)
-    program.say(f"accumulate({weight}, {layer.size}, {events}, actor->sum);")
+def _accumulate(i: int, layer: Layer, node: Window, program: Program) -> None:
+    how, weight = program.matrix("weight", layer.synapses.weight)
+    program.say(f"accumulate{how}({weight}, {events(i)}, actor->sum);")
 
 
 def _step(i: int, layer: Layer, node: Window, program: Program) -> None:
     """One tick of a layer; its equation is that of the node's `step`."""
-    neurons, size = layer.neurons, layer.size
-    constant = i == 0 and isinstance(node.encoder, Current)
-    x = "actor->constant[i]" if constant else f"(actor->sum[i] + {program.each('bias', layer.synapses.bias)})"
-    decay = program.each("decay", neurons.decay)
-    if isinstance(neurons, Integrators):
+    kind, size = layer.neurons, layer.size
+    x = "actor->constant[i]" if i == 0 and constant(node) else f"(actor->sum[i] + {program.each('bias', layer.synapses.bias)})"
+    decay = program.each("decay", kind.decay)
+    if isinstance(kind, Integrators):
         program.say(f"for (i = 0; i < {size}; i++)\n    actor->v{i}[i] = {decay} * actor->v{i}[i] + {x};")
         return
-    if neurons.recurrent is not None:
-        weight = program.table("recurrent", neurons.recurrent)
-        program.say(f"accumulate({weight}, {size}, actor->events{i}, actor->count{i}[0], actor->recurrent{i});")
+    if kind.recurrent is not None:
+        how, weight = program.matrix("recurrent", kind.recurrent)
+        program.say(f"accumulate{how}({weight}, actor->events{i}, actor->count{i}[0], actor->recurrent{i});")
         x = f"({x} + actor->recurrent{i}[i])"
     loop = []
-    if neurons.synapse_decay is not None:
-        loop.append(f"actor->current{i}[i] = {program.each('synapse_decay', neurons.synapse_decay)} * actor->current{i}[i] + {x};")
+    if kind.synapse_decay is not None:
+        loop.append(f"actor->current{i}[i] = {program.each('synapse_decay', kind.synapse_decay)} * actor->current{i}[i] + {x};")
         x = f"actor->current{i}[i]"
-    threshold = program.each("threshold", neurons.threshold)
-    if neurons.adaptation_decay is not None:
-        kept, gained = (program.each("adaptation", c) for c in (neurons.adaptation_decay, 1 - neurons.adaptation_decay))
+    threshold = program.each("threshold", kind.threshold)
+    if kind.adaptation_decay is not None:
+        kept, gained = (program.each("adaptation", c) for c in (kind.adaptation_decay, 1 - kind.adaptation_decay))
         loop.append(f"actor->rise{i}[i] = {kept} * actor->rise{i}[i] + {gained} * (float)actor->fired{i}[i];")
         loop.append(f"actor->fired{i}[i] = 0;")
-        loop.append(f"float threshold = {threshold} + {literal(neurons.adaptation)} * actor->rise{i}[i];")
+        loop.append(f"float threshold = {threshold} + {literal(kind.adaptation)} * actor->rise{i}[i];")
         threshold = "threshold"
     loop += [f"float u = {decay} * actor->v{i}[i] + {x};", f"if (u >= {threshold}) {{"]
-    loop.append(f"    u = {f'u - {threshold}' if neurons.reset == 'soft' else '0.0f'};")
-    loop.append(f"    actor->events{i}[count++] = (uint16_t)i;")
-    if neurons.adaptation_decay is not None:
+    loop.append(f"    u = {f'u - {threshold}' if kind.reset == 'soft' else '0.0f'};")
+    if kind.adaptation_decay is not None:
         loop.append(f"    actor->fired{i}[i] = 1;")
-    if i == len(node.layers) - 1:
-        loop.append("    actor->counts[i]++;")
-    loop += [f"    ACTOR_SPIKE({program.layers}, tick, i);", "}", f"actor->v{i}[i] = u;"]
-    lines = "\n".join("        " + line for line in loop)
-    program.say(f"""
-{{
-    int count = 0;
-    for (i = 0; i < {size}; i++) {{
-{lines}
-    }}
-    actor->count{i}[0] = count;
-}}""")
-    program.layers += 1
+    loop += [*fires(i, node, program), "}", f"actor->v{i}[i] = u;"]
+    neurons(i, size, loop, program)
 
 
 # ---- what enters a window, and what leaves it
@@ -227,9 +258,9 @@ def encode(encoder: Any, node: Window, program: Program) -> Any:
 @encode.register
 def _(encoder: Current, node: Window, program: Program) -> Any:
     synapses, rows, was = node.layers[0].synapses, program.size, program.value
-    weight, bias = program.table("weight", synapses.weight), program.table("bias", synapses.bias)
+    (how, weight), bias = program.matrix("weight", synapses.weight), program.table("bias", synapses.bias)
     out = program.field("constant", synapses.bias.size)
-    program.say(f"dense({weight}, {bias}, {was}, {rows}, {out}, {synapses.bias.size}); /* the same at every tick */")
+    program.say(f"dense{how}({weight}, {bias}, {was}, {rows}, {out}); /* the same at every tick */")
     return lambda program: None
 
 
@@ -303,3 +334,6 @@ for (i = 0; i < {size}; i++) {{
     {out}[i] = rate + (actor->v{last}[i] - actor->before[i]) / {threshold} / {literal(node.ticks)};
     {out}[{size} + i] = rate;
 }}""")
+
+
+from spikedream.export import c99_integers  # noqa: E402, F401  what C has for nodes in fixed point

@@ -1,10 +1,11 @@
 """A run's policy as files that need neither Python nor JAX: C99, or a NIR graph with what stands beside it."""
 
+import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from spikedream.export.program import Source, literal
 from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, test_vectors
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
 from spikedream.runs.run import Run
+from spikedream.snn.fixed_point import FixedPoint
+from spikedream.snn.networks import SpikingNetwork
 
 C_FILES = Path(__file__).parent / "c"
 VECTORS = 32
@@ -33,7 +36,12 @@ class Exported:
 
 
 def export_policy(
-    run: Run, to: Target = "c", out: str | Path | None = None, board: str | None = None, vectors: int = VECTORS
+    run: Run,
+    to: Target = "c",
+    out: str | Path | None = None,
+    board: str | None = None,
+    vectors: int = VECTORS,
+    bits: int | None = None,
 ) -> Exported:
     """Write the greedy policy of a run, from an observation in the environment's own units to its action.
 
@@ -43,6 +51,7 @@ def export_policy(
         out: a directory, of which files of the same names are replaced; by default `export/c` or `export/nir` in the run's.
         board: refuse what this one cannot hold, one of `BOARDS`; for "c".
         vectors: observations of the environment that stand beside it, with what the policy does there.
+        bits: of the weights, in fixed point, where the run is not in fixed point already; for "c". It is not fine-tuned for that.
 
     Raises:
         Unexportable: the policy, or a part of it, cannot leave Python so, or the board cannot hold it.
@@ -53,9 +62,33 @@ def export_policy(
         raise Unexportable(f"there is no target {to!r}; targets are {', '.join(TARGETS)}")
     if board is not None and (board not in BOARDS or to != "c"):
         raise Unexportable(f"--board {board} is for --to c, and boards are {', '.join(BOARDS)}")
+    run = run if bits is None else rounded(run, bits)
     nodes = policy_nodes(run)
     directory = Path(out) if out is not None else run.directory / "export" / to
     return TARGETS[to](run, nodes, directory, None if board is None else BOARDS[board], vectors)
+
+
+def rounded(run: Run, bits: int) -> Run:
+    """`run` with its actor in fixed point, as it is.
+
+    Raises:
+        Unexportable: there is no such actor, or it has no form in fixed point.
+    """
+
+    def in_fixed_point(agent: Any) -> Any:
+        if not isinstance(getattr(agent, "actor", None), SpikingNetwork):
+            raise Unexportable(f"--bits is for spiking actors, and {type(agent).__name__} has none")
+        return replace(agent, actor=replace(agent.actor, fixed_point=FixedPoint(bits)))
+
+    agent: Any = run.algorithm.agent
+    try:
+        held = getattr(agent, "policy", None)
+        inner = replace(agent, policy=in_fixed_point(held)) if hasattr(held, "actor") else in_fixed_point(agent)
+    except ValueError as error:
+        raise Unexportable(str(error)) from error
+    coarse = copy.copy(run)
+    coarse.algorithm = replace(run.algorithm, agent=inner)
+    return coarse
 
 
 def policy_nodes(run: Run) -> tuple[Node, ...]:

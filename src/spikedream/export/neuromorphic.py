@@ -17,6 +17,7 @@ import numpy as np
 from numpy import ndarray
 
 from spikedream.export.vectors import Vector
+from spikedream.integers import FixedWindow
 from spikedream.nodes import Charges, Current, Layer, Neurons, Node, Standardise, Unexportable, Window
 
 DT = 1e-4  # seconds: the step of snnTorch's reader; others are told
@@ -27,6 +28,8 @@ def _window(nodes: Sequence[Node]) -> Window:
     window = next((node for node in nodes if isinstance(node, Window)), None)
     if window is None:
         raise Unexportable("NIR holds spiking layers, and this policy has none; --to c exports conventional networks")
+    if isinstance(window, FixedWindow):
+        raise Unexportable("NIR has no fixed point; --to c exports it, and a run without fixed_point can be exported --to nir")
     if isinstance(window.reading, Charges):
         raise Unexportable(
             "NIR puts out spikes, and MembraneReadout reads the membranes; RateReadout, PopulationReadout and LeakyReadout read"

@@ -59,6 +59,7 @@ def fit(
     block: int,
     patience: int,
     key: Array,
+    settle: Callable[[PyTree, PyTree], PyTree] = lambda before, after: after,
 ) -> FitState:
     """Up to `updates` steps, rounded up to whole blocks, with a check after each `block`.
 
@@ -71,6 +72,7 @@ def fit(
             `best` holds each member's best parameters; without, `best` are the last.
         optimizer: applied to each member by itself.
         rate: learning rate, which falls to a hundredth along a cosine.
+        settle: (before, after) -> what becomes of all members' parameters in a step.
     """
     members = jax.tree.leaves(params)[0].shape[0]
 
@@ -82,7 +84,8 @@ def fit(
         along = jnp.minimum(state.step / updates, 1)
         now = rate * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * along)))
         changes = jax.tree.map(lambda x: -now * x, directions)
-        after = state._replace(params=optax.apply_updates(state.params, changes), optimizer=moments, step=state.step + 1)
+        params = settle(state.params, optax.apply_updates(state.params, changes))
+        after = state._replace(params=params, optimizer=moments, step=state.step + 1)
         return after, values.mean()
 
     def one_block(state: FitState) -> FitState:

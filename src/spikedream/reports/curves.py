@@ -99,6 +99,12 @@ GROUPS = (
         Panel("Loss of the representation", "loss", (Line("representation_loss"),)),
         Panel("Time of a decision", "ms, shared in a batch", (Line("decision_ms"),)),
     )),
+    Group("real-time", "Real time", (
+        Panel("Ticks without an action", SHARE, (Line("realtime/missed"),)),
+        Panel("From an observation to its action", "ms",
+              (Line("realtime/latency_ms", "median"), Line("realtime/latency_ms_99", "99 %"))),
+        Panel("Observations later than due", "ms", (Line("realtime/jitter_ms", "median"), Line("realtime/jitter_ms_99", "99 %"))),
+    )),
 )  # fmt: skip
 
 

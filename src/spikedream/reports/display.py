@@ -71,6 +71,7 @@ COLUMNS = (
     Column("beta", _value("beta", ".4f"), "beta {}"),
     Column("firing", _firing, "firing {:>3}"),
     Column("ms/decision", _decision, "{:>4} ms/decision"),
+    Column("restarts", lambda row: str(row["parallel/restarts"]) if row.get("parallel/restarts") else None, "restarts {:>2}"),
     Column("seconds", _value("wall_seconds", ".1f"), "{:>6} s"),
 )
 # Left out, the first ones first, where a terminal is narrow: a figure that is cut off is worse than none.
@@ -138,6 +139,7 @@ class PlainLines:
 
     def __exit__(self, *_: object) -> None: ...
     def phase(self, name: str, done: int, total: int) -> None: ...
+    def parts(self, doing: Mapping[str, str]) -> None: ...
 
     def record(self, row: Row) -> None:
         told = [(column.line, column.text(row)) for column in COLUMNS if column.line]
@@ -155,11 +157,13 @@ class LivePanel:
     """The turns so far, the phase under way and how far the budget is spent, redrawn in place."""
 
     ROWS = 12  # latest turns shown
+    NOTES = 6  # latest notes shown
 
     def __init__(self, console: Console, title: str):
         self._console, self._title, self._rows, self._notes, self._pace = console, title, [], [], Pace()
         self.progress = self._pace.progress
         self._phase: tuple[str, int, int] = ("compile", 0, 1)
+        self._parts: Mapping[str, str] = {}  # of a run in several processes
         # Drawn as often as it is shown, not as often as something is told: that is at every step.
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8, transient=False)
 
@@ -174,6 +178,9 @@ class LivePanel:
     def phase(self, name: str, done: int, total: int) -> None:
         self._phase = (name, done, total)
 
+    def parts(self, doing: Mapping[str, str]) -> None:
+        self._parts = doing
+
     def record(self, row: Row) -> None:
         self._rows.append(dict(row))
 
@@ -184,13 +191,23 @@ class LivePanel:
         name, done, total = self._phase
         parts: list[Any] = [self._table()] if self._rows else []
         if name:
-            verbs = Text("  ").join(Text(v, style="bold yellow" if v == name else "dim") for v in VERBS[:4])
             lines = Table.grid(padding=(0, 2))
-            lines.add_row(verbs, self._bar(done, total), Text(f"{done}/{total}", style="dim"))
+            if self._parts:
+                parts += [Text(""), self._doing()]
+            elif name != "watch":  # who watches a run does not know what it is at
+                verbs = Text("  ").join(Text(v, style="bold yellow" if v == name else "dim") for v in VERBS[:4])
+                lines.add_row(verbs, self._bar(done, total), Text(f"{done}/{total}", style="dim"))
             self._add_budget(lines)
             parts += [Text(""), lines]
-        parts += [Text(note, style="yellow") for note in self._notes]
+        parts += [Text(note, style="yellow") for note in self._notes[-self.NOTES :]]
         return Panel(Group(*parts), title=self._title, title_align="left", border_style="blue", expand=False)
+
+    def _doing(self) -> Table:
+        """What each part of a run in several processes does; one that is idle is dim."""
+        table = Table.grid(padding=(0, 2))
+        for name, doing in self._parts.items():
+            table.add_row(Text(name, style="bold yellow"), Text(doing, style="dim" if doing.startswith("waiting") else ""))
+        return table
 
     def _bar(self, done: int, total: int) -> ProgressBar:
         return ProgressBar(total=max(total, 1), completed=done, width=30 if self._console.width >= 100 else 12)

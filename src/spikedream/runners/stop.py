@@ -15,6 +15,10 @@ class Interrupted(Exception):
     """The user or the system asked the run to stop; a checkpoint was written."""
 
 
+class ClusterError(Exception):
+    """The processes of a run cannot be had, or one of them fails again and again; the message says which and why."""
+
+
 @contextmanager
 def stopping(ask: Callable[[str], None]) -> Iterator[None]:
     """SIGINT and SIGTERM `ask` the run, by the signal's name, to end at the next safe point; a second one ends it at once."""

@@ -2,10 +2,9 @@
 spent."""
 
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spikedream.algorithm import Algorithm, TrainState
-from spikedream.config import Config, to_data
+from spikedream.algorithm import Algorithm, PolicyState, TrainState
+from spikedream.config import Config
 from spikedream.envs.host import CONFIRM, REPORT
-from spikedream.envs.make import reward_threshold
+from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.runners.account import Account, Progress
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
-from spikedream.runners.stop import Diverged, Interrupted, stopping
+from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
-from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
+from spikedream.runs.doubts import tell_doubts
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.memory import check_memory
-from spikedream.runs.metrics import Listener, Recorder, check_wandb
-from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.runs.metrics import Listener, check_wandb
 from spikedream.runs.run import Run
-from spikedream.snn.product import Precision, fastest
+from spikedream.snn.product import fastest
 from spikedream.types import Metrics, Transition
+from spikedream.world import HostLearner
 
-
-@dataclass
-class Progress:
-    """Counters of a run, and where it stands inside the current turn; saved with every checkpoint."""
-
-    real_steps: int = 0  # the environments' own
-    imagined_steps: int = 0
-    imagined_before: int = 0  # the state's own counter when it was last read, which begins anew at 2^32
-    updates: int = 0
-    turn: int = 0
-    evaluations: int = 0
-    collected: int = 0  # steps of this turn
-    fitted: bool = False  # in this turn, or not due
-    blocks: int = 0  # of agent updates in this turn
-    precision: Precision = "float32"  # in which products are made where the configuration says "fastest"
-    inherited_steps: int = 0  # real steps of the run that this one started from
-    first_turn: int = 0  # real steps of the first turn
-    later_blocks: int = 0  # of agent updates in all turns after it
-    done: dict[str, int] = field(default_factory=dict)  # clock to the real steps at which it last struck
-    finished: bool = False
-    solved_at: int | None = None  # real steps
-    fresh: tuple[float, float] | None = None  # mean and deviation of returns on fresh episodes of the policy that solved it
-    wall_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    metrics_bytes: int = 0
-    measured: dict[str, Any] = field(default_factory=dict)  # since the last row
-    row: dict[str, Any] = field(default_factory=dict)  # the last of `metrics.jsonl`
+LEARNER = "learner."  # names in a checkpoint of what a learner outside holds
 
 
 class Programs:
@@ -67,20 +41,30 @@ class Programs:
         algorithm: whose verbs they are.
         state: of the shapes that they will meet.
         clock: is told how long the run had to wait for them.
+        learner: dreams in place of a compiled program, where there is one.
     """
 
-    def __init__(self, algorithm: Algorithm, state: TrainState, clock: CompileClock):
+    def __init__(self, algorithm: Algorithm, state: TrainState, clock: CompileClock, learner: HostLearner | None = None):
+        self._algorithm, self._learner = algorithm, learner
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         updates, self._clock = jax.ShapeDtypeStruct((), np.int32), clock
         pool = ThreadPoolExecutor(2)
-        self._dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
+        if learner is None:
+            self._dream: Future = pool.submit(lambda: Algorithm.dream.lower(algorithm, shapes).compile())
         self._fit: Future = pool.submit(lambda: Algorithm.fit.lower(algorithm, shapes, updates).compile())
         pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until both are compiled."""
+        for program in (self._fit, self._dream):
+            self._clock.wait(program)
 
     def fit(self, state: TrainState, updates: int) -> tuple[TrainState, Metrics]:
         return self._clock.wait(self._fit)(state, np.int32(updates))
 
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        if self._learner is not None:
+            return self._algorithm.dream_on_host(self._learner, state)
         return self._clock.wait(self._dream)(state)
 
 
@@ -96,38 +80,45 @@ class Trainer:
 
     Raises:
         BrokenEnvironment, CheckpointError: as their texts say.
+        ImportError: the agent needs a library that is not installed.
     """
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
         config.check()
+        if config.realtime is not None and config.collect.environments > 1:
+            raise ValueError(
+                f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one:"
+                " others would go on while it learns"
+            )
         if config.logging.wandb is not None:
             check_wandb()
         self.config, self.directory, self.listener = config, directory, listener
-        self._started = time.perf_counter()
+        self.account = Account(config, directory, listener)
         self._stop = False  # as soon as it is safe
         self.clock = CompileClock()
         saved = checkpoint.load(directory / "checkpoints") if resume else None
         environments = environments_of(config)
-        self.threshold = config.threshold if config.threshold is not None else reward_threshold(config.env)
-        self.progress = Progress()
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(environments.spec, self.progress.precision)
         check_memory(self.algorithm)
         self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
+        self.learner = self.algorithm.host_learner(self.state)
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(config, directory)
-        self.programs = Programs(self.algorithm, self.state, self.clock) if alone else None
-        self.log = ReplayLog(directory / "checkpoints")
+        self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
         self.evaluator = Evaluator(config, config.evaluation.episodes)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
-        self._metrics: Metrics = {}  # still on the device
         if saved is not None:
             self._restore(*saved)
-        self.recorder = Recorder(directory, self.progress.metrics_bytes, config.logging.wandb, to_data(config))
+        self.account.open()
+
+    @property
+    def progress(self) -> Progress:
+        return self.account.progress
 
     def train(self) -> None:
         """Go on until solved or out of budget.
@@ -160,6 +151,10 @@ class Trainer:
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
         acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
+        if self.config.realtime is not None:  # nothing may be compiled while the clock runs
+            self.collector.warm_up(acting, policy)
+            if self.programs is not None:
+                self.programs.wait()
         explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
         while progress.real_steps < self.config.budget:
             done, total = progress.collected, collect.steps
@@ -167,22 +162,34 @@ class Trainer:
                 done, total = progress.real_steps, collect.seed_steps
             elif explores:
                 done, total = self.collector.episodes, collect.seed_episodes
-            if done >= total:
-                break
+            if done >= total and (self.config.realtime is None or self.collector.between_episodes):
+                break  # in real time an episode would go on while the agent learns
             self.listener.phase("collect", done, total)
             if explores:
                 acting, taken = self.collector.explore(acting, policy, progress.real_steps)
             else:
                 acting, taken = self.collector.act(acting, policy)
+            if self.algorithm.agent.online:
+                acting, policy = self.learn(acting)
             progress.real_steps += taken
             progress.collected += collect.environments
             if self._stop:
                 self._carry_on(acting)
                 self._heed_stop()
         self._carry_on(acting)
+        if progress.turn == 0 and (given_up := tell_doubts(self.config, self.collector.pending, self.listener.note)):
+            self.save()
+            raise BrokenEnvironment(given_up)
 
     def _carry_on(self, acting: Acting) -> None:
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
+
+    def learn(self, acting: Acting) -> tuple[Acting, PolicyState]:
+        """An online agent, from the step that it has just taken."""
+        self._carry_on(acting)
+        self.state, metrics = self.algorithm.learn(self.state, self.collector.fetch(1)[0])
+        self.account.metrics |= metrics
+        return Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
 
     def remember(self) -> None:
         while self.collector.pending:
@@ -199,16 +206,16 @@ class Trainer:
 
     def fit_due(self) -> int:
         """Gradient steps of the fit that this turn still has to make; 0 where it has none."""
-        progress, config = self.progress, self.config
-        last = progress.done.get("fit")
-        if progress.fitted or not due(config.fit.every, last, progress.real_steps):
+        progress, config, last = self.progress, self.config, self.progress.done.get("fit")
+        taken_over = progress.turn == 0 and config.start_with == "everything"
+        if progress.fitted or taken_over or not due(config.fit.every, last, progress.real_steps):
             return 0
         self.listener.phase("fit", 0, 1)
         return config.world_model.updates if last is None or config.fit.then is None else config.fit.then
 
     def after_fit(self, state: TrainState, metrics: Metrics) -> None:
         self.state = state
-        self._metrics |= metrics
+        self.account.metrics |= metrics
         self.progress.fitted, self.progress.done["fit"] = True, self.progress.real_steps
 
     def dream(self) -> None:
@@ -219,7 +226,7 @@ class Trainer:
 
     def after_dream(self, state: TrainState, metrics: Metrics) -> None:
         progress, self.state = self.progress, state
-        self._metrics |= metrics
+        self.account.metrics |= metrics
         progress.blocks += 1
         progress.later_blocks += progress.turn > 0
 
@@ -245,14 +252,18 @@ class Trainer:
         self.listener.phase("evaluate", 0, 1)
         evaluation, unsolved = self.config.evaluation, progress.solved_at is None
         confirmations = evaluation.confirmations if unsolved else 0
-        verdict = outcome.judge(self.threshold, confirmations, self._play, progress.evaluations)
+        verdict = outcome.judge(self.account.threshold, confirmations, self._play, progress.evaluations)
         if verdict.solved and unsolved:
             progress.solved_at = progress.real_steps
             progress.fresh = self._fresh()
         progress.finished = spent or (verdict.solved and evaluation.stop)
+        progress.measured |= verdict.evaluated.successes() | self.collector.environments.take_timing().metrics()
         progress.done["evaluation"] = progress.real_steps
         progress.evaluations += 1
-        self._write_row(verdict.evaluated)
+        self._settle()
+        self.account.write_row(verdict.evaluated, self.collector.ended)
+        self.account.keep_best(verdict.evaluated, self._arrays)
+        self.collector.ended.clear()
 
     def _play(self, stream: int, *index: int) -> Evaluated:
         """As `runs.outcome` asks for it."""
@@ -275,57 +286,8 @@ class Trainer:
         if progress.finished or due(self.config.checkpoint.every, progress.done.get("checkpoint"), progress.real_steps):
             self.save()
 
-    # ---- what is measured
-
-    def _write_row(self, result: Evaluated) -> None:
-        progress, returns = self.progress, self.collector.ended
-        self._settle()
-        progress.wall_seconds = self._elapsed()
-        progress.row = progress.measured | {
-            "turn": progress.turn,
-            "real_steps": progress.real_steps,
-            "imagined_steps": progress.imagined_steps,
-            "updates": progress.updates,
-            "eval_return_mean": result.mean(),
-            "eval_return_std": result.std(),
-            "eval_length_mean": float(result.lengths.mean()),
-            "firing_rate/actor_greedy": result.firing_rate,
-            "decision_ms": result.decision_ms,
-            "train_episodes": len(returns),
-            "wall_seconds": round(progress.wall_seconds, 3),
-            **({"train_return_mean": float(np.mean(returns))} if returns else {}),
-        }
-        self.recorder.write(progress.row)
-        self.listener.record(progress.row)
-        progress.metrics_bytes = self.recorder.size()
-        progress.measured = {}
-        returns.clear()
-
     def _settle(self) -> None:
-        """Fetch what the verbs have measured from the device. That waits for them, so it is not done in every turn."""
-        progress, counters = self.progress, self.state.counters
-        row = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
-            raise self._diverged(wrong)
-        self._metrics = {}
-        progress.measured |= row
-        imagined = int(counters.imagined_steps)
-        progress.imagined_steps += (imagined - progress.imagined_before) % 2**32
-        progress.imagined_before, progress.updates = imagined, int(counters.updates)
-
-    def _diverged(self, names: list[str]) -> Diverged:
-        return Diverged(
-            f"{', '.join(names)} became NaN or infinite in turn {self.progress.turn};"
-            f" the last good checkpoint is in {self.directory / 'checkpoints'}. A lower learning rate often helps"
-        )
-
-    def _elapsed(self) -> float:
-        """Of all sessions of this run together."""
-        now = time.perf_counter()
-        elapsed = self.progress.wall_seconds + now - self._started
-        self._started = now
-        return elapsed
+        self.account.settle(self.state.counters.imagined_steps, self.state.counters.updates)
 
     # ---- stopping and resuming
 
@@ -345,55 +307,38 @@ class Trainer:
             Diverged: something is no longer a number; the checkpoint before is untouched.
             CheckpointError: it cannot be written; the one before it is untouched.
         """
-        progress, replay = self.progress, self.state.replay
+        replay = self.state.replay
         replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
-        arrays = checkpoint.flatten(replace(self.state, replay=replace(replay, data=None)), "state")
-        learned = ("state.world", "state.agent", "state.bonus", "state.carry")
-        wrong = [name for name, array in arrays.items() if name.startswith(learned) and not _finite(array)]
-        if wrong:
-            raise self._diverged(wrong[:3])
-        progress.wall_seconds = self._elapsed()
-        progress.compile_seconds += self.clock.seconds
+        arrays = self._arrays()
+        if self.learner is not None:
+            arrays |= {f"{LEARNER}{name}": array for name, array in self.learner.save().items()}
+            self.learner.write(self.directory)
+        self.account.save(arrays, replay, *self.collector.save(), self.clock.seconds)
         self.clock.seconds = 0.0
-        progress.done["checkpoint"] = progress.real_steps
-        positions, where = self.collector.save()
-        extent = self.log.save(replay)
-        counters = asdict(progress) | {"collector": where, "replay": extent._asdict()}
-        checkpoint.save(self.directory / "checkpoints", progress.real_steps, arrays | positions, counters, extent.file)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The training state without what was experienced."""
+        return checkpoint.flatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state")
 
     def _restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
-        directory = self.directory / "checkpoints"
-        where, extent = counters.pop("collector", None), counters.pop("replay", None)
-        try:
-            self.progress = Progress(**counters)
-            extent = Extent(**extent)
-        except TypeError as error:
-            raise CheckpointError(f"the checkpoint in {self.directory} is of another version of spikedream ({error})") from error
+        where, extent = self.account.restore(counters)
         state = checkpoint.unflatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state", arrays)
-        with checkpoint.naming_older(directory):
-            replay = self.log.load(extent, replace(state.replay, data=self.state.replay.data))
+        with checkpoint.naming_older(self.directory / "checkpoints"):
+            replay = self.account.log.load(extent, replace(state.replay, data=self.state.replay.data))
         self.state = replace(state, replay=replay)
+        if self.learner is not None:
+            self.learner.restore({k.removeprefix(LEARNER): x for k, x in arrays.items() if k.startswith(LEARNER)})
         same = self.collector.restore(arrays, where)
         if not same.all():
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")
             if not self.collector.pending:
                 self.state = replace(self.state, replay=replay.cut(jnp.asarray(~same)))
-                self.log.begin_anew()
+                self.account.log.begin_anew()
 
     def write_result(self) -> None:
-        """`result.json`: the outcome for people and programs."""
-        progress = self.progress
-        outcome.write_result(
-            self.directory, self.config, progress.row, progress.fresh or self._fresh(), threshold=self.threshold,
-            solved_at=progress.solved_at, wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
-            inherited_steps=progress.inherited_steps,
-        )  # fmt: skip
+        self.account.write_result(self.progress.fresh or self._fresh())
 
     def close(self) -> None:
-        for part in (self.recorder, self.evaluator, self.collector, self.clock):
+        for part in (self.account, self.evaluator, self.collector, self.clock):
             part.close()
-
-
-def _finite(array: np.ndarray) -> bool:
-    return array.dtype != np.float32 or bool(np.isfinite(array).all())

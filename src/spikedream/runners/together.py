@@ -17,6 +17,7 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
+from spikedream.processes import Sync
 from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runners.sync import Trainer
@@ -40,6 +41,8 @@ class Together:
     """
 
     def __init__(self, configs: Sequence[Config], directories: Sequence[Path], listeners: Sequence[Listener]):
+        if not all(isinstance(config.runner, Sync) for config in configs):
+            raise ValueError("seeds run together in one process; with runner Parallel each takes its own turn")
         self.trainers: list[Trainer] = []
         for config, directory, listener in zip(configs, directories, listeners, strict=True):
             resume = bool(checkpoint.heads(directory / "checkpoints"))
@@ -47,6 +50,9 @@ class Together:
         self.algorithm = self.trainers[0].algorithm
         if any(trainer.algorithm != self.algorithm for trainer in self.trainers):
             raise ValueError("seeds that run together must have the same settings")
+        if self.trainers[0].learner is not None:
+            name = type(self.algorithm.agent).__name__
+            raise ValueError(f"{name} improves outside compiled programs, each seed by itself: leave --together out")
         self.data = _stack([trainer.state.replay.data for trainer in self.trainers])  # leaves (seeds, rows, environments, ...)
         for i, trainer in enumerate(self.trainers):
             trainer.held = partial(self._data_of, i)

@@ -43,6 +43,11 @@ class Collector:
         return sum(position.episode // len(self.positions) for position in self.positions)
 
     @property
+    def between_episodes(self) -> bool:
+        """Whether none is under way."""
+        return all(position.obs is None for position in self.positions)
+
+    @property
     def positions(self) -> list[Position]:
         return self.environments.positions
 
@@ -60,6 +65,11 @@ class Collector:
         act = self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False)
         taken = self._step(np.asarray(act.action), np.asarray(act.log_prob))
         return Acting(act.carry, act.key), taken
+
+    def warm_up(self, acting: Acting, policy: PolicyState) -> None:
+        """Have the next decision compiled, while no clock runs."""
+        self.algorithm.restart(policy, acting.carry, np.ones(len(self.positions), bool))
+        self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False).action.block_until_ready()
 
     def _begin(self, acting: Acting, policy: PolicyState) -> Acting:
         begins = self.environments.begin()
@@ -81,10 +91,7 @@ class Collector:
         """The oldest pending steps, at least one and at most `most`, as rows, leaves (rows, environments, ...), filled up to one of
         few sizes, so that few programs are compiled; and how many rows there are."""
         taken, self.pending = self.pending[:most], self.pending[most:]
-        number, size = len(taken), 1 << (len(taken) - 1).bit_length()
-        size = min(size, most)
-        filled = taken + [taken[-1]] * (size - number)
-        return Transition(*(cast(Any, np.stack(field)) for field in zip(*filled, strict=True))), number
+        return filled(Transition(*(cast(Any, np.stack(field)) for field in zip(*taken, strict=True))), most)
 
     # ---- saving
 
@@ -130,6 +137,15 @@ class Collector:
         self.environments.close()
 
 
+def filled(steps: Transition, most: int) -> tuple[Transition, int]:
+    """`steps`, fields (rows, environments, ...), of at most `most` rows, with the last one over and over, up to one of few sizes;
+    and how many there were."""
+    number = len(steps.reward)
+    size = min(1 << (number - 1).bit_length(), most)
+    index = np.minimum(np.arange(size), number - 1)
+    return Transition(*(cast(Any, field[index]) for field in steps)), number
+
+
 def environments_of(config: Config) -> HostEnvironments:
     """The environments that a run's experience comes from; raises BrokenEnvironment as its text says."""
     limits = (config.collect.episode_steps, config.max_episode_steps or registered(config.env).max_episode_steps)
@@ -141,4 +157,6 @@ def environments_of(config: Config) -> HostEnvironments:
         config.collect.environments,
         config.collect.workers,
         config.action_repeat,
+        config.realtime,
+        config.collect.threads,
     )

@@ -21,12 +21,17 @@ class Evaluated(NamedTuple):
     lengths: np.ndarray  # (episodes,) the environment's own steps
     firing_rate: float  # of the policy's neurons, spikes per tick; 0 for conventional networks
     decision_ms: float | None  # mean milliseconds a decision, see `Round`; None where no episode had a second step
+    success: np.ndarray | None = None  # (episodes,) bool, the last `info["is_success"]`; None where an environment tells none
 
     def mean(self) -> float:
         return float(self.returns.mean())
 
     def std(self) -> float:
         return float(self.returns.std())
+
+    def successes(self) -> dict[str, float]:
+        """Their share, as in a row of `metrics.jsonl`; empty where none is told."""
+        return {} if self.success is None else {"eval_success": float(self.success.mean())}
 
 
 class Round(NamedTuple):
@@ -38,6 +43,7 @@ class Round(NamedTuple):
     firing_rate: float
     seconds: float  # of all timed calls
     decisions: int  # made by them
+    success: np.ndarray  # (batch,) float; NaN where none is told
 
 
 class Evaluator:
@@ -68,14 +74,16 @@ class Evaluator:
         returns, lengths = (np.concatenate([part[i] for part in parts])[: self.episodes] for i in range(2))
         seconds, decisions = sum(part.seconds for part in parts), sum(part.decisions for part in parts)
         decision_ms = 1000 * seconds / decisions if decisions else None
-        return Evaluated(returns, lengths, float(np.mean([part.firing_rate for part in parts])), decision_ms)
+        success = np.concatenate([part.success for part in parts])[: self.episodes]
+        told = None if np.isnan(success).any() else success > 0
+        return Evaluated(returns, lengths, float(np.mean([part.firing_rate for part in parts])), decision_ms, told)
 
     def _round(self, algorithm: Algorithm, policy: PolicyState, key: Array, seed: int) -> Round:
         obs = self._call("reset", seed=seed)[0]
         carry = algorithm.start(policy, self.batch)
         running = np.ones(self.batch, bool)
         returns, lengths, rates = np.zeros(self.batch), np.zeros(self.batch, int), []
-        seconds, decisions = 0.0, 0
+        seconds, decisions, success = 0.0, 0, np.full(self.batch, np.nan)
         while running.any():
             start = time.perf_counter()
             act = algorithm.act(policy, carry, np.asarray(obs, np.float32), key, True)
@@ -85,16 +93,18 @@ class Evaluator:
             rates.append(np.asarray(act.rate)[running].mean())
             decoded = decode_actions(algorithm.spec, chosen)
             for _ in range(self.config.action_repeat):
-                obs, reward, terminated, truncated, _ = self._call("step", decoded)
+                obs, reward, terminated, truncated, info = self._call("step", decoded)
                 if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
                     raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
                 # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
                 returns += reward * running
                 lengths += running
+                if "is_success" in info:
+                    success = np.where(running, info["is_success"], success)
                 running &= ~(terminated | truncated)
             if running.any() and lengths.max() >= self._longest:
                 raise endless(self.config.env)
-        return Round(returns, lengths, float(np.mean(rates)), seconds, decisions)
+        return Round(returns, lengths, float(np.mean(rates)), seconds, decisions, success)
 
     def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -31,6 +31,10 @@ class Listener(Protocol):
         """`done` of `total` units of the phase (steps, updates, episodes) are through."""
         ...
 
+    def parts(self, doing: Mapping[str, str]) -> None:
+        """What each part of a run in several processes does, by its verb."""
+        ...
+
     def progress(self, real_steps: int, budget: int) -> None:
         """A turn is through, after so many of the `budget`'s real steps."""
         ...

@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
 WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "__main__.py")  # on what a run gives
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-LOOP, DESCRIPTION = "runners/sync.py", "config.py"
+LOOPS, DESCRIPTION = {"Sync": "runners/sync.py", "Parallel": "runners/parallel.py"}, ("config.py", "processes.py")
 OF_BASELINES = ("envs", "runs", "experiments/baselines.py")
 
 
@@ -63,7 +63,14 @@ def code(config: Any) -> str:
         return _code(frozenset(name for name in _sources() if not name.startswith(WITHOUT_EFFECT)))
     if isinstance(config, Config):
         parts = {type(part).__module__ for part in _parts(config)}
-        return _code(_imported({LOOP, *(f"{module.replace('.', '/')}.py".removeprefix("spikedream/") for module in parts)}))
+        return _code(
+            _imported(
+                {
+                    LOOPS[type(config.runner).__name__],
+                    *(f"{module.replace('.', '/')}.py".removeprefix("spikedream/") for module in parts),
+                }
+            )
+        )
     return _code(frozenset(name for name in _sources() if name.startswith(OF_BASELINES)))
 
 
@@ -81,7 +88,7 @@ def _imported(names: set[str]) -> frozenset[str]:
     found: set[str] = set()
     while names:
         name = names.pop()
-        if name in _sources() and name not in found and name != DESCRIPTION:
+        if name in _sources() and name not in found and name not in DESCRIPTION:
             found.add(name)
             for node in ast.walk(ast.parse(_sources()[name].read_text())):
                 if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spikedream"):

@@ -96,7 +96,7 @@ class ReplayLog:
             raise CheckpointError(f"{path} is not as it was written (its SHA-256 differs)")
         self._extent = extent
         rows = np.frombuffer(content, np.float32).reshape(extent.rows, extent.width)[-replay.rows :]
-        return _with_rows(replay, rows, extent.first + extent.rows - len(rows))
+        return with_rows(replay, rows, extent.first + extent.rows - len(rows))
 
     def begin_anew(self) -> None:
         """The next save writes all that the ring holds into a new file: something that was saved has changed."""
@@ -130,7 +130,7 @@ def _take(data: Transition, index: jax.Array) -> Transition:
     return jax.tree.map(lambda x: x[index], data)
 
 
-def _with_rows(replay: Replay, rows: np.ndarray, first: int) -> Replay:
+def with_rows(replay: Replay, rows: np.ndarray, first: int) -> Replay:
     """`rows` (n, width), of which the first is the ring's row number `first` ever added."""
     at, column, fields = (first + np.arange(len(rows))) % replay.rows, 0, []
     leaves, structure = jax.tree.flatten(replay.data)

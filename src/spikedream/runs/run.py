@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from spikedream import config as configuration
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
+from spikedream.dream_env.stepped_dreams import DREAMS, SteppedDreams
+from spikedream.dream_env.vector import DreamVecEnv
 from spikedream.envs.host import REPORT
 from spikedream.envs.make import make_own, translation_of
 from spikedream.envs.spaces import Translation, decode_actions
@@ -66,12 +69,13 @@ class Run:
 
     Args:
         directory: as `spikedream train` writes it.
+        best: as it was in its best evaluation, where `checkpoint.best` has kept that; without its experience.
 
     Raises:
         CheckpointError: the directory, its configuration or its newest checkpoint is missing or damaged.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, best: bool = False):
         self.directory = Path(directory)
         if not self.directory.is_dir():
             raise checkpoint.CheckpointError(f"no run directory {self.directory}")
@@ -85,7 +89,7 @@ class Run:
         env.close()
         self.algorithm = self.config.algorithm(self.spec)
         template = jax.eval_shape(self.algorithm.init, jax.random.key(0))
-        arrays, self.counters = checkpoint.load(self.directory / "checkpoints")
+        arrays, self.counters = checkpoint.load(self.directory / ("best" if best else "checkpoints"))
         # Without what it has experienced, which may be large: `experience` reads that.
         template = replace(template, replay=replace(template.replay, data=None))
         self.state: TrainState = checkpoint.unflatten(template, "state", arrays)
@@ -108,6 +112,8 @@ class Run:
         Raises:
             CheckpointError: they are missing or damaged.
         """
+        if "replay" not in self.counters:
+            raise checkpoint.CheckpointError(f"the best of {self.directory} is kept without its experience")
         data = self.algorithm.buffer.init(self.spec, self.algorithm.environments).data
         log = ReplayLog(self.directory / "checkpoints")
         return log.load(Extent(**self.counters["replay"]), replace(self.state.replay, data=data))
@@ -118,6 +124,22 @@ class Run:
             policy = self.algorithm.policy(self.state)
             self._policy = Policy(self.algorithm, policy, self.state.keys.evaluate, self._translation)
         return self._policy
+
+    def dream_env(
+        self,
+        count: int,
+        dreams: SteppedDreams = DREAMS,
+        seed: int = 0,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    ) -> DreamVecEnv:
+        """The world that the run has learned, as an environment of `count` dreams side by side that begin at replayed steps of its
+        experience; `dream_env(...).stable_baselines3()` is the same for agents of Stable-Baselines3.
+
+        Raises:
+            CheckpointError: the experience is missing or damaged.
+            ValueError: nothing has been experienced yet, or an argument is wrong.
+        """
+        return DreamVecEnv(self.spec, self.algorithm.world(self.state), self.experience(), count, dreams, seed, autoreset_mode)
 
     def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
         """Returns of greedy episodes, (episodes,), on seeds that neither learning nor its own evaluations used. The same

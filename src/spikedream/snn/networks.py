@@ -11,11 +11,18 @@ from spikedream.nodes import Layer, Node, Window, described
 from spikedream.snn.affine import Affine, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
+from spikedream.snn.fixed_point import FixedPoint
+from spikedream.snn.learning_rules.bptt import BPTT
+from spikedream.snn.learning_rules.eprop import EProp
+from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
 from spikedream.snn.readouts import AnyReadout, MembraneReadout, PopulationVectorReadout, RateReadout
+from spikedream.snn.sparsity import AnySparsity, Mask, present, sown
 from spikedream.types import PyTree, check_bounds
+
+AnyRule = BPTT | RTRL | SnAp | EProp
 
 
 class SpikingLayer(eqx.Module):
@@ -27,6 +34,15 @@ class SpikingParams(eqx.Module):
     encoder: PyTree
     layers: tuple[SpikingLayer, ...]
     readout: PyTree
+    mask: Mask | None = None  # of the weights of layers and readout; None where all are there
+
+    @property
+    def present(self) -> "SpikingParams":
+        """With zeros for the weights that are not there."""
+        if self.mask is None:
+            return self
+        layers, readout = present((self.layers, self.readout), self.mask)
+        return SpikingParams(self.encoder, layers, readout)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,9 @@ class SpikingNetwork:
     gain: float = 0.7  # standard deviation of a neuron's input current under unit-variance input
     fan_in: int | None = None  # inputs that each neuron of the first layer listens to; None for all
     branches: tuple[float, ...] = ()  # membrane decay with which each begins, in place of the neuron's own; none: one group
+    sparsity: AnySparsity | None = None  # which of its weights there are; None: all
+    rule: AnyRule = BPTT()  # by which it learns
+    fixed_point: FixedPoint | None = None  # None: float32
 
     def __post_init__(self) -> None:
         check_bounds(self, hidden=(1, None), ticks=(1, None))
@@ -60,17 +79,24 @@ class SpikingNetwork:
                 raise ValueError(f"hidden is {list(self.hidden)}; {len(self.branches)} branches must be able to share each equally")
         if self.fan_in is not None:
             check_bounds(self, fan_in=(1, None))
+        self.rule.check(self.neuron, self.branches)
+        if self.fixed_point is not None:
+            self.fixed_point.check(self)
 
     def init(self, in_size: int, out_size: int, key: Array) -> SpikingParams:
         width, layers = self.encoder.channels(in_size), []
-        *keys, readout_key = jax.random.split(key, len(self.hidden) + 1)
+        *keys, readout_key, sparsity_key = jax.random.split(key, len(self.hidden) + 2)
         for size, layer_key in zip(self.hidden, keys, strict=True):
             weight_key, neuron_key, bias_key = jax.random.split(layer_key, 3)
             bias = jax.random.permutation(bias_key, jnp.linspace(*self.bias, size, dtype=jnp.float32))
             synapse = affine(width, size, weight_key, self.gain, bias)
             layers.append(SpikingLayer(synapse, self._neurons(size, neuron_key)))
             width = size
-        return SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+        params = SpikingParams(self.encoder.init(in_size), tuple(layers), self.readout.init(width, out_size, readout_key))
+        if self.sparsity is None:
+            return params
+        (layers, readout), mask = sown(self.sparsity, (params.layers, params.readout), sparsity_key)
+        return SpikingParams(params.encoder, layers, readout, mask)
 
     def _neurons(self, size: int, key: Array) -> NeuronParams:
         """Of one layer."""
@@ -85,41 +111,53 @@ class SpikingNetwork:
         return tuple(self.neuron.start(size) for size in self.hidden), self.readout.start(params.readout)
 
     def start(self, params: SpikingParams) -> PyTree:
-        return self._rest(params) if self.persistent else ()
+        if not self.persistent:
+            return ()
+        influences = tuple(self.rule.start(self.neuron, layer.synapse, layer.neuron) for layer in params.layers)
+        return *self._rest(params), *((influences,) if any(influences) else ())
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
-        states, readout = carry if self.persistent and carry else self._rest(params)
+        network, params = self._acting(params)
+        if network is not self:
+            return network(params, x, carry, key)
+        states, readout, *influences = (carry or self.start(params)) if self.persistent else self._rest(params)
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
-        trains, after = [], []
-        for layer, state in zip(params.layers, states, strict=True):
-            synapse = layer.synapse if trains else thin(layer.synapse, self.fan_in)
-            currents = synapse(spikes)  # one row when the input is the same at every tick
-            history = [state]
-            for tick in range(self.ticks):
-                history.append(self.neuron.step(layer.neuron, history[-1], currents[min(tick, currents.shape[0] - 1)]))
-            spikes = jnp.stack([state.spikes for state in history[1:]])
-            trains.append(spikes)
-            after.append(history[-1])
+        windows = []
+        for i, (layer, state) in enumerate(zip(params.layers, states, strict=True)):
+            synapse = layer.synapse if i else thin(layer.synapse, self.fan_in)
+            influence = influences[0][i] if influences else None
+            windows.append(self.rule.window(self.neuron, synapse, layer.neuron, spikes, state, influence, self.ticks))
+            spikes = windows[-1].spikes
         # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
-        change = jnp.stack([state.v - states[-1].v for state in history[1:]])
-        v = change / self._threshold(params.layers[-1].neuron)[None]
-        value, readout, out_trains = self.readout.decode(params.readout, readout, spikes, v)
-        kept = (tuple(after), readout) if self.persistent else ()
-        return Output(value, kept, (*trains, *out_trains))
+        v = windows[-1].v / self._threshold(params.layers[-1].neuron)[None]
+        value, readout, out_trains = self.rule.decode(self.readout, params.readout, readout, spikes, v)
+        kept = ()
+        if self.persistent:
+            kept = (tuple(window.after for window in windows), readout)
+            kept = (*kept, tuple(window.influence for window in windows)) if influences else kept
+        return Output(value, kept, (*(window.spikes for window in windows), *out_trains))
+
+    def _acting(self, params: SpikingParams) -> "tuple[SpikingNetwork, SpikingParams]":
+        """Of the weights that there are, and in fixed point where it is to be so."""
+        return (self, params.present) if self.fixed_point is None else self.fixed_point(self, params.present)
 
     def _threshold(self, neuron: NeuronParams) -> Array:
         threshold = firing_threshold(neuron)
         return threshold if self.neuron.learn_threshold else jax.lax.stop_gradient(threshold)
 
     def curvature(self, params: SpikingParams) -> Array:
+        params = params.present
         recurrent = [layer.neuron.recurrent for layer in params.layers if layer.neuron.recurrent is not None]
         return self.readout.curvature(params.readout) + sum(jnp.square(weights).mean() for weights in recurrent)
 
     def readout_l1(self, params: SpikingParams) -> Array:
-        return l1(params.readout)
+        return l1(params.present.readout)
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
-        states, readout = carry if self.persistent and carry else self._rest(params)
+        network, params = self._acting(params)
+        if network is not self:
+            return network.operations(params, x, carry, key)
+        states, readout, *_ = carry if self.persistent and carry else self._rest(params)
         trains = self(params, x, carry, key).spikes
         hidden, out_trains = trains[: len(self.hidden)], trains[len(self.hidden) :]
         entering, spiking = self.encoder.encode(params.encoder, x, self.ticks, key), self.encoder.spiking
@@ -143,6 +181,9 @@ class SpikingNetwork:
         return MLP((*self.hidden, *behind), norm=self.neuron.norm, gain=gain, skip=skip, fan_in=self.fan_in)
 
     def describe(self, params: SpikingParams) -> tuple[Node, ...]:
+        params = params.present
+        if self.fixed_point is not None:
+            return self.fixed_point.describe(self, params)
         first, *others = (layer.synapse for layer in params.layers)
         synapses = (thin(first, self.fan_in), *others)
         neurons = (described(self.neuron, layer.neuron) for layer in params.layers)

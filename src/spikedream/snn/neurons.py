@@ -18,6 +18,7 @@ With `decay_input` the membrane is a running average: where an equation adds a c
 shift): analogue, for a network that stays on the machine that trains it; NIR has no primitive for it.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from typing import Literal, NamedTuple, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from spikedream.nodes import Integrators, Neurons, Unexportable, numbers
@@ -89,16 +91,30 @@ def _factor(logit: Array | None) -> Array:
     return jax.nn.sigmoid(logit)
 
 
-def _recurrent(params: NeuronParams) -> Array:
+def recurrent_weights(neuron: "AnyNeuron", params: NeuronParams) -> Array:
     """(size, size), of branches the blocks on its diagonal: one product is as fast as one for each, and in bfloat16 faster."""
     assert params.recurrent is not None
-    return params.recurrent if params.branches == 1 else jax.scipy.linalg.block_diag(*params.recurrent)
+    weights = params.recurrent if params.branches == 1 else jax.scipy.linalg.block_diag(*params.recurrent)
+    return weights if neuron.recurrent_fan_in is None else weights * heard(neuron, weights.shape[0], params.branches)
+
+
+@functools.cache
+def heard(neuron: "AnyNeuron", size: int, branches: int = 1) -> np.ndarray:
+    """(size, size) bool, whether the neuron of the row is heard by that of the column. Where each hears a few, each is heard by as
+    many: a ring in random order, in which each hears those that are certain distances behind it; the same for all layers of one
+    size, so that what a learning rule leaves out is known when its program is made."""
+    share = size // branches
+    fan_in = share if neuron.recurrent_fan_in is None else min(neuron.recurrent_fan_in, share)
+    rng = np.random.default_rng(share)
+    place, distances = rng.permutation(share), rng.permutation(share)[:fan_in]
+    block = np.isin((place[None] - place[:, None]) % share, distances)
+    return np.kron(np.eye(branches, dtype=bool), block)
 
 
 def _current(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, x: Array) -> Array:
     """The whole input current of a tick, (size,): from outside and from the layer's own last spikes."""
     if params.recurrent is not None:
-        x = x + product(state.spikes[None], _recurrent(params))[0]
+        x = x + product(state.spikes[None], recurrent_weights(neuron, params))[0]
     return _standardised(x, params.branches) if neuron.norm == "layer" else x
 
 
@@ -118,8 +134,9 @@ def _charge(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, curre
     return b * state.v + ((1 - b) * current if neuron.decay_input else current)
 
 
-def _recurrent_weights(size: int, gain: float, key: Array) -> Array:
-    return jax.random.normal(key, (size, size)) * gain / jnp.sqrt(size)
+def _recurrent(neuron: "AnyNeuron", size: int, key: Array) -> Array:
+    inputs = size if neuron.recurrent_fan_in is None else min(neuron.recurrent_fan_in, size)
+    return jax.random.normal(key, (size, size)) * neuron.recurrent_gain / jnp.sqrt(inputs)
 
 
 def _operations(
@@ -133,8 +150,9 @@ def _operations(
         found += (tally(part, "layer_normalisation", train.shape[0] * params.branches, share),)
     if params.recurrent is None:
         return found
-    heard = jnp.concatenate([before[None], train[:-1]])
-    return (*found, product_operations(f"{part}, recurrent", heard, params.recurrent, spiking=True))
+    weights = params.recurrent if neuron.recurrent_fan_in is None else recurrent_weights(neuron, params)
+    entering = jnp.concatenate([before[None], train[:-1]])
+    return (*found, product_operations(f"{part}, recurrent", entering, weights, spiking=True))
 
 
 def firing_threshold(params: NeuronParams) -> Array:
@@ -162,7 +180,7 @@ def _neurons(neuron: "AnyNeuron", params: NeuronParams) -> Neurons:
     if neuron.decay_input or neuron.norm != "none":
         name = "decay_input" if neuron.decay_input else f'norm "{neuron.norm}"'
         raise Unexportable(f"{type(neuron).__name__} with {name} cannot be exported; without it it can")
-    recurrent = None if params.recurrent is None else numbers(_recurrent(params))
+    recurrent = None if params.recurrent is None else numbers(recurrent_weights(neuron, params))
     return Neurons(numbers(_factor(params.decay)), numbers(firing_threshold(params)), neuron.reset, recurrent=recurrent)
 
 
@@ -175,6 +193,11 @@ def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> 
             (stop(tree.decay), stop(tree.synapse_decay), stop(tree.adaptation_decay)), is_leaf=lambda x: x is None,
         )  # fmt: skip
     return tree if learn_threshold else eqx.tree_at(lambda t: t.threshold, tree, stop(tree.threshold))
+
+
+def _check_fan_in(neuron: "AnyNeuron") -> None:
+    if neuron.recurrent_fan_in is not None:
+        check_bounds(neuron, recurrent_fan_in=(1, None))
 
 
 @dataclass(frozen=True)
@@ -196,18 +219,20 @@ class LIF:
     learn_threshold: bool = False
     recurrent: bool = False
     recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
+    recurrent_fan_in: int | None = None  # neurons that each hears, of its branch; None for all
     decay_input: bool = False
     norm: Norm = "none"
     surrogate: AnySurrogate = ArcTan()
 
     def __post_init__(self) -> None:
         check_bounds(self, decay=OPEN_UNIT, threshold=POSITIVE)
+        _check_fan_in(self)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
             decay=_decays(self.decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
+            recurrent=_recurrent(self, size, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:
@@ -245,19 +270,21 @@ class CubaLIF:
     learn_threshold: bool = False
     recurrent: bool = False
     recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
+    recurrent_fan_in: int | None = None  # neurons that each hears, of its branch; None for all
     decay_input: bool = False
     norm: Norm = "none"
     surrogate: AnySurrogate = Rectangular()
 
     def __post_init__(self) -> None:
         check_bounds(self, decay=OPEN_UNIT, synapse_decay=OPEN_UNIT, threshold=POSITIVE)
+        _check_fan_in(self)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
             decay=_decays(self.decay, size),
             synapse_decay=_decays(self.synapse_decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
+            recurrent=_recurrent(self, size, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:
@@ -296,19 +323,21 @@ class AdaptiveLIF:
     learn_threshold: bool = False
     recurrent: bool = False
     recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
+    recurrent_fan_in: int | None = None  # neurons that each hears, of its branch; None for all
     decay_input: bool = False
     norm: Norm = "none"
     surrogate: AnySurrogate = ArcTan()
 
     def __post_init__(self) -> None:
         check_bounds(self, decay=OPEN_UNIT, adaptation_decay=OPEN_UNIT, threshold=POSITIVE)
+        _check_fan_in(self)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
             decay=_decays(self.decay, size),
             adaptation_decay=_decays(self.adaptation_decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
+            recurrent=_recurrent(self, size, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:
@@ -351,12 +380,14 @@ class AdaptiveCubaLIF:
     learn_threshold: bool = False
     recurrent: bool = False
     recurrent_gain: float = 0.5  # standard deviation of the initial R times the square root of its neurons
+    recurrent_fan_in: int | None = None  # neurons that each hears, of its branch; None for all
     decay_input: bool = False
     norm: Norm = "none"
     surrogate: AnySurrogate = Rectangular()
 
     def __post_init__(self) -> None:
         check_bounds(self, decay=OPEN_UNIT, synapse_decay=OPEN_UNIT, adaptation_decay=OPEN_UNIT, threshold=POSITIVE)
+        _check_fan_in(self)
 
     def init(self, size: int, key: Array) -> NeuronParams:
         return NeuronParams(
@@ -364,7 +395,7 @@ class AdaptiveCubaLIF:
             synapse_decay=_decays(self.synapse_decay, size),
             adaptation_decay=_decays(self.adaptation_decay, size),
             threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent_weights(size, self.recurrent_gain, key) if self.recurrent else None,
+            recurrent=_recurrent(self, size, key) if self.recurrent else None,
         )
 
     def start(self, size: int) -> NeuronState:

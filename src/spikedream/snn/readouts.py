@@ -1,7 +1,7 @@
 """Readouts turn the spikes and membranes of a spiking network's last hidden layer into real numbers."""
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -47,6 +47,10 @@ class Readout(Protocol):
         """`threshold`, (in_size,), is that of the last hidden layer."""
         ...
 
+    def in_fixed_point(self, params: PyTree, form: Any, ticks: int) -> tuple["Readout", PyTree]:
+        """This readout and its parameters in the `FixedPoint` form; one that has no such method has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class RateReadout:
@@ -71,6 +75,9 @@ class RateReadout:
 
     def describe(self, params: Affine, threshold: Array) -> Decoding:
         return Decoding((), Rates(), (params.describe(),))
+
+    def in_fixed_point(self, params: Affine, form: Any, ticks: int) -> tuple["RateReadout", Affine]:
+        return self, Affine(*form.decoder(params.weight, params.bias, ticks))
 
 
 def _counting(spikes: Array) -> Operations:
@@ -222,6 +229,11 @@ class PopulationReadout:
     def describe(self, params: PopulationWeights, threshold: Array) -> Decoding:
         layer = Layer(params.synapse.describe(), self.neuron.describe(params.neuron))
         return Decoding((layer,), Rates(), (PopulationSum(numbers(params.decoder), numbers(params.bias)),))
+
+    def in_fixed_point(self, params: PopulationWeights, form: Any, ticks: int) -> tuple["PopulationReadout", PopulationWeights]:
+        synapse, neuron = form.synapse(params.synapse, params.neuron)
+        decoder, bias = form.decoder(params.decoder, params.bias, ticks)
+        return replace(self, neuron=form.neuron(self.neuron)), PopulationWeights(synapse, neuron, decoder, bias)
 
 
 class PopulationVectorWeights(eqx.Module):

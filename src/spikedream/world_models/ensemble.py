@@ -20,6 +20,7 @@ from spikedream.ops.fitting import adamw, fit, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.protocols import Output
+from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 
 
@@ -250,6 +251,7 @@ class Ensemble:
             block=min(self.check_every, self.updates),
             patience=self.patience,
             key=fit_key,
+            settle=pruned,
         )
         state = self.fitted(state, fitted.best, fitted.optimizer)
         index, counts = experience.survey(survey_key)

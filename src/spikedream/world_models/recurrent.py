@@ -18,6 +18,7 @@ from spikedream.ops.fitting import adamw, fit, matrices, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import MembraneReadout
+from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
@@ -175,6 +176,7 @@ class Recurrent:
             block=min(hyper.check_every, hyper.updates),
             patience=hyper.patience,
             key=fit_key,
+            settle=pruned,
         )
         network, members = jax.tree.map(lambda x: x[0], fitted.best)
         ensemble = hyper.fitted(ensemble, members, ())

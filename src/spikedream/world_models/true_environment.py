@@ -1,6 +1,7 @@
 """The true environment behind the world-model contract, so that an agent can be debugged against the truth.
 
-Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics.
+Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics of two; those of the INI cart-pole are
+`dynamics.ini_cartpole`.
 """
 
 from collections.abc import Callable
@@ -13,20 +14,45 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.dynamics.ini_cartpole import CartPole, Motion, balanced, observed, seen, swing_up_reward
 from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.types import Experience, Metrics, Prediction, Spec
 
 
 class Dynamics(NamedTuple):
-    functional: Any  # Gymnasium's `FuncEnv`
+    functional: Any  # Gymnasium's `FuncEnv`, or `INICartPole`
     params: Any
-    state: Callable[[Array], Array]  # raw observation to the environment's own state
+    size: int  # of the raw observation
+    state: Callable[[Array], Any]  # raw observation to the environment's own state
     action: Callable[[Array], Array]  # encoded action to the environment's own
+
+
+@dataclass(frozen=True)
+class INICartPole:
+    """As Gymnasium's functional environments; its state is a `Motion`, and whether the cart has just bounced off an end."""
+
+    cartpole: CartPole
+    swing_up: bool
+
+    def transition(self, state: tuple[Motion, Any], action: Array, key: Array, params: None) -> tuple[Motion, Any]:
+        return self.cartpole.step(jnp, state[0], action[0])
+
+    def observation(self, state: tuple[Motion, Any], key: Array) -> Array:
+        return jnp.stack(observed(jnp, state[0]))
+
+    def reward(self, before: Any, action: Array, after: tuple[Motion, Any], key: Array) -> Array:
+        return swing_up_reward(self.cartpole, jnp, after[0], action[0]) if self.swing_up else jnp.ones(())
+
+    def terminal(self, state: tuple[Motion, Any], key: Array) -> Array:
+        return jnp.zeros(()) if self.swing_up else state[1] | ~balanced(self.cartpole, state[0])
 
 
 @cache
 def load_dynamics(name: str) -> Dynamics:
-    """Raises ImportError with what to install: these environments need flax."""
+    """Raises ImportError with what to install: Gymnasium's need flax."""
+    if name.startswith("INI"):
+        functional = INICartPole(CartPole(), name == "INICartPoleSwingUp")
+        return Dynamics(functional, None, 5, lambda obs: (seen(jnp, obs), False), lambda action: action)
     try:
         from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
         from gymnasium.envs.phys2d.pendulum import PendulumFunctional, PendulumParams
@@ -36,10 +62,11 @@ def load_dynamics(name: str) -> Dynamics:
         ) from error
     if name == "CartPole":
         # Its default pole moment is mass + length; that of CartPole-v1, and of the physics, is mass x length.
-        return Dynamics(CartPoleFunctional(), CartPoleParams(polemass_length=0.05), lambda obs: obs, jnp.argmax)
+        return Dynamics(CartPoleFunctional(), CartPoleParams(polemass_length=0.05), 4, lambda obs: obs, jnp.argmax)
     return Dynamics(
         PendulumFunctional(),
         PendulumParams(),
+        3,
         lambda obs: jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]]),
         lambda action: 2.0 * action,  # a torque of up to 2 N m
     )
@@ -57,12 +84,11 @@ class TrueMemory(NamedTuple):
 class TrueEnvironment:
     """Hyper-parameters: which environment. `update` only takes over the normaliser."""
 
-    dynamics: Literal["CartPole", "Pendulum"] = "CartPole"
+    dynamics: Literal["CartPole", "Pendulum", "INICartPole", "INICartPoleSwingUp"] = "CartPole"
 
     def init(self, spec: Spec, key: Array) -> TrueState:
         """Raises ValueError where the run's environment has other observations than the dynamics."""
-        functional = load_dynamics(self.dynamics).functional
-        size = functional.observation_space.shape[0]
+        size = load_dynamics(self.dynamics).size
         if spec.obs_size != size:
             raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
         return TrueState(identity(spec.obs_size))

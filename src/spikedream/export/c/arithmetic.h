@@ -89,7 +89,7 @@ static inline void accumulate(const float *weight, int columns, const uint16_t *
 }
 
 /* out = in weight + bias, row by row. */
-static inline void dense(const float *weight, const float *bias, const float *in, int rows, float *out, int columns)
+static inline void dense(const float *weight, int columns, const float *bias, const float *in, int rows, float *out)
 {
     int i, j;
     for (j = 0; j < columns; j++) {
@@ -98,6 +98,100 @@ static inline void dense(const float *weight, const float *bias, const float *in
             sum += in[i] * weight[i * columns + j];
         out[j] = sum + bias[j];
     }
+}
+
+/* The same, of the weights that there are: those of a row from begins[row] on, each with the column that it leads to. */
+static inline void accumulate_sparse(const place *begins, const target *column, const float *weight, int columns,
+                                     const uint16_t *event, int events, float *sum)
+{
+    int j, k;
+    for (j = 0; j < columns; j++)
+        sum[j] = 0;
+    for (k = 0; k < events; k++)
+        for (j = (int)begins[event[k]]; j < (int)begins[event[k] + 1]; j++)
+            sum[column[j]] += weight[j];
+}
+
+static inline void dense_sparse(const place *begins, const target *column, const float *weight, int columns, const float *bias,
+                                const float *in, int rows, float *out)
+{
+    int i, j;
+    for (j = 0; j < columns; j++)
+        out[j] = 0;
+    for (i = 0; i < rows; i++)
+        for (j = (int)begins[i]; j < (int)begins[i + 1]; j++)
+            out[column[j]] += in[i] * weight[j];
+    for (j = 0; j < columns; j++)
+        out[j] += bias[j];
+}
+
+/* ---- Fixed point. Right shifts of negative numbers must round down, as those of all usual compilers do. */
+
+static inline int32_t leaked(int32_t v, int32_t parts) /* of 256, that are lost */
+{
+    return v - ((v * parts) >> 8);
+}
+
+static inline int16_t saturated(int32_t v)
+{
+    return (int16_t)(v > 32767 ? 32767 : v < -32767 ? -32767 : v);
+}
+
+static inline int16_t whole(float x, int16_t limit) /* the nearest, upwards from the middle between two */
+{
+    int32_t n;
+    x += 0.5f;
+    if (x >= (float)limit)
+        return limit;
+    if (x <= (float)-limit)
+        return (int16_t)-limit;
+    n = (int32_t)x;
+    return (int16_t)((float)n > x ? n - 1 : n);
+}
+
+static inline void accumulate_whole(const int8_t *weight, int columns, const uint16_t *event, int events, int32_t *sum)
+{
+    int j, k;
+    for (j = 0; j < columns; j++)
+        sum[j] = 0;
+    for (k = 0; k < events; k++) {
+        const int8_t *row = weight + (int32_t)event[k] * columns;
+        for (j = 0; j < columns; j++)
+            sum[j] += row[j];
+    }
+}
+
+static inline void accumulate_whole_sparse(const place *begins, const target *column, const int8_t *weight, int columns,
+                                           const uint16_t *event, int events, int32_t *sum)
+{
+    int j, k;
+    for (j = 0; j < columns; j++)
+        sum[j] = 0;
+    for (k = 0; k < events; k++)
+        for (j = (int)begins[event[k]]; j < (int)begins[event[k] + 1]; j++)
+            sum[column[j]] += weight[j];
+}
+
+static inline void dense_whole(const int8_t *weight, int columns, const int16_t *bias, const int16_t *in, int rows, int32_t *out)
+{
+    int i, j;
+    for (j = 0; j < columns; j++) {
+        int32_t sum = bias[j];
+        for (i = 0; i < rows; i++)
+            sum += (int32_t)in[i] * weight[i * columns + j];
+        out[j] = sum;
+    }
+}
+
+static inline void dense_whole_sparse(const place *begins, const target *column, const int8_t *weight, int columns,
+                                      const int16_t *bias, const int16_t *in, int rows, int32_t *out)
+{
+    int i, j;
+    for (j = 0; j < columns; j++)
+        out[j] = bias[j];
+    for (i = 0; i < rows; i++)
+        for (j = (int)begins[i]; j < (int)begins[i + 1]; j++)
+            out[column[j]] += (int32_t)in[i] * weight[j];
 }
 
 #endif

@@ -1,0 +1,202 @@
+"""Parts of a run as Ray actors: started, asked, waited for, given up.
+
+Ray restarts and retries nothing here: who is lost is reported, once, and whoever drives decides. What is put belongs to the driver
+and outlives every part.
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from spikedream.runners.stop import ClusterError
+
+CONNECT = 10.0  # seconds in which a cluster must answer
+GRACE = 5.0  # seconds beyond its time in which a part's answer may still travel
+
+
+class Lost(NamedTuple):
+    """In place of an answer: the part is gone."""
+
+    why: str
+    error: BaseException | None = None  # that it raised
+
+
+class _Question(NamedTuple):
+    name: str
+    until: float  # seconds of the monotonic clock
+    within: float  # seconds
+
+
+def check_ray() -> None:
+    """Raises ImportError, with what to do, where Ray is not installed. To be called before a run begins."""
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError("Ray is not installed: pip install 'spikedream[ray]', or use --runner Sync")
+
+
+class Crew:
+    """Of one run.
+
+    Args:
+        address: host:port of a cluster to join; None starts Ray on this machine, for as long as the crew lives.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ClusterError: there is no cluster, or its Python, Ray or spikedream differs.
+    """
+
+    def __init__(self, address: str | None):
+        check_ray()
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the user's home
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray  # pyright: ignore[reportMissingImports] - an extra
+
+        self._ray, self._home = ray, None
+        self._actors: dict[str, Any] = {}
+        self._open: dict[Any, _Question] = {}  # by the reference to the answer
+        self.joined = address is not None
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if address is not None:
+            _check_address(address)
+        else:
+            # Ray's records of itself, which go when the run does; a short path, since sockets lie in it.
+            self._home = tempfile.mkdtemp(prefix="spikedream-")
+            quiet |= {"num_cpus": 0, "include_dashboard": False, "_temp_dir": self._home}
+        try:
+            with warnings.catch_warnings():
+                # JAX warns of every fork. Ray's, which becomes another program at once, comes before JAX has threads.
+                warnings.filterwarnings("ignore", message=".*fork", category=RuntimeWarning)
+                ray.init(address=address or "local", **quiet)
+            if self.joined:
+                self._check_versions()
+        except ClusterError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            where = f"the cluster at {address}" if self.joined else "Ray on this machine"
+            raise ClusterError(f"cannot use {where}: {_line(error)}") from error
+        self._gpu = bool(ray.cluster_resources().get("GPU"))
+
+    def _check_versions(self) -> None:
+        there = self._ray.remote(_probe())
+        try:
+            found = self._ray.get(there.options(num_cpus=0).remote(), timeout=60)
+        except self._ray.exceptions.GetTimeoutError as error:
+            raise ClusterError("the cluster runs nothing: it has not answered within 60 s") from error
+        here = _probe()()
+        wrong = [f"{name} {found[name] or 'missing'} there, {own} here" for name, own in here.items() if found[name] != own]
+        if wrong:
+            raise ClusterError(f"the cluster differs from this machine: {'; '.join(wrong)}; install the same on both")
+
+    # ---- parts
+
+    def start(self, name: str, kind: type, *arguments: Any, accelerated: bool = False) -> None:
+        """A part of this name, in place of one that was there; what it is asked waits until it is made."""
+        self.stop(name)
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        if accelerated and self._gpu:
+            options["num_gpus"] = 0.25
+        if self.joined:
+            options["scheduling_strategy"] = "SPREAD"
+        self._actors[name] = self._ray.remote(kind).options(**options).remote(*arguments)
+
+    def stop(self, name: str) -> None:
+        """At once; nothing is told of it."""
+        self._open = {reference: question for reference, question in self._open.items() if question.name != name}
+        actor = self._actors.pop(name, None)
+        if actor is not None:
+            self._ray.kill(actor)
+
+    def busy(self, name: str) -> bool:
+        return any(question.name == name for question in self._open.values())
+
+    def ask(self, name: str, method: str, *arguments: Any, within: float) -> None:
+        """Of a part that is not busy; the answer comes by `wait`, or `Lost` where it takes longer than `within` seconds."""
+        reference = getattr(self._actors[name], method).remote(*arguments)
+        self._open[reference] = _Question(name, time.monotonic() + within + GRACE, within)
+
+    def put(self, value: Any) -> Any:
+        """For several parts, once; stands for the value among the arguments of `ask`."""
+        return self._ray.put(value)
+
+    def wait(self, seconds: float) -> list[tuple[str, Any]]:
+        """What has been answered, by the names of the parts, at least one unless none is within so many seconds."""
+        if not self._open:
+            time.sleep(seconds)
+            return []
+        try:
+            ready = self._ray.wait(list(self._open), num_returns=1, timeout=seconds)[0]
+            if ready:
+                ready = self._ray.wait(list(self._open), num_returns=len(self._open), timeout=0)[0]
+        except Exception as error:
+            raise ClusterError(f"Ray is gone: {_line(error)}") from error
+        found = [(self._open.pop(reference).name, self._answer(reference)) for reference in ready]
+        now = time.monotonic()
+        late = [question for question in self._open.values() if question.until < now]
+        for name, _, within in late:
+            self.stop(name)
+            found.append((name, Lost(f"no answer within {within:g} s")))
+        return found
+
+    def _answer(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference, timeout=GRACE)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+            return Lost(_line(cause), cause)
+        except self._ray.exceptions.RayActorError as error:
+            # Where it could not be made, the last line of what Ray tells is the reason.
+            made = "creation task" not in str(error)
+            return Lost("its process died" if made else _line(ValueError(str(error).strip().splitlines()[-1])))
+        except self._ray.exceptions.RayError as error:
+            return Lost(_line(error))
+
+    def close(self) -> None:
+        """End every part, and Ray where it was started here."""
+        for name in list(self._actors):
+            self.stop(name)
+        self._ray.shutdown()
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+
+def _probe() -> Callable[[], dict[str, str | None]]:
+    """What tells the versions of wherever it is called. A function inside a function travels as it is, not by its name: the other
+    side may not have spikedream."""
+
+    def versions() -> dict[str, str | None]:
+        import importlib.metadata
+        import platform
+
+        found: dict[str, str | None] = {"Python": platform.python_version()}
+        for name in ("spikedream", "jax"):
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                found[name] = None
+        return found
+
+    return versions
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would go on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"{address!r} is no address of a cluster; it looks like 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

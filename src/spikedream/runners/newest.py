@@ -1,0 +1,73 @@
+"""What a parallel run has learned, in versions: its driver owns them, and hands on the newest."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from spikedream.algorithm import Algorithm, TrainState
+from spikedream.replay.ring import Replay
+from spikedream.runners.parts import Arrays, Begun, Learned
+from spikedream.runs import checkpoint
+from spikedream.runs.replay_log import rows_of
+
+
+class Model(NamedTuple):
+    """A version of the world model, the scales of experience and the bonus."""
+
+    version: int
+    arrays: Arrays  # empty where the agent knows it from the beginning
+
+
+class Policy(NamedTuple):
+    """A version of what acts."""
+
+    version: int
+    real_steps: int  # received by then
+    arrays: Arrays  # the training state: of the agent, and of the world in which it has learned
+    acting: Arrays  # what acting needs of it
+
+
+class Newest:
+    """Of each.
+
+    Args:
+        algorithm: of the run.
+        state: where it begins.
+        model: version of the world model there.
+        real_steps: that it has learned from.
+    """
+
+    def __init__(self, algorithm: Algorithm, state: TrainState, model: int, real_steps: int):
+        held = replace(state, replay=replace(state.replay, data=None))
+        arrays = checkpoint.flatten(held, "state")
+        self.model = Model(model, {})
+        self.policy = Policy(0, real_steps, arrays, checkpoint.flatten(algorithm.policy(state), "policy"))
+
+    def fitted(self, learned: Learned) -> None:
+        self.model = Model(self.model.version + 1, learned.arrays)
+
+    def dreamt(self, learned: Learned, model: Model, real_steps: int) -> None:
+        """`model` is the one in which the agent has dreamt."""
+        assert learned.policy is not None
+        arrays = self.policy.arrays | model.arrays | learned.arrays
+        self.policy = Policy(self.policy.version + 1, real_steps, arrays, learned.policy)
+
+    @property
+    def counters(self) -> tuple[np.ndarray, np.ndarray]:
+        """Imagined steps and updates of the agent, as the training state counts them."""
+        arrays = self.policy.arrays
+        return arrays["state.counters.imagined_steps"], arrays["state.counters.updates"]
+
+    def state(self, replay: Replay, policy: Policy | None = None) -> Arrays:
+        """The training state without what was experienced: the agent, by default the newest, beside the world in which it has
+        learned."""
+        counted = checkpoint.flatten(replace(replay, data=None), "state.replay")
+        return (policy or self.policy).arrays | {
+            name: x for name, x in counted.items() if not name.startswith("state.replay.normalizer")
+        }  # fmt: skip
+
+    def begun(self, replay: Replay, model: bool) -> Begun:
+        """For a trainer that knows nothing yet: of the `model`, or else of the agent."""
+        arrays, added = self.state(replay) | (self.model.arrays if model else {}), int(replay.added)
+        return Begun(arrays, rows_of(replay, max(0, added - replay.rows), added))

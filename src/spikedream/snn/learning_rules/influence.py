@@ -1,0 +1,256 @@
+"""Gradients of a spiking layer forward in time: sums of a tick's cotangent times the influence of the parameters on its state.
+
+The state z of a neuron (membrane, spike, and for some current and adaptation) follows from its state before, its parameters and
+the current x that enters it. For each parameter p that belongs to neuron j the influence on neuron i is carried along,
+
+    dz_i[t]/dp = D_i dz_i[t-1]/dp + B_i dx_i[t]/dp + G_i,   dx_i[t]/dp = sum_l R_li ds_l[t-1]/dp + the current that p itself makes
+
+with the derivatives D, B and G of `Neuron.step` by the state, the current and its parameters, surrogates and reset included
+(Williams & Zipser 1989, "A learning algorithm for continually running fully recurrent neural networks"). A `Pattern` says on which
+neurons i it is kept. No tick is remembered: the backward pass runs the layer again from where it began.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from spikedream.snn.affine import Affine
+from spikedream.snn.learning_rules.pattern import Pattern
+from spikedream.snn.learning_rules.protocol import Window
+from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard, recurrent_weights
+from spikedream.snn.product import product
+
+TINY = 1e-30  # influences that have decayed this far are zero: smaller ones become denormals, which processors are slow at
+
+UNROLLED = 8  # ticks of the forward pass. With influences a tick is a turn of a loop: XLA fuses them all into one and takes minutes
+
+Influence = Mapping[str, NeuronState]  # of each group of parameters: on the state's parts
+
+
+class Layer(NamedTuple):
+    """What decides a layer's ticks, less what enters it."""
+
+    synapse: Affine
+    params: NeuronParams  # of each neuron by itself
+    recurrent: Array | None  # (size, size)
+
+
+def _parts(state: NeuronState) -> list[str]:
+    return [name for name, part in state._asdict().items() if part is not None]
+
+
+def _own_parameters(params: NeuronParams) -> dict[str, Array]:
+    """(size,) each, of each neuron by itself."""
+    names = ("decay", "threshold", "synapse_decay", "adaptation_decay")
+    return {name: getattr(params, name) for name in names if getattr(params, name) is not None}
+
+
+def at_rest(neuron: AnyNeuron, pattern: Pattern, synapse: Affine, params: NeuronParams) -> Influence:
+    """Of parameters on a state that does not depend on them."""
+    sources = None if params.recurrent is None else _sources(neuron, params)
+    return _Trace(neuron, pattern, sources).rest(Layer(synapse, params, None))
+
+
+def _sources(neuron: AnyNeuron, params: NeuronParams) -> np.ndarray:
+    """(inputs, size) the neurons that each hears."""
+    listened = heard(neuron, params.decay.size, params.branches)
+    return np.stack([np.flatnonzero(column) for column in listened.T], axis=1)
+
+
+def _zeros(neuron: AnyNeuron, pattern: Pattern, size: int, columns: int) -> NeuronState:
+    return jax.tree.map(lambda _: pattern.zeros(columns), neuron.start(size))
+
+
+def window(
+    neuron: AnyNeuron,
+    pattern: Pattern,
+    synapse: Affine,
+    params: NeuronParams,
+    entering: Array,
+    state: NeuronState,
+    influence: Influence | None,
+    ticks: int,
+    *,
+    backward: AnyNeuron | None = None,
+    feedback: Array | None = None,
+) -> Window:
+    """As `LearningRule.window`.
+
+    Args:
+        neuron, synapse, params, entering, state, influence, ticks: likewise.
+        pattern: which influences are kept.
+        backward: the neuron whose derivatives are taken, in place of `neuron`.
+        feedback: (in_size, size) through which the gradient goes on to what enters, in place of the weights.
+    """
+    steady = entering.shape[0] == 1
+    recurrent = None if params.recurrent is None else recurrent_weights(neuron, params)
+    layer = Layer(synapse, replace(params, recurrent=None, branches=1), recurrent)
+    trace = _Trace(backward or neuron, pattern, None if recurrent is None else _sources(neuron, params))
+
+    def forward(layer: Layer, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+        currents = layer.synapse(entering)
+
+        def tick(now: tuple[NeuronState, _Traced | None], row: tuple[Array, Array] | None):
+            before, traced = now
+            x, current = (entering[0], currents[0]) if row is None else row
+            after = neuron.step(layer.params, before, _total(layer, before, current))
+            if traced is not None:
+                traced = trace.advance(layer, traced, before, x, current)[0]
+            return (after, traced), (after.spikes, after.v - state.v)
+
+        first = (state, None if influence is None else _traced(influence, params.decay.size))
+        rows = None if steady else (entering, currents)
+        unroll = min(ticks, UNROLLED) if influence is None else 1
+        (after, traced), (spikes, v) = jax.lax.scan(tick, first, rows, length=ticks, unroll=unroll)
+        return Window(spikes, v, after, None if traced is None else traced.influence)
+
+    @jax.custom_vjp
+    def run(layer: Layer, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+        return forward(layer, entering, state, influence)
+
+    def run_and_keep(*arguments: Any) -> tuple[Window, tuple]:
+        return run(*arguments), arguments
+
+    def pull(kept: tuple, cotangent: Window) -> tuple:
+        layer, entering, state, influence = kept
+        gradient, into = trace.accumulate(layer, entering, state, influence, cotangent, ticks)
+        onward = layer.synapse.weight if feedback is None else feedback
+        nothing = jax.tree.map(jnp.zeros_like, (state, influence))
+        return gradient, product(into, onward.T), *nothing
+
+    run.defvjp(run_and_keep, pull)
+    return run(layer, entering, state, influence)
+
+
+def _total(layer: Layer, before: NeuronState, current: Array) -> Array:
+    """(size,) from outside and from the layer's own last spikes."""
+    if layer.recurrent is None:
+        return current
+    return current + product(before.spikes[None], layer.recurrent)[0]
+
+
+class _Local(NamedTuple):
+    """Derivatives of a tick's state by what decides it, neuron by neuron; leaves (size,)."""
+
+    by_state: dict[str, NeuronState]
+    by_current: NeuronState
+    by_parameter: dict[str, NeuronState]
+
+
+def _local(neuron: AnyNeuron, params: NeuronParams, before: NeuronState, current: Array) -> tuple[NeuronState, _Local]:
+    """The state after a tick under `current`, and its derivatives: each neuron's depends on nothing of another, so that one
+    direction for all of them at once gives them all."""
+    after, push = jax.linearize(neuron.step, params, before, current)
+    still = jax.tree.map(jnp.zeros_like, (params, before, current))
+    ones = jnp.ones_like(current)
+    by_state = {name: push(still[0], still[1]._replace(**{name: ones}), still[2]) for name in _parts(before)}
+    by_parameter = {name: push(replace(still[0], **{name: ones}), *still[1:]) for name in _own_parameters(params)}
+    return after, _Local(by_state, push(still[0], still[1], ones), by_parameter)
+
+
+class _Traced(NamedTuple):
+    influence: Influence
+    active: Array  # (size,) bool, whether the influence on a neuron's last spike can be other than zero
+
+
+def _traced(influence: Influence, size: int) -> _Traced:
+    """Of influences that came from elsewhere."""
+    return _Traced(influence, jnp.ones(size, bool))
+
+
+class _Trace:
+    """Influences along the ticks of layers of one `neuron`, each of which hears the `sources`, (inputs, size)."""
+
+    def __init__(self, neuron: AnyNeuron, pattern: Pattern, sources: np.ndarray | None):
+        self.neuron, self.pattern, self.sources = neuron, pattern, sources
+
+    def advance(
+        self, layer: Layer, traced: _Traced, before: NeuronState, entering: Array, current: Array
+    ) -> tuple[_Traced, NeuronState, _Local]:
+        """By one tick; the state after it and its derivatives too."""
+        after, local = _local(self.neuron, layer.params, before, _total(layer, before, current))
+        made = {  # the current that a parameter makes, (columns, size)
+            "current": lambda: jnp.ones((1, current.size)),
+            "synapse": lambda: jnp.broadcast_to(jnp.append(entering, 1.0)[:, None], (entering.size + 1, current.size)),
+            "recurrent": lambda: before.spikes[self.sources],
+        }
+        advanced = {name: self._group(layer, local, old, traced.active, made.get(name)) for name, old in traced.influence.items()}
+        # A spike's influence is its surrogate's derivative times that on its membrane.
+        return _Traced(advanced, local.by_current.spikes != 0), after, local
+
+    def _group(self, layer: Layer, local: _Local, old: NeuronState, active: Array, made: Callable[[], Array] | None) -> NeuronState:
+        spread, own = self.pattern.spread, self.pattern.own
+        currents: Array | float = 0.0
+        if layer.recurrent is not None:
+            currents = self.pattern.couple(old.spikes, layer.recurrent, active)
+        if made is not None:
+            currents = currents + own(made())
+
+        def part(name: str) -> Array:
+            """Of the state after the tick."""
+            by_state = [spread(getattr(local.by_state[of], name)) * getattr(old, of) for of in _parts(old)]
+            total = sum(by_state[1:], by_state[0]) + spread(getattr(local.by_current, name)) * currents
+            if made is None:
+                total = total + own(jnp.stack([getattr(by, name) for by in local.by_parameter.values()]))
+            return jnp.where(jnp.abs(total) < TINY, 0.0, total)
+
+        return old._replace(**{name: part(name) for name in _parts(old)})
+
+    def accumulate(
+        self, layer: Layer, entering: Array, state: NeuronState, influence: Influence | None, cotangent: Window, ticks: int
+    ) -> tuple[Layer, Array]:
+        """The layer's gradient, and that of the currents from outside: (1, size) of a steady one, exactly within the window;
+        else (ticks, size), of each tick's through that tick alone."""
+        steady, size = entering.shape[0] == 1, layer.params.decay.size
+        currents = layer.synapse(entering)
+        traces: dict[str, NeuronState] = {**(self.rest(layer) if influence is None else influence)}
+        if steady:
+            traces["current"] = _zeros(self.neuron, self.pattern, size, 1)
+            if influence is None:  # every weight's influence is its input times that of the current: one column for all
+                del traces["synapse"]
+        last = cotangent.after
+        total = {name: -self.pattern.contract(cotangent.v.sum(0), old.v) for name, old in traces.items()}
+
+        def tick(now: tuple, row: tuple) -> tuple[tuple, Array]:
+            before, traced, total = now
+            index, spikes, v, x, current = row
+            x, current = (entering[0], currents[0]) if steady else (x, current)
+            traced, after, local = self.advance(layer, traced, before, x, current)
+            here = jax.tree.map(lambda end: jnp.where(index == ticks - 1, end, 0), last)
+            here = here._replace(spikes=here.spikes + spikes, v=here.v + v)
+            total = {
+                name: total[name] + sum(self.pattern.contract(getattr(here, of), getattr(trace, of)) for of in _parts(trace))
+                for name, trace in traced.influence.items()
+            }
+            into = jnp.stack([getattr(here, of) * getattr(local.by_current, of) for of in _parts(here)]).sum(0)
+            return (after, traced, total), into
+
+        rows = (jnp.arange(ticks), cotangent.spikes, cotangent.v, *((None, None) if steady else (entering, currents)))
+        first = (state, _traced(traces, size), total)
+        (_, _, total), into = jax.lax.scan(tick, first, rows, length=ticks)
+        if "synapse" not in total:
+            total["synapse"] = jnp.concatenate([entering[0][:, None] * total["current"], total["current"]])
+        return self._gradient(layer, total), total["current"] if steady else into
+
+    def rest(self, layer: Layer) -> Influence:
+        """Of parameters on a state that does not depend on them."""
+        columns = {"synapse": layer.synapse.weight.shape[0] + 1, "neuron": len(_own_parameters(layer.params))}
+        if self.sources is not None:
+            columns["recurrent"] = self.sources.shape[0]
+        size = layer.params.decay.size
+        return {name: _zeros(self.neuron, self.pattern, size, number) for name, number in columns.items()}
+
+    def _gradient(self, layer: Layer, total: dict[str, Array]) -> Layer:
+        names = _own_parameters(layer.params)
+        params = replace(layer.params, **dict(zip(names, total["neuron"], strict=True)))
+        synapse = Affine(total["synapse"][:-1], total["synapse"][-1])
+        recurrent = None
+        if layer.recurrent is not None:
+            to = jnp.arange(layer.params.decay.size)
+            recurrent = jnp.zeros_like(layer.recurrent).at[self.sources, to[None]].set(total["recurrent"])
+        return Layer(synapse, params, recurrent)
