@@ -175,9 +175,8 @@ class Server:
         sessions: int,
         say: Callable[[str], None],
     ):
-        for name, value, least, most in (
-            ("port", port, 0, 65535), ("silence", silence, 0, math.inf), ("patience", patience, 0, 3600), ("sessions", sessions, 1, 99),
-        ):  # fmt: skip
+        bounds = {"port": (port, 0, 65535), "silence": (silence, 0, math.inf), "patience": (patience, 0, 3600)}
+        for name, (value, least, most) in (bounds | {"sessions": (sessions, 1, 99)}).items():
             if not least <= value <= most:
                 raise ValueError(f"{name} is {value:g}; it must be from {least} to {most:g}")
         self._make = lambda: Session(env_id, kwargs, pace, silence, patience, self._stop)
