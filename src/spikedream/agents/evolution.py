@@ -98,7 +98,7 @@ class Evolution:
 
     def init(self, spec: Spec, world: World, key: Array) -> EvolutionState:
         distribution = action_distribution(spec)
-        actor = self.actor.init(world.model.feature_size(spec), distribution.parameters, key)
+        actor: PyTree = self.actor.init(world.model.feature_size(spec), distribution.parameters, key)
         deviation = jax.tree.map(lambda which, x: jnp.full(x.shape, which * self.deviation, jnp.float32), _searched(actor), actor)
         return EvolutionState(actor, deviation, self._optimizer.init(actor), distribution, spec)
 
@@ -234,4 +234,4 @@ def _noise(params: PyTree, number: int, key: Array) -> PyTree:
 def _mean(tree: PyTree) -> Array:
     """() over all entries of all leaves."""
     leaves = jax.tree.leaves(tree)
-    return sum(x.sum() for x in leaves) / sum(x.size for x in leaves)
+    return jnp.stack([x.sum() for x in leaves]).sum() / sum(x.size for x in leaves)
