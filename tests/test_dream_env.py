@@ -165,8 +165,8 @@ def test_what_needs_stable_baselines3_says_how_to_install_it(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("algorithm", "spec", "message"),
     [
-        ("SAC", ARMS, "SAC needs a continuous action space; PPO and A2C and DQN act in discrete ones: set agent.algorithm"),
-        ("DQN", DIAL, "DQN needs a discrete action space; PPO and A2C and SAC and TD3 act in continuous ones"),
+        ("SAC", ARMS, "SAC needs a continuous action space; PPO, A2C, DQN act in discrete ones: set agent.algorithm"),
+        ("DQN", DIAL, "DQN needs a discrete action space; PPO, A2C, SAC, TD3 act in continuous ones"),
     ],
 )
 def test_an_algorithm_that_does_not_fit_the_actions_is_said(algorithm: Any, spec: Spec, message: str) -> None:
