@@ -114,13 +114,17 @@ class Crew:
         if actor is not None:
             self._ray.kill(actor)
 
-    def busy(self, name: str) -> bool:
-        return any(question.name == name for question in self._open.values())
+    def asked(self, name: str) -> int:
+        """Questions that it has still to answer."""
+        return sum(question.name == name for question in self._open.values())
 
     def ask(self, name: str, method: str, *arguments: Any, within: float) -> None:
-        """Of a part that is not busy; the answer comes by `wait`, or `Lost` where it takes longer than `within` seconds."""
+        """The answer comes by `wait`, or `Lost` where it takes longer than `within` seconds after the one before; of a lost part
+        all questions are answered by one `Lost`."""
+        now = time.monotonic()
+        begins = max((question.until - GRACE for question in self._open.values() if question.name == name), default=now)
         reference = getattr(self._actors[name], method).remote(*arguments)
-        self._open[reference] = _Question(name, time.monotonic() + within + GRACE, within)
+        self._open[reference] = _Question(name, begins + within + GRACE, within)
 
     def put(self, value: Any) -> Any:
         """For several parts, once; stands for the value among the arguments of `ask`."""
@@ -137,10 +141,16 @@ class Crew:
                 ready = self._ray.wait(list(self._open), num_returns=len(self._open), timeout=0)[0]
         except Exception as error:
             raise ClusterError(f"Ray is gone: {_line(error)}") from error
-        found = [(self._open.pop(reference).name, self._answer(reference)) for reference in ready]
+        found: list[tuple[str, Any]] = []
+        for reference in ready:
+            if reference in self._open:  # those of one that has just been lost are not
+                name = self._open.pop(reference).name
+                found.append((name, self._answer(reference)))
+                if isinstance(found[-1][1], Lost):
+                    self.stop(name)
         now = time.monotonic()
-        late = [question for question in self._open.values() if question.until < now]
-        for name, _, within in late:
+        late = {question.name: question.within for question in self._open.values() if question.until < now}
+        for name, within in late.items():
             self.stop(name)
             found.append((name, Lost(f"no answer within {within:g} s")))
         return found

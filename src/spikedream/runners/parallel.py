@@ -184,7 +184,7 @@ class Driver:
     def _drain(self) -> None:
         """What collectors have under way is not lost."""
         until = time.monotonic() + self.runner.seconds + self.runner.step_seconds
-        while time.monotonic() < until and any(self.crew.busy(name) for name in self.collectors):
+        while time.monotonic() < until and any(self.crew.asked(name) for name in self.collectors):
             for name, answer in self.crew.wait(PATIENCE):
                 self._take(name, answer)
 
@@ -233,7 +233,8 @@ class Driver:
     # ---- collecting
 
     def _ask_collectors(self) -> None:
-        idle = [number for name, number in self.collectors.items() if not self.crew.busy(name)]
+        # The next request is there when a collector hands over: it does not wait for this process.
+        idle = [number for name, number in self.collectors.items() if name not in self._starting and self.crew.asked(name) < 2]
         names, runner, policy = list(self.collectors), self.runner, self.newest.policy
         for number, request in self.intake.requests(idle, self._blocks):
             name = names[number]
@@ -275,7 +276,7 @@ class Driver:
 
     def _ask_model_trainer(self) -> None:
         progress = self.progress
-        if not self._learning or self.crew.busy(MODEL):
+        if not self._learning or self.crew.asked(MODEL):
             return
         updates = self.schedule.fit(progress.real_steps, progress.done.get("fit"))
         if updates:
@@ -297,7 +298,7 @@ class Driver:
     def _ask_agent_trainer(self) -> None:
         """Dreams in the newest model; one that only acts by the model gets it as soon as it is there."""
         model = self.newest.model
-        if not self._learning or "fit" not in self.progress.done or self.crew.busy(AGENT):
+        if not self._learning or "fit" not in self.progress.done or self.crew.asked(AGENT):
             return
         blocks = max(0, self.schedule.blocks(self.progress.real_steps, self.progress.first_turn) - self._blocks)
         new = model.arrays if model.arrays and self._held.get(AGENT) != model.version else None
@@ -321,11 +322,11 @@ class Driver:
         learned = not self.schedule.fit(progress.real_steps, progress.done.get("fit")) and left <= 0
         model = self.newest.model
         waits = self.algorithm.agent.acts_in_world and bool(model.arrays) and self._held.get(AGENT) != model.version
-        return self.intake.through and learned and not waits and not any(self.crew.busy(name) for name in LEARNERS)
+        return self.intake.through and learned and not waits and not any(self.crew.asked(name) for name in LEARNERS)
 
     def _ask_evaluator(self) -> None:
         progress, policy, evaluation = self.progress, self.newest.policy, self.config.evaluation
-        if "fit" not in progress.done or self.crew.busy(EVALUATOR) or self._blocks < self.schedule.first_blocks:
+        if "fit" not in progress.done or self.crew.asked(EVALUATOR) or self._blocks < self.schedule.first_blocks:
             return
         through = self._through
         learned = min(self.schedule.learned(self._blocks, progress.first_turn), policy.real_steps)
@@ -369,11 +370,11 @@ class Driver:
         self._saved = time.monotonic()
 
     def standing(self) -> Standing:
-        progress, busy, lags = self.progress, self.crew.busy, self.intake.lags
+        progress, asked, lags = self.progress, self.crew.asked, self.intake.lags
         return Standing(
             progress.real_steps, progress.done.get("fit", 0), progress.updates, progress.evaluations, self.newest.model.version,
             self.newest.policy.version, float(np.mean(lags)) if lags else 0.0, self.intake.lanes.waiting, len(self.collectors),
-            sum(map(busy, self.collectors)), busy(MODEL), busy(AGENT), busy(EVALUATOR),
+            sum(asked(name) > 0 for name in self.collectors), asked(MODEL) > 0, asked(AGENT) > 0, asked(EVALUATOR) > 0,
         )  # fmt: skip
 
     # ---- stopping
