@@ -60,6 +60,7 @@ class Crew:
         self._ray, self._home = ray, None
         self._actors: dict[str, Any] = {}
         self._open: dict[Any, _Question] = {}  # by the reference to the answer
+        address = None if address == "local" else address
         self.joined = address is not None
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address is not None:
@@ -198,8 +199,10 @@ def _probe() -> Callable[[], dict[str, str | None]]:
 
 def _check_address(address: str) -> None:
     """Ray itself would go on asking for minutes."""
+    if address == "auto":  # Ray's word for the cluster that this machine belongs to
+        return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if "://" in host or not host or not port.isdigit():
         raise ClusterError(f"{address!r} is no address of a cluster; it looks like 10.0.0.1:6379")
     try:
         socket.create_connection((host, int(port)), CONNECT).close()

@@ -76,6 +76,7 @@ class Driver:
         if config.logging.wandb is not None:
             check_wandb()
         check_ray()
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the trainers share an accelerator with this process
         assert isinstance(config.runner, Parallel)
         self.config, self.directory, self.listener, self.runner = config, directory, listener, config.runner
         self.account = Account(config, directory, listener)
@@ -94,6 +95,8 @@ class Driver:
         saved = checkpoint.load(directory / "checkpoints") if resume else None
         self.spec = spec_of(config.env, config.env_kwargs, config.max_episode_steps)
         self.intake = Intake(config, self.spec, self.account, self.schedule, LEARNERS)
+        if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
+            self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self._registration = copied(config)  # or says that it cannot be, before anything is started
         self.crew = Crew(self.runner.address or os.environ.get("RAY_ADDRESS"))
         try:
@@ -110,8 +113,6 @@ class Driver:
     def _begin(self, saved: checkpoint.Checkpoint | None) -> None:
         """What is learned and experienced so far: nothing, an earlier run's, or that of a checkpoint."""
         config = self.config
-        if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
-            self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(self.spec, self.progress.precision)
         check_memory(self.algorithm)
         model = 0
