@@ -2,9 +2,10 @@
 
     python benchmarks/learning_rules.py [--neurons 64] [--ticks 20] [--seed 0]
 
-One layer under input that changes from tick to tick; the loss is a random weighing of its spikes at every tick. Densities are of
-the recurrent weights. A compact surrogate leaves neurons out whose membranes are far from the threshold: "active" is the share of
-neurons and ticks that pass influence on. Times are medians, after compilation, relative to dense exact RTRL of the same surrogate.
+One layer under input that changes from tick to tick; the loss is a random weighing of its spikes at every tick. Densities are those
+of the recurrent weights. A compact surrogate leaves neurons out whose membranes are far from the threshold: "active" is the share
+of neurons and ticks that pass influence on. Times are medians, after compilation, relative to dense exact RTRL of the same
+surrogate.
 """
 
 import argparse

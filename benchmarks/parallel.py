@@ -113,7 +113,7 @@ def collect(seconds: float) -> None:
             given = dict.fromkeys(names, shared)
 
             def ask(names=names, intake=intake, crew=crew, given=given) -> None:
-                idle = [i for i, name in enumerate(names) if not crew.busy(name)]
+                idle = [i for i, name in enumerate(names) if crew.asked(name) < 2]
                 for i, request in intake.requests(idle, 10**9):
                     crew.ask(names[i], "collect", given[names[i]], 0, request, within=300)
                     given[names[i]] = None
@@ -201,7 +201,7 @@ def intake(seconds: float) -> None:
         start = told = time.perf_counter()
         begin, memory, before = start, [], 0
         while (now := time.perf_counter()) - begin < seconds + 10:
-            idle = [i for i in range(2) if not crew.busy(f"collector {i}")]
+            idle = [i for i in range(2) if crew.asked(f"collector {i}") < 2]
             for i, request in taken.requests(idle, 10**9):
                 crew.ask(f"collector {i}", "collect", None, 0, request, within=60)
             for name, handover in crew.wait(0.1):

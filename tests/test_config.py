@@ -35,7 +35,8 @@ SHELL = {
     "preset",
     "precision",
 }
-CONDITIONAL = {"agent.context"}  # of an actor that remembers: test_numbers_of_parts
+# Of an actor that remembers, and of one that fires about that much: test_numbers_of_parts.
+CONDITIONAL = {"agent.context", "agent.activity_target"}
 
 SPIKING = {"hidden": [6], "ticks": 3, "neuron": {"recurrent": True}}
 

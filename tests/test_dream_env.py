@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -14,6 +15,8 @@ from programs import program
 from small import CONTINUOUS, changed, filled, small
 from toys import ARMS, CORRIDOR, DIAL, Rules, origin, still, toy
 
+from spikedream import config as configuration
+from spikedream.agents.stable_baselines import StableBaselines
 from spikedream.algorithm import Algorithm
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import twin
@@ -155,6 +158,34 @@ def test_what_needs_stable_baselines3_says_how_to_install_it(monkeypatch: pytest
     monkeypatch.setattr(vector, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"not installed: pip install 'spikedream\[sb3\]'"):
         dreams_in(still(), ARMS).stable_baselines3()
+    with pytest.raises(ImportError, match=r"not installed: pip install 'spikedream\[sb3\]'"):
+        StableBaselines().host_learner(ARMS, toy(still(), ARMS), origin(ARMS), KEY)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "spec", "message"),
+    [
+        ("SAC", ARMS, "SAC needs a continuous action space; PPO, A2C, DQN act in discrete ones: set agent.algorithm"),
+        ("DQN", DIAL, "DQN needs a discrete action space; PPO, A2C, SAC, TD3 act in continuous ones"),
+    ],
+)
+def test_an_algorithm_that_does_not_fit_the_actions_is_said(algorithm: Any, spec: Spec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StableBaselines(algorithm).init(spec, toy(still(), spec), KEY)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 3}, {"use_sde": True}, {"policy_kwargs": {"net_arch": [8]}}])
+def test_settings_that_are_the_run_s_own_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"settings\.(seed|use_sde|policy_kwargs\.net_arch) cannot be set; networks are given by"):
+        StableBaselines(settings=wrong)
+
+
+def test_an_agent_with_settings_can_be_told_apart_and_survives_its_file(tmp_path: Path) -> None:
+    text = "agent: {kind: StableBaselines, algorithm: SAC, settings: {learning_rate: 3e-4, train_freq: [1, step]}}"
+    config = configuration.parse(text, "here")
+    configuration.save(config, tmp_path / "config.yaml")
+    assert configuration.load(tmp_path / "config.yaml") == config != configuration.parse(text.replace("3e-4", "1e-3"), "here")
+    assert hash(config.agent) == hash(configuration.load(tmp_path / "config.yaml").agent)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(SteppedDreams)])

@@ -14,9 +14,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from small import CONTINUOUS, DISCRETE, filled, kinds, small
 
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.dyna import Dyna
 from spikedream.agents.evolution import Evolution
 from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.online import StreamActorCritic
 from spikedream.agents.ppo import PPO
 from spikedream.agents.representation import SALE
 from spikedream.agents.stable_baselines import StableBaselines
@@ -155,6 +157,7 @@ def test_every_agent_and_world_model_is_described() -> None:
 AGENTS_TO_DESCRIBE = {
     **{kind.__name__: small(kind()) for kind in kinds(AnyAgent)},
     "MPC-policy": small(MPC(policy=Dreamer(), proposals=2)),
+    "StreamActorCritic-dyna": small(StreamActorCritic(dyna=Dyna(ending=SpikingNetwork()))),
     "TD7": small(OffPolicy(representation=SALE(), actor_sees="both", slow=HardCopy(2))),
 }
 

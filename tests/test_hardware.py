@@ -18,6 +18,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 import spikedream
+from spikedream import cli
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.make import make_own
 from spikedream.envs.real_time import Pace
@@ -327,6 +328,30 @@ def test_what_a_message_holds():
 
 
 # ---- the process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["Nothing-v0"], "no environment 'Nothing-v0' is registered"),
+        (["CartPole-v1", "--port", "70000"], "port is 70000; it must be from 0 to 65535"),
+        (["CartPole-v1", "--env-kwargs", "{a"], "--env-kwargs {a cannot be read"),
+        (["INICartPole-v0", "--port", "0", "--env-kwargs", "{noise: -1}"], "noise is -1; it must be at least 0"),
+        (["CartPole-v1", "--port", "0", "--sessions", "0"], "sessions is 0; it must be from 1 to 99"),
+        (["CartPole-v1", "--port", "0", "--tick", "0"], "tick is 0.0; it must be at least"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_line(arguments, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["serve-env", *arguments])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 1 and says in told and told.count("\n") == 1
+
+
+def test_a_port_in_use_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+        cli.main(["serve-env", "CartPole-v1", "--port", str(taken.getsockname()[1])])
+    assert "cannot listen on 127.0.0.1:" in (told := capsys.readouterr().err) and told.count("\n") == 1
 
 
 def test_a_server_process_is_trained_on_and_ends_on_a_signal(tmp_path):

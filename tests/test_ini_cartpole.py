@@ -129,10 +129,13 @@ def test_the_swing_ups_reward_by_hand():
     assert swing_up_reward(cartpole, math, still, 0.0) == 1
     assert swing_up_reward(cartpole, math, still, 1.0) == pytest.approx(0.8)
     assert swing_up_reward(cartpole, math, still._replace(angle=math.pi / 3), 0.0) == pytest.approx(0.75)
-    assert swing_up_reward(cartpole, math, still._replace(position=-0.198), 0.0) == pytest.approx(0.55)
+    assert swing_up_reward(cartpole, math, still._replace(position=-0.198), 0.0) == pytest.approx(0.0, abs=1e-9)
+    for share, off_ends in ((0.85, 1.0), (0.925, 0.75)):
+        centred = (1 + 0.1 ** (share**2)) / 2
+        assert swing_up_reward(cartpole, math, still._replace(position=share * 0.198), 0.0) == pytest.approx(centred * off_ends)
     assert swing_up_reward(cartpole, math, still._replace(angular_velocity=5.0), 0.0) == pytest.approx(0.55)
     rewards = swing_up_reward(cartpole, np, states(1000), np.linspace(-1, 1, 1000))
-    assert rewards.min() >= 0 and rewards.max() <= 1
+    assert rewards.min() > -1e-9 and rewards.max() <= 1
 
 
 @pytest.mark.parametrize("name", ["INICartPole", "INICartPoleSwingUp"])

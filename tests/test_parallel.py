@@ -200,28 +200,28 @@ class Here:
 
     def __init__(self, address: str | None):
         self._parts: dict[str, Any] = {}
-        self._open: dict[str, tuple[str, tuple[Any, ...]]] = {}
+        self._open: list[tuple[str, str, tuple[Any, ...]]] = []
 
     def start(self, name: str, kind: type, *arguments: Any, accelerated: bool = False) -> None:
         self._parts[name] = kind(*arguments)
-        self._open.pop(name, None)
+        self._open = [question for question in self._open if question[0] != name]
 
-    def busy(self, name: str) -> bool:
-        return name in self._open
+    def asked(self, name: str) -> int:
+        return sum(question[0] == name for question in self._open)
 
     def ask(self, name: str, method: str, *arguments: Any, within: float) -> None:
-        assert name not in self._open and within > 0
-        self._open[name] = method, arguments
+        assert self.asked(name) < 2 and within > 0
+        self._open.append((name, method, arguments))
 
     def put(self, value: Any) -> Any:
         return value
 
     def wait(self, seconds: float) -> list[tuple[str, Any]]:
-        questions, self._open = self._open, {}
-        return [
-            (name, Lost("it died") if next(self.fails, False) else getattr(self._parts[name], method)(*arguments))
-            for name, (method, arguments) in questions.items()
-        ]
+        name, method, arguments = self._open.pop(0)
+        if next(self.fails, False):
+            self._open = [question for question in self._open if question[0] != name]
+            return [(name, Lost("it died"))]
+        return [(name, getattr(self._parts[name], method)(*arguments))]
 
     def close(self) -> None:
         for part in self._parts.values():

@@ -33,6 +33,7 @@ from spikedream.agents.representation import SALE
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
 from spikedream.config import Config
 from spikedream.envs.host import EVALUATE, REPORT, episode_seed
+from spikedream.envs.real_time import Timing
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.slow_copy import HardCopy
@@ -192,8 +193,9 @@ def test_report_of_plain_ppo_says_nothing_of_a_world_model_that_was_never_fitted
 
 
 def test_panels_stand_where_their_numbers_are():
-    world, dreams, curiosity, agent = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
-    assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent"]
+    world, dreams, curiosity, agent, timed = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
+    assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent", "real-time"]
+    assert not timed(TURN) and "Ticks without an action" in timed(TURN | {"realtime/missed": 0.1})
     assert not world(TURN) and not dreams(TURN) and not curiosity(TURN) and "Time of a decision" in agent(TURN)
     assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Error of one step" not in world(TURN | {"confidence": 0.5})
     assert "Error of one step" in world(TURN | {"model_error": 0.5})
@@ -221,6 +223,7 @@ def test_every_panel_shows_something_that_a_part_measures():
         algorithm = config.algorithm(CONTINUOUS if isinstance(agent, OffPolicy) else DISCRETE)
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         measured |= set(jax.eval_shape(algorithm.fit, state, 1)[1]) | set(jax.eval_shape(algorithm.dream, state)[1])
+    measured |= set(Timing(ticks=1, latency=[0.1], jitter=[0.1]).metrics())
     shown = {line.metric for group in GROUPS for panel in group.panels for line in panel.lines}
     assert shown - measured == set()
 

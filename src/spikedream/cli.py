@@ -330,7 +330,7 @@ def energy(arguments: list[str], console: Console) -> int:
 
 def serve_env(arguments: list[str], console: Console) -> int:
     command = tyro.cli(ServeEnv, prog="spikedream serve-env", args=arguments)
-    kwargs = configuration.merge(Config(), {"env_kwargs": yaml.safe_load(command.env_kwargs)}).env_kwargs
+    kwargs = configuration.merge(Config(), {"env_kwargs": _value(["env_kwargs"], [command.env_kwargs])}).env_kwargs
 
     def say(text: str) -> None:
         print(f"spikedream: {text}", file=sys.stderr, flush=True)
@@ -341,7 +341,7 @@ def serve_env(arguments: list[str], console: Console) -> int:
             command.sessions, say,
         )  # fmt: skip
     except OSError as error:
-        raise ValueError(f"cannot listen on {command.host}:{command.port}: {error.strerror}") from error
+        raise ValueError(f"cannot listen on {command.host}:{command.port}: {error}") from error
     print(f"{command.env} on {command.host}:{server.port}, {1000 * command.tick:g} ms a step; Ctrl-C ends it", flush=True)
     with stopping(server.stop):
         server.run()

@@ -196,7 +196,9 @@ class Config:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
             )
-        if self.budget == 0 and self.start_from is None:
+        if self.start_from is None and self.start_with == "everything":
+            raise ValueError('start_with is "everything", but there is no run to start from; name it by start_from')
+        if self.start_from is None and self.budget == 0:
             raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')

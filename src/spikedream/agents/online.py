@@ -212,9 +212,9 @@ class StreamActorCritic:
         scale = experience.normalizer.reward_scale / state.returns.scale()
 
         def imagine(state: StreamState, key: Array) -> tuple[StreamState, None]:
-            act_key, model_key, learn_key = jax.random.split(key, 3)
+            start_key, act_key, model_key, learn_key = jax.random.split(key, 4)
             assert state.dyna is not None and state.dreamt is not None
-            dream = dyna.awake(state.dyna, experience, real)
+            dream = dyna.awake(state.dyna, experience, real, start_key)
             obs = experience.normalizer.obs(dream.obs)
             action = self._networks.decide(state.params.actor, state.distribution, (), obs, act_key, False).action
             found = dyna.imagine(dream, experience, obs, action, model_key)

@@ -92,7 +92,7 @@ class StableBaselines:
         heads = HEADS[self.algorithm]
         if spec.discrete not in heads:
             wanted, others = ("continuous", "discrete")[:: 1 if spec.discrete else -1]
-            able = " and ".join(name for name, them in HEADS.items() if spec.discrete in them)
+            able = ", ".join(name for name, them in HEADS.items() if spec.discrete in them)
             raise ValueError(f"{self.algorithm} needs a {wanted} action space; {able} act in {others} ones: set agent.algorithm")
         return heads[spec.discrete](spec.action_size)
 

@@ -1,6 +1,7 @@
 """An environment for learners elsewhere, in real time: the other end of `RemoteEnvironment-v0`, and of docs/hardware.md."""
 
 import contextlib
+import math
 import queue
 import secrets
 import socket
@@ -159,6 +160,7 @@ class Server:
     Raises:
         BrokenEnvironment: the environment cannot be made or used.
         OSError: it cannot listen there.
+        ValueError: a number is out of bounds.
     """
 
     def __init__(
@@ -173,6 +175,10 @@ class Server:
         sessions: int,
         say: Callable[[str], None],
     ):
+        bounds = {"port": (port, 0, 65535), "silence": (silence, 0, math.inf), "patience": (patience, 0, 3600)}
+        for name, (value, least, most) in (bounds | {"sessions": (sessions, 1, 99)}).items():
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value:g}; it must be from {least} to {most:g}")
         self._make = lambda: Session(env_id, kwargs, pace, silence, patience, self._stop)
         self._most, self._say, self._stop = sessions, say, threading.Event()
         player = Player(env_id, kwargs, None, 1)

@@ -99,8 +99,11 @@ class Lines:
 
 def _run_together(cells: Sequence[Cell], console: Console) -> None:
     """Those of one method on one environment in one program, one such group after the other. A group that fails is left to
-    processes, where each of its cells can fail on its own."""
-    ours = [cell for cell in cells if isinstance(cell.config, Config) and kept(cell) is None]
+    processes, where each of its cells can fail on its own, and so are agents that learn from step to step: a step of many seeds
+    would take as long as those of all one after the other."""
+    ours = [
+        cell for cell in cells if isinstance(cell.config, Config) and not cell.config.agent.online and kept(cell) is None
+    ]  # fmt: skip
     for environment, method in dict.fromkeys((cell.environment, cell.method) for cell in ours):
         group = [cell for cell in ours if (cell.environment, cell.method) == (environment, method)]
         try:

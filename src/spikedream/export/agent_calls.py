@@ -19,6 +19,7 @@ from spikedream.agents.stable_baselines import StableBaselines, StableBaselinesS
 from spikedream.export.calls import Calls, DescribesAgent, Memories, Parts, Totals
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
+from spikedream.snn.networks import AnyNetwork
 from spikedream.snn.operations import Operations, scaled, together
 from spikedream.types import PyTree
 from spikedream.world import Belief, World
@@ -253,31 +254,30 @@ class OfMPC:
 class OfStreamActorCritic:
     agent: StreamActorCritic
 
+    def _model(self) -> dict[str, AnyNetwork]:
+        """The networks of the model that it imagines with."""
+        dyna = self.agent.dyna
+        both = {} if dyna is None else {"dynamics": dyna.dynamics, "ending": dyna.ending}
+        return {name: network for name, network in both.items() if network is not None}
+
     def memories(self, state: StreamState) -> Memories:
-        agent, params = self.agent, state.params
-        found: Memories = {
-            "actor": (params.actor, agent.actor.state(params.actor)),
-            "critic": (params.critic, agent.critic.state(params.critic)),
-        }
-        if agent.dyna is not None and state.dyna is not None:
-            networks = state.dyna.networks
-            found["dynamics"] = (networks.dynamics, agent.dyna.dynamics.state(networks.dynamics))
-            found["ending"] = (networks.ending, agent.dyna.ending.state(networks.ending))
-        return found
+        networks = {"actor": self.agent.actor, "critic": self.agent.critic} | self._model()
+        params = state.params._asdict() | ({} if state.dyna is None else state.dyna.networks._asdict())
+        return {name: (params[name], network.state(params[name])) for name, network in networks.items()}
 
     def decision(self, policy: StreamPolicy, world: World, carry: PyTree, obs: Array, action: Array, key: Array) -> Parts:
         return {"actor": self.agent.actor.operations(policy.actor, obs, (), _actor_key(key))}
 
     def each(self, state: StreamState, world: World, memory: Any, action: Array, key: Array) -> Parts:
-        agent, params = self.agent, state.params
+        agent, params, obs = self.agent, state.params, memory.obs
         found = {
-            "actor": agent.actor.operations(params.actor, memory.obs, (), key),
-            "critic": agent.critic.operations(params.critic, memory.obs, (), key),
+            "actor": agent.actor.operations(params.actor, obs, (), key),
+            "critic": agent.critic.operations(params.critic, obs, (), key),
         }
-        if agent.dyna is not None and state.dyna is not None:
-            networks, inputs = state.dyna.networks, jnp.concatenate([memory.obs, action])
-            found["dynamics"] = agent.dyna.dynamics.operations(networks.dynamics, inputs, (), key)
-            found["ending"] = agent.dyna.ending.operations(networks.ending, memory.obs, (), key)
+        inputs = {"dynamics": jnp.concatenate([obs, action]), "ending": obs}
+        for name, network in self._model().items():
+            assert state.dyna is not None
+            found[name] = network.operations(getattr(state.dyna.networks, name), inputs[name], (), key)
         return found
 
     @property
@@ -285,17 +285,15 @@ class OfStreamActorCritic:
         return True
 
     def imagine(self, totals: Totals) -> dict[str, Calls]:
-        if self.agent.dyna is None:
-            return {}
-        return {name: Calls(totals.imagined_steps) for name in ("actor", "dynamics", "ending")}
+        names = ("actor", *self._model()) if self.agent.dyna is not None else ()
+        return {name: Calls(totals.imagined_steps) for name in names}
 
     def learn(self, totals: Totals) -> dict[str, Calls]:
-        """Each step is learned from once, real or imagined; the critic values both its ends."""
-        real, all_steps = totals.updates, totals.updates + totals.imagined_steps
-        found = {"actor": Calls(all_steps, all_steps, all_steps), "critic": Calls(2 * all_steps, all_steps, all_steps)}
-        if self.agent.dyna is not None:
-            found |= {"dynamics": Calls(real, real, real), "ending": Calls(2 * real, 2 * real, real)}
-        return found
+        """Each step is learned from once, real or imagined, for which the critic values both its ends."""
+        real, every = totals.updates, totals.updates + totals.imagined_steps
+        found = {"actor": Calls(every, every, every), "critic": Calls(2 * every, every, every)}
+        looked_at = {"dynamics": real, "ending": 2 * real}
+        return found | {name: Calls(looked_at[name], looked_at[name], real) for name in self._model()}
 
 
 @dataclass(frozen=True)

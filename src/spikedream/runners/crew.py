@@ -60,6 +60,7 @@ class Crew:
         self._ray, self._home = ray, None
         self._actors: dict[str, Any] = {}
         self._open: dict[Any, _Question] = {}  # by the reference to the answer
+        address = None if address == "local" else address
         self.joined = address is not None
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address is not None:
@@ -114,13 +115,17 @@ class Crew:
         if actor is not None:
             self._ray.kill(actor)
 
-    def busy(self, name: str) -> bool:
-        return any(question.name == name for question in self._open.values())
+    def asked(self, name: str) -> int:
+        """Questions that it has still to answer."""
+        return sum(question.name == name for question in self._open.values())
 
     def ask(self, name: str, method: str, *arguments: Any, within: float) -> None:
-        """Of a part that is not busy; the answer comes by `wait`, or `Lost` where it takes longer than `within` seconds."""
+        """The answer comes by `wait`, or `Lost` where it takes longer than `within` seconds after the one before; of a lost part
+        all questions are answered by one `Lost`."""
+        now = time.monotonic()
+        begins = max((question.until - GRACE for question in self._open.values() if question.name == name), default=now)
         reference = getattr(self._actors[name], method).remote(*arguments)
-        self._open[reference] = _Question(name, time.monotonic() + within + GRACE, within)
+        self._open[reference] = _Question(name, begins + within + GRACE, within)
 
     def put(self, value: Any) -> Any:
         """For several parts, once; stands for the value among the arguments of `ask`."""
@@ -137,10 +142,16 @@ class Crew:
                 ready = self._ray.wait(list(self._open), num_returns=len(self._open), timeout=0)[0]
         except Exception as error:
             raise ClusterError(f"Ray is gone: {_line(error)}") from error
-        found = [(self._open.pop(reference).name, self._answer(reference)) for reference in ready]
+        found: list[tuple[str, Any]] = []
+        for reference in ready:
+            if reference in self._open:  # those of one that has just been lost are not
+                name = self._open.pop(reference).name
+                found.append((name, self._answer(reference)))
+                if isinstance(found[-1][1], Lost):
+                    self.stop(name)
         now = time.monotonic()
-        late = [question for question in self._open.values() if question.until < now]
-        for name, _, within in late:
+        late = {question.name: question.within for question in self._open.values() if question.until < now}
+        for name, within in late.items():
             self.stop(name)
             found.append((name, Lost(f"no answer within {within:g} s")))
         return found
@@ -188,8 +199,10 @@ def _probe() -> Callable[[], dict[str, str | None]]:
 
 def _check_address(address: str) -> None:
     """Ray itself would go on asking for minutes."""
+    if address == "auto":  # Ray's word for the cluster that this machine belongs to
+        return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if "://" in host or not host or not port.isdigit():
         raise ClusterError(f"{address!r} is no address of a cluster; it looks like 10.0.0.1:6379")
     try:
         socket.create_connection((host, int(port)), CONNECT).close()

@@ -40,7 +40,7 @@ class Intake:
         self.lags: deque[int] = deque(maxlen=100)  # versions that the policies of what was received were behind
         self._episodes = 0  # that random actions have ended
         self._serial = 0
-        self._open: dict[int, Request] = {}  # by collector
+        self._open: dict[tuple[int, int], Request] = {}  # by collector and serial number
 
     @property
     def seeding(self) -> bool:
@@ -88,13 +88,13 @@ class Intake:
             share = math.ceil(free / self.steps_of_a_row / (len(idle) - place))
             self._serial += 1
             request = Request(self._serial, min(self.runner.rows, share), self.runner.seconds, random, episodes)
-            self._open[collector] = request
+            self._open[collector, request.serial] = request
             yield collector, request
 
     def lost(self, collector: int) -> None:
         """It will not bring what it was asked for, nor go on from where it was."""
         self.lanes.lost(collector)
-        self._open.pop(collector, None)
+        self._open = {key: request for key, request in self._open.items() if key[0] != collector}
 
     # ---- taking in
 
@@ -106,14 +106,17 @@ class Intake:
             handover: what it brings.
             version: of the newest policy.
         """
-        request = self._open.get(collector)
-        if request is None or getattr(handover, "serial", None) != request.serial:
-            known = isinstance(handover, Handover) and handover.serial <= self._serial
-            return None if known else "an answer to what nobody asked"
+        if not isinstance(handover, Handover):
+            return f"a {type(handover).__name__} in place of steps"
+        request = self._open.get((collector, handover.serial))
+        if request is None:
+            return None if handover.serial <= self._serial else "an answer to what nobody asked"
+        if request.serial != min(serial for who, serial in self._open if who == collector):
+            return "what it was asked for before is missing"
         wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self.config.action_repeat)
         if wrong is not None:
             return wrong
-        del self._open[collector]
+        del self._open[collector, request.serial]
         progress, seeded = self.account.progress, self.seeding
         self._episodes += len(handover.ended) if seeded else 0
         progress.real_steps += handover.taken

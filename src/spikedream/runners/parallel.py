@@ -76,6 +76,7 @@ class Driver:
         if config.logging.wandb is not None:
             check_wandb()
         check_ray()
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the trainers share an accelerator with this process
         assert isinstance(config.runner, Parallel)
         self.config, self.directory, self.listener, self.runner = config, directory, listener, config.runner
         self.account = Account(config, directory, listener)
@@ -94,6 +95,8 @@ class Driver:
         saved = checkpoint.load(directory / "checkpoints") if resume else None
         self.spec = spec_of(config.env, config.env_kwargs, config.max_episode_steps)
         self.intake = Intake(config, self.spec, self.account, self.schedule, LEARNERS)
+        if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
+            self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self._registration = copied(config)  # or says that it cannot be, before anything is started
         self.crew = Crew(self.runner.address or os.environ.get("RAY_ADDRESS"))
         try:
@@ -110,8 +113,6 @@ class Driver:
     def _begin(self, saved: checkpoint.Checkpoint | None) -> None:
         """What is learned and experienced so far: nothing, an earlier run's, or that of a checkpoint."""
         config = self.config
-        if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
-            self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(self.spec, self.progress.precision)
         check_memory(self.algorithm)
         model = 0
@@ -184,7 +185,7 @@ class Driver:
     def _drain(self) -> None:
         """What collectors have under way is not lost."""
         until = time.monotonic() + self.runner.seconds + self.runner.step_seconds
-        while time.monotonic() < until and any(self.crew.busy(name) for name in self.collectors):
+        while time.monotonic() < until and any(self.crew.asked(name) for name in self.collectors):
             for name, answer in self.crew.wait(PATIENCE):
                 self._take(name, answer)
 
@@ -233,7 +234,8 @@ class Driver:
     # ---- collecting
 
     def _ask_collectors(self) -> None:
-        idle = [number for name, number in self.collectors.items() if not self.crew.busy(name)]
+        # The next request is there when a collector hands over: it does not wait for this process.
+        idle = [number for name, number in self.collectors.items() if name not in self._starting and self.crew.asked(name) < 2]
         names, runner, policy = list(self.collectors), self.runner, self.newest.policy
         for number, request in self.intake.requests(idle, self._blocks):
             name = names[number]
@@ -275,7 +277,7 @@ class Driver:
 
     def _ask_model_trainer(self) -> None:
         progress = self.progress
-        if not self._learning or self.crew.busy(MODEL):
+        if not self._learning or self.crew.asked(MODEL):
             return
         updates = self.schedule.fit(progress.real_steps, progress.done.get("fit"))
         if updates:
@@ -297,7 +299,7 @@ class Driver:
     def _ask_agent_trainer(self) -> None:
         """Dreams in the newest model; one that only acts by the model gets it as soon as it is there."""
         model = self.newest.model
-        if not self._learning or "fit" not in self.progress.done or self.crew.busy(AGENT):
+        if not self._learning or "fit" not in self.progress.done or self.crew.asked(AGENT):
             return
         blocks = max(0, self.schedule.blocks(self.progress.real_steps, self.progress.first_turn) - self._blocks)
         new = model.arrays if model.arrays and self._held.get(AGENT) != model.version else None
@@ -321,11 +323,11 @@ class Driver:
         learned = not self.schedule.fit(progress.real_steps, progress.done.get("fit")) and left <= 0
         model = self.newest.model
         waits = self.algorithm.agent.acts_in_world and bool(model.arrays) and self._held.get(AGENT) != model.version
-        return self.intake.through and learned and not waits and not any(self.crew.busy(name) for name in LEARNERS)
+        return self.intake.through and learned and not waits and not any(self.crew.asked(name) for name in LEARNERS)
 
     def _ask_evaluator(self) -> None:
         progress, policy, evaluation = self.progress, self.newest.policy, self.config.evaluation
-        if "fit" not in progress.done or self.crew.busy(EVALUATOR) or self._blocks < self.schedule.first_blocks:
+        if "fit" not in progress.done or self.crew.asked(EVALUATOR) or self._blocks < self.schedule.first_blocks:
             return
         through = self._through
         learned = min(self.schedule.learned(self._blocks, progress.first_turn), policy.real_steps)
@@ -369,11 +371,11 @@ class Driver:
         self._saved = time.monotonic()
 
     def standing(self) -> Standing:
-        progress, busy, lags = self.progress, self.crew.busy, self.intake.lags
+        progress, asked, lags = self.progress, self.crew.asked, self.intake.lags
         return Standing(
             progress.real_steps, progress.done.get("fit", 0), progress.updates, progress.evaluations, self.newest.model.version,
             self.newest.policy.version, float(np.mean(lags)) if lags else 0.0, self.intake.lanes.waiting, len(self.collectors),
-            sum(map(busy, self.collectors)), busy(MODEL), busy(AGENT), busy(EVALUATOR),
+            sum(asked(name) > 0 for name in self.collectors), asked(MODEL) > 0, asked(AGENT) > 0, asked(EVALUATOR) > 0,
         )  # fmt: skip
 
     # ---- stopping
