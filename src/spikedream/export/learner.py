@@ -111,9 +111,7 @@ def _lacking(network: Any) -> str | None:
     if neuron.learn_threshold:
         return "fixed thresholds (learn_threshold false)"
     if isinstance(encoder, GaussianPopulation) and (encoder.mode != "current" or encoder.currents or encoder.squash):
-        return (
-            "input that is the same at every tick, DirectCurrent or GaussianPopulation with mode current, without currents and squash,"
-        )
+        return "input that is the same at every tick, DirectCurrent or GaussianPopulation with mode current, without currents and squash,"
     if not isinstance(network.readout, RateReadout):
         return "a RateReadout"
     if network.persistent or network.branches or network.fan_in is not None or network.sparsity is not None or network.fixed_point:

@@ -1,10 +1,36 @@
 /* See learner.h. */
 #include "learner.h"
 
+typedef uint16_t place, target; /* of tables of sparse weights, of which there are none here */
 #include "arithmetic.h"
 #include "start.h"
 
 #define FAINT -16.0f /* exponent below which a receptive field is taken for silent */
+#define FADED 1e-3f  /* scale of traces at which they are brought back to 1: numbers that cancel must not grow large */
+
+/* A network while it is used. */
+struct network {
+    float *base, *trace;
+    struct memory *memory;
+    int outputs, size;
+};
+
+static struct network actor_of(struct learner *learner)
+{
+    struct network network = {learner->actor, learner->actor_trace, &learner->actor_memory, LEARNER_CHOICES, ACTOR_PARAMETERS};
+    return network;
+}
+
+static struct network critic_of(struct learner *learner)
+{
+    struct network network = {learner->critic, learner->critic_trace, &learner->critic_memory, 1, CRITIC_PARAMETERS};
+    return network;
+}
+
+static inline float parameter(const struct network *network, int i)
+{
+    return network->base[i] + network->memory->push * network->trace[i];
+}
 
 static float uniform(struct learner *learner) /* in [0, 1): xorshift (Marsaglia 2003) */
 {
@@ -57,36 +83,38 @@ static float normalised(const struct learner *learner, const float *observation,
     return (observation[i] - learner->mean[i]) / (deviation > 1e-6f ? deviation : 1.0f);
 }
 
-static void encode(struct learner *learner, const float *network, const float *observation)
+static float narrowness(const struct network *network, int c) /* one over a receptive field's standard deviation */
 {
-#if LEARNER_FIELDS > 1
+    float width = parameter(network, WIDTH + c);
+    return width > 0.0f ? exponential(-width) : 1.0f / exponential(width);
+}
+
+static void encode(struct learner *learner, const struct network *network, const float *observation)
+{
     int i, k, c = 0;
     for (i = 0; i < LEARNER_INPUTS; i++) {
-        float x = normalised(learner, observation, i);
+        float x = learner->input[i] = normalised(learner, observation, i);
         for (k = 0; k < LEARNER_FIELDS; k++, c++) {
-            float width = network[WIDTH + c];
-            float z = (x - network[MEAN + c]) * (width > 0.0f ? exponential(-width) : 1.0f / exponential(width));
+#if LEARNER_FIELDS > 1
+            float z = (x - parameter(network, MEAN + c)) * narrowness(network, c);
             float q = -0.5f * (z * z);
             learner->channel[c] = q < FAINT ? 0.0f : exponential(q);
+#else
+            learner->channel[c] = x;
+#endif
         }
     }
-#else
-    int i;
-    (void)network;
-    for (i = 0; i < LEARNER_INPUTS; i++)
-        learner->channel[i] = normalised(learner, observation, i);
-#endif
 }
 
 /* The layer's ticks under constant currents from rest, and with them what each neuron's spike count changes by with its current and
  * with the logit of its decay: the current is the same at every tick and the state is fresh, so that one number a neuron is the whole
  * influence of all that feeds its current. */
-static void fire(struct learner *learner, const float *network, const float *current)
+static void fire(struct learner *learner, const struct network *network, const float *current)
 {
     int j, tick;
     learner->spikes = 0;
     for (j = 0; j < LEARNER_HIDDEN; j++) {
-        float b = logistic(network[DECAY + j]), slope = b * (1.0f - b), v = 0, v_current = 0, v_decay = 0;
+        float b = logistic(parameter(network, DECAY + j)), slope = b * (1.0f - b), v = 0, v_current = 0, v_decay = 0;
         float fired_current = 0, fired_decay = 0;
         int count = 0;
         for (tick = 0; tick < LEARNER_TICKS; tick++) {
@@ -114,89 +142,106 @@ static void fire(struct learner *learner, const float *network, const float *cur
 }
 
 /* Outputs for an observation; what the gradient needs stays in `learner`. */
-static void forward(struct learner *learner, const float *network, int outputs, const float *observation)
+static void forward(struct learner *learner, const struct network *network, const float *observation)
 {
-    float current[LEARNER_HIDDEN];
-    int c, j, k;
+    float current[LEARNER_HIDDEN], push = network->memory->push;
+    int c, j, k, outputs = network->outputs;
     encode(learner, network, observation);
     for (j = 0; j < LEARNER_HIDDEN; j++)
-        current[j] = network[BIAS + j];
+        current[j] = parameter(network, BIAS + j);
     for (c = 0; c < CHANNELS; c++) {
-        const float *row = network + WEIGHT + c * LEARNER_HIDDEN;
+        const float *base = network->base + WEIGHT + c * LEARNER_HIDDEN, *trace = network->trace + WEIGHT + c * LEARNER_HIDDEN;
         float x = learner->channel[c];
         if (x != 0.0f)
             for (j = 0; j < LEARNER_HIDDEN; j++)
-                current[j] += x * row[j];
+                current[j] += x * (base[j] + push * trace[j]);
     }
     fire(learner, network, current);
     for (k = 0; k < outputs; k++)
-        learner->output[k] = network[OUT_BIAS(outputs) + k];
+        learner->output[k] = parameter(network, OUT_BIAS(outputs) + k);
     for (j = 0; j < LEARNER_HIDDEN; j++)
         if (learner->rate[j] != 0.0f)
             for (k = 0; k < outputs; k++)
-                learner->output[k] += learner->rate[j] * network[OUT + j * outputs + k];
+                learner->output[k] += learner->rate[j] * parameter(network, OUT + j * outputs + k);
 }
 
-static float add_to(float *trace, float gradient) /* the new trace's magnitude */
+/* Adds to a trace, and leaves its parameter where it is; what the sum of magnitudes changes by. */
+static inline float add(float *base, float *trace, float change, float push)
 {
-    float z = LEARNER_GAMMA * LEARNER_TRACE_DECAY * *trace + gradient;
-    z = magnitude(z) < 1e-30f ? 0.0f : z;
-    *trace = z;
-    return magnitude(z);
+    float before = *trace, after = before + change;
+    *trace = after;
+    *base -= push * change;
+    return magnitude(after) - magnitude(before);
 }
 
-/* Adds the gradient of `pull` . outputs to the traces, after the last call of that network for `observation`; the sum of the traces'
- * magnitudes. */
-static float recall(struct learner *learner, const float *network, float *trace, int outputs, const float *observation,
-                    const float *pull)
+/* Lets the traces decay, and adds to them the gradient of `pull` . outputs, after the last call of that network. */
+static void recall(struct learner *learner, const struct network *network, const float *pull)
 {
-    float by_current[LEARNER_HIDDEN], length = 0;
-    int c, j, k;
+    float by_current[LEARNER_HIDDEN], push = network->memory->push, raised, length = 0;
+    float *base = network->base, *trace = network->trace;
+    int c, j, k, n, active[LEARNER_HIDDEN], count = 0, outputs = network->outputs;
+    network->memory->scale *= LEARNER_GAMMA * LEARNER_TRACE_DECAY;
+    raised = 1.0f / network->memory->scale;
     for (j = 0; j < LEARNER_HIDDEN; j++) {
         float pulled = 0;
         for (k = 0; k < outputs; k++) {
-            pulled += pull[k] * network[OUT + j * outputs + k];
-            length += add_to(trace + OUT + j * outputs + k, pull[k] * learner->rate[j]);
+            int i = OUT + j * outputs + k;
+            pulled += pull[k] * parameter(network, i);
+            if (learner->rate[j] != 0.0f)
+                length += add(base + i, trace + i, raised * pull[k] * learner->rate[j], push);
         }
         by_current[j] = pulled * learner->by_current[j];
-        length += add_to(trace + BIAS + j, by_current[j]);
-        length += add_to(trace + DECAY + j, LEARNER_LEARNS_DECAY * pulled * learner->by_decay[j]);
+        if (by_current[j] != 0.0f) {
+            active[count++] = j;
+            length += add(base + BIAS + j, trace + BIAS + j, raised * by_current[j], push);
+        }
+        length += add(base + DECAY + j, trace + DECAY + j, raised * LEARNER_LEARNS_DECAY * pulled * learner->by_decay[j], push);
     }
     for (k = 0; k < outputs; k++)
-        length += add_to(trace + OUT_BIAS(outputs) + k, pull[k]);
+        length += add(base + OUT_BIAS(outputs) + k, trace + OUT_BIAS(outputs) + k, raised * pull[k], push);
     for (c = 0; c < CHANNELS; c++) {
-        const float *row = network + WEIGHT + c * LEARNER_HIDDEN;
-        float *traced = trace + WEIGHT + c * LEARNER_HIDDEN, x = learner->channel[c], pulled = 0;
-        for (j = 0; j < LEARNER_HIDDEN; j++)
-            length += add_to(traced + j, x * by_current[j]);
-#if LEARNER_FIELDS > 1
-        if (x != 0.0f)
-            for (j = 0; j < LEARNER_HIDDEN; j++)
-                pulled += row[j] * by_current[j];
-        {
-            float width = network[WIDTH + c], narrow = width > 0.0f ? exponential(-width) : 1.0f / exponential(width);
-            float z = (normalised(learner, observation, c / LEARNER_FIELDS) - network[MEAN + c]) * narrow;
-            length += add_to(trace + MEAN + c, pulled * x * z * narrow);
-            length += add_to(trace + WIDTH + c, pulled * x * z * z);
+        float x = learner->channel[c], pulled = 0;
+        if (x == 0.0f)
+            continue;
+        for (n = 0; n < count; n++) {
+            int i = WEIGHT + c * LEARNER_HIDDEN + active[n];
+            pulled += by_current[active[n]] * parameter(network, i);
+            length += add(base + i, trace + i, raised * x * by_current[active[n]], push);
         }
-#else
-        (void)row, (void)pulled, (void)observation;
+#if LEARNER_FIELDS > 1
+        {
+            float narrow = narrowness(network, c), z = (learner->input[c / LEARNER_FIELDS] - parameter(network, MEAN + c)) * narrow;
+            length += add(base + MEAN + c, trace + MEAN + c, raised * pulled * x * z * narrow, push);
+            length += add(base + WIDTH + c, trace + WIDTH + c, raised * pulled * x * z * z, push);
+        }
 #endif
     }
-    return length;
+    network->memory->length += length;
+}
+
+/* Parameters become their bases; the traces stay as they are meant, or become zero. */
+static void settle(const struct network *network, int kept)
+{
+    struct memory *memory = network->memory;
+    int i;
+    memory->length = 0;
+    for (i = 0; i < network->size; i++) {
+        network->base[i] += memory->push * network->trace[i];
+        network->trace[i] = kept ? memory->scale * network->trace[i] : 0.0f;
+        memory->length += magnitude(network->trace[i]);
+    }
+    memory->push = 0;
+    memory->scale = 1;
 }
 
 /* Overshooting-bounded gradient descent (Elsayed et al. 2024, algorithm 3). */
-static void step(float *network, float *trace, int size, float error, float length, float rate, float caution, int goes_on)
+static void step(const struct network *network, float error, float rate, float caution, int goes_on)
 {
-    float most = magnitude(error) > 1.0f ? magnitude(error) : 1.0f, bound = rate * caution * most * length;
-    float change = error * (rate / (bound > 1.0f ? bound : 1.0f));
-    int i;
-    for (i = 0; i < size; i++)
-        network[i] += change * trace[i];
-    if (!goes_on)
-        for (i = 0; i < size; i++)
-            trace[i] = 0;
+    struct memory *memory = network->memory;
+    float most = magnitude(error) > 1.0f ? magnitude(error) : 1.0f, bound = rate * caution * most * memory->scale * memory->length;
+    memory->push += error * (rate / (bound > 1.0f ? bound : 1.0f)) * memory->scale;
+    if (!goes_on || memory->scale < FADED)
+        settle(network, goes_on);
 }
 
 static void observe(struct learner *learner, const float *observation) /* Chan et al. 1979, of one more row */
@@ -245,8 +290,9 @@ static float policy(const struct learner *learner, float *probability, float *lo
 int learner_act(struct learner *learner, const float *observation, int greedy)
 {
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], drawn;
+    struct network actor = actor_of(learner);
     int k, choice = 0;
-    forward(learner, learner->actor, LEARNER_CHOICES, observation);
+    forward(learner, &actor, observation);
     if (greedy) {
         for (k = 1; k < LEARNER_CHOICES; k++)
             if (learner->output[k] > learner->output[choice])
@@ -264,29 +310,28 @@ void learner_learn(struct learner *learner, const float *observation, int choice
                    int truncated)
 {
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], pull[LEARNER_CHOICES], one = 1.0f, after = 0, entropy;
+    struct network actor = actor_of(learner), critic = critic_of(learner);
     int k, goes_on = !terminated && !truncated;
     observe(learner, observation);
     reward = scaled(learner, reward, goes_on);
     if (!terminated) {
-        forward(learner, learner->critic, 1, next);
+        forward(learner, &critic, next);
         after = learner->output[0];
     }
-    forward(learner, learner->critic, 1, observation);
+    forward(learner, &critic, observation);
     learner->value = learner->output[0];
     learner->error = reward + LEARNER_GAMMA * after - learner->value;
-    step(learner->critic, learner->critic_trace, CRITIC_PARAMETERS, learner->error,
-         recall(learner, learner->critic, learner->critic_trace, 1, observation, &one), LEARNER_CRITIC_STEP_SIZE,
-         LEARNER_CRITIC_CAUTION, goes_on);
-    forward(learner, learner->actor, LEARNER_CHOICES, observation);
+    recall(learner, &critic, &one);
+    step(&critic, learner->error, LEARNER_CRITIC_STEP_SIZE, LEARNER_CRITIC_CAUTION, goes_on);
+    forward(learner, &actor, observation);
     entropy = policy(learner, probability, log_probability);
     for (k = 0; k < LEARNER_CHOICES; k++) {
         float spread = -probability[k] * (log_probability[k] + entropy);
         float favour = learner->error > 0.0f ? LEARNER_ENTROPY : learner->error < 0.0f ? -LEARNER_ENTROPY : 0.0f;
         pull[k] = (k == choice ? 1.0f : 0.0f) - probability[k] + favour * spread;
     }
-    step(learner->actor, learner->actor_trace, ACTOR_PARAMETERS, learner->error,
-         recall(learner, learner->actor, learner->actor_trace, LEARNER_CHOICES, observation, pull), LEARNER_STEP_SIZE,
-         LEARNER_CAUTION, goes_on);
+    recall(learner, &actor, pull);
+    step(&actor, learner->error, LEARNER_STEP_SIZE, LEARNER_CAUTION, goes_on);
 }
 
 void learner_start(struct learner *learner, uint32_t seed)
@@ -300,6 +345,9 @@ void learner_start(struct learner *learner, uint32_t seed)
         learner->critic[i] = start_critic[i];
         learner->critic_trace[i] = 0;
     }
+    learner->actor_memory.scale = learner->critic_memory.scale = 1;
+    learner->actor_memory.push = learner->critic_memory.push = 0;
+    learner->actor_memory.length = learner->critic_memory.length = 0;
     learner->count = START_COUNT;
     for (i = 0; i < LEARNER_INPUTS; i++) {
         learner->mean[i] = start_mean[i];
@@ -310,4 +358,11 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->return_mean = START_RETURN_MEAN;
     learner->return_squares = START_RETURN_SQUARES;
     learner->random = seed;
+}
+
+void learner_settle(struct learner *learner)
+{
+    struct network actor = actor_of(learner), critic = critic_of(learner);
+    settle(&actor, 1);
+    settle(&critic, 1);
 }

@@ -22,15 +22,22 @@
 #define ACTOR_PARAMETERS (OUT_BIAS(LEARNER_CHOICES) + LEARNER_CHOICES)
 #define CRITIC_PARAMETERS (OUT_BIAS(1) + 1)
 
+/* What a network has learned, and the traces of what it did lately. Both are held so that a step touches only what it changes: a
+ * parameter is `base + push * trace`, and the trace that learning means is `scale * trace`. */
+struct memory {
+    float scale, push, length; /* the last: sum of the magnitudes of `trace` */
+};
+
 struct learner {
-    float actor[ACTOR_PARAMETERS], actor_trace[ACTOR_PARAMETERS];
+    struct memory actor_memory, critic_memory;
+    float actor[ACTOR_PARAMETERS], actor_trace[ACTOR_PARAMETERS]; /* bases, and traces */
     float critic[CRITIC_PARAMETERS], critic_trace[CRITIC_PARAMETERS];
     /* Running moments of the observations, and of the discounted sum of rewards. */
     float count, mean[LEARNER_INPUTS], variance[LEARNER_INPUTS];
     float running, return_count, return_mean, return_squares;
     uint32_t random;
     /* What the last call left behind. */
-    float channel[CHANNELS], rate[LEARNER_HIDDEN], by_current[LEARNER_HIDDEN], by_decay[LEARNER_HIDDEN];
+    float input[LEARNER_INPUTS], channel[CHANNELS], rate[LEARNER_HIDDEN], by_current[LEARNER_HIDDEN], by_decay[LEARNER_HIDDEN];
     float output[LEARNER_CHOICES], error, value;
     uint32_t spikes; /* in the last call of a network */
 };
@@ -44,5 +51,8 @@ int learner_act(struct learner *learner, const float *observation, int greedy);
 /* From one step. `terminated`: the task ended; `truncated`: only the episode did. */
 void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
                    int truncated);
+
+/* Brings `actor` and `critic` up to what has been learned, to be read or kept. */
+void learner_settle(struct learner *learner);
 
 #endif

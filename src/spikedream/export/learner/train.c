@@ -111,6 +111,7 @@ int main(void)
     print_number(" most ", most);
     PRINT("\n");
 #endif
+    learner_settle(&learner);
     print_number("solved ", solved);
     print_number(" hash ", hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u)));
     PRINT("\n");
