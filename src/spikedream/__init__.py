@@ -22,6 +22,7 @@ from spikedream.envs import hidden_velocity, ini_cartpole, remote
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
 from spikedream.export.energy import energy, record
+from spikedream.export.learner import ExportedLearner, export_learner
 from spikedream.nodes import Unexportable
 from spikedream.processes import Parallel, Sync
 from spikedream.reports.report import write_report
@@ -40,7 +41,7 @@ ini_cartpole.register()
 remote.register()
 __all__ = [
     "BrokenEnvironment", "CheckpointError", "ClusterError", "Compression", "Config", "ConfigError", "Diverged", "Exported",
-    "Interrupted", "Run", "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_policy", "load", "resume", "train",
+    "ExportedLearner", "Interrupted", "Run", "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_learner", "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 

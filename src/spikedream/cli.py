@@ -70,6 +70,7 @@ class Export:
     out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
     bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
+    learner: bool = False  # what learns, too: C that goes on learning from each of its own steps; --board lets it, on CartPole-v1
     best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
 
@@ -239,6 +240,8 @@ def evaluate(arguments: list[str], console: Console) -> int:
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run, command.best)
+    if command.learner:
+        return _export_learner(command, run, console)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
@@ -255,6 +258,29 @@ def export(arguments: list[str], console: Console) -> int:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     return status
+
+
+def _export_learner(command: Export, run: Run, console: Console) -> int:
+    if command.to != "c" or command.bits is not None:
+        raise spikedream.Unexportable("--learner is for --to c, in float32: without --bits")
+    if command.board is not None and command.board not in emulator.BOARDS:
+        raise spikedream.Unexportable(f"there is no board {command.board!r}; boards are {', '.join(emulator.BOARDS)}")
+    done = spikedream.export_learner(run, command.out, command.vectors)
+    console.print(
+        f"{done.directory}: {done.parameters:,} numbers that learn, {done.state:,} bytes of state, {done.vectors} test vectors",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if command.board is None:
+        return 0
+    learned = emulator.train_on(done.directory, emulator.BOARDS[command.board])
+    last = max(learned.returns, default=0)
+    console.print(
+        f"{command.board}: {f'solved after {learned.solved:,} steps' if learned.solved else f'not solved in {last:,} steps'}, return"
+        f" {learned.returns.get(last, 0)} · {learned.instructions:,} instructions a step, at most {learned.most:,} · code"
+        f" {learned.code:,} bytes, flash {learned.flash:,}, RAM {learned.ram:,}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0 if learned.solved else 1
 
 
 def compress(arguments: list[str], console: Console) -> int:

@@ -138,8 +138,8 @@ def _compile(board: Board, directory: Path, work: Path, name: str, *arguments: s
     return out
 
 
-def _emulate(board: Board, program: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=300)
+def _emulate(board: Board, program: Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=patience)
 
 
 def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
@@ -147,3 +147,60 @@ def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
     size = subprocess.run([board.compiler.replace("gcc", "size"), str(file)], capture_output=True, text=True, check=True)
     text, data, bss = map(int, size.stdout.splitlines()[1].split()[:3])
     return text, data, bss
+
+
+# ---- learning there
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a learner came to on a board, with its environment inside, and what it took."""
+
+    solved: int | None  # steps after which greedy episodes first reached the threshold; None where they did not
+    returns: dict[int, int]  # after so many steps the mean return of greedy episodes
+    hash: int  # of all that was learned: the same on every machine
+    instructions: int  # of a step, in the mean: deciding, the environment, learning
+    most: int  # of a step
+    code: int  # bytes of the learner without its tables
+    flash: int  # bytes of the whole program, environment and evaluation included
+    ram: int  # of its data
+
+
+def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, every: int = 500, episodes: int = 100) -> Trained:
+    """The learner that was exported to `directory`, of CartPole-v1: it learns there, and is evaluated there.
+
+    Args:
+        directory: of `export_learner`.
+        board: where.
+        seed: decides what is explored and where episodes begin.
+        steps: at most; it ends when it is solved.
+        every: steps between evaluations, of so many `episodes`.
+
+    Raises:
+        ToolMissing: compiler or emulator is not installed.
+        Unexportable: the board cannot hold it, or there is no environment in C.
+    """
+    if (lacking := missing(board)) is not None:
+        raise lacking
+    if not (directory / "train.c").exists():
+        raise Unexportable(f"{directory} has no environment in C: there is one for CartPole-v1")
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        (work / "memory.ld").write_text((BOARDS_DIRECTORY / "memory.ld").read_text() % vars(board))
+        (work / "print.h").write_text('#include "board.h"\n#define PRINT(text) print(text)\n')
+        defined = [
+            f"-D{name}={x}" for name, x in zip(("SEED", "STEPS", "EVERY", "EPISODES"), (seed, steps, every, episodes), strict=True)
+        ]
+        learner = _compile(board, directory, work, "learner.o", "-c", directory / "learner.c")
+        how = ("-DINSTRUCTIONS", *defined, "-include", work / "print.h")
+        program = _program(board, directory, work, "train", *how, directory / "train.c", learner)
+        said = _emulate(board, program, patience=1800).stdout.splitlines()
+        text, data, bss = _sizes(board, program)
+        sections = subprocess.run(
+            [board.compiler.replace("gcc", "size"), "-A", str(learner)], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    code = sum(int(words[1]) for words in map(str.split, sections) if words and words[0].startswith(".text"))
+    returns = {int(w[1]): int(w[3]) for w in map(str.split, said) if w[0] == "steps"}
+    _, instructions, _, most = said[-2].split()
+    _, solved, _, found = said[-1].split()
+    return Trained(int(solved) or None, returns, int(found), int(instructions), int(most), code, text + data, data + bss)

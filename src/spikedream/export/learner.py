@@ -1,6 +1,6 @@
 """The streaming actor-critic in C99: a device that learns from each of its own steps, without Python and without a library.
 
-The C program is one, `learner/learner.c`; a run gives it its sizes, its hyper-parameters, and where learning stands.
+The C program is one, `c_learner/learner.c`; a run gives it its sizes, its hyper-parameters, and where learning stands.
 """
 
 import math
@@ -28,7 +28,7 @@ from spikedream.snn.readouts import RateReadout
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, Triangular
 from spikedream.types import Transition
 
-LEARNER_FILES, ARITHMETIC = Path(__file__).parent / "learner", Path(__file__).parent / "c" / "arithmetic.h"
+LEARNER_FILES, ARITHMETIC = Path(__file__).parent / "c_learner", Path(__file__).parent / "c" / "arithmetic.h"
 WITH_CARTPOLE = ("cartpole.h", "train.c")  # only where the environment is that one
 STRETCH = 3  # steps that a test vector learns from
 UNDECIDED = 1e-4  # a membrane this near to its threshold fires or not by how sums are rounded
@@ -69,10 +69,9 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32) -
     (directory / "settings.h").write_text(_settings(run, agent))
     (directory / "start.h").write_text(_start(run))
     (directory / "vectors.h").write_text(_vectors(found))
-    networks = [_flat(params) for params in _state(run).params]
-    parameters = sum(x.size for x in networks)
-    hidden, channels = agent.actor.hidden[0], _channels(run, agent)  # type: ignore[union-attr]
-    beside = 2 * run.spec.obs_size + 5 + channels + 5 * hidden + run.spec.action_size + 3
+    actor = cast(SpikingNetwork, agent.actor)
+    parameters = sum(_flat(params).size for params in _state(run).params)
+    beside = 3 * run.spec.obs_size + actor.encoder.channels(run.spec.obs_size) + 3 * actor.hidden[0] + run.spec.action_size + 15
     return ExportedLearner(directory, parameters, 4 * (2 * parameters + beside), len(found), left_out)
 
 
@@ -111,7 +110,7 @@ def _lacking(network: Any) -> str | None:
     if neuron.learn_threshold:
         return "fixed thresholds (learn_threshold false)"
     if isinstance(encoder, GaussianPopulation) and (encoder.mode != "current" or encoder.currents or encoder.squash):
-        return "input that is the same at every tick, DirectCurrent or GaussianPopulation with mode current, without currents and squash,"
+        return "DirectCurrent, or GaussianPopulation with mode current, without currents and squash, before the layer"
     if not isinstance(network.readout, RateReadout):
         return "a RateReadout"
     if network.persistent or network.branches or network.fan_in is not None or network.sparsity is not None or network.fixed_point:
@@ -119,10 +118,6 @@ def _lacking(network: Any) -> str | None:
     if isinstance(network.rule, EProp) and not (network.rule.reset and network.rule.feedback == "symmetric"):
         return "the exact gradient: rule RTRL"
     return None
-
-
-def _channels(run: Run, agent: StreamActorCritic) -> int:
-    return cast(SpikingNetwork, agent.actor).encoder.channels(run.spec.obs_size)
 
 
 # ---- as C
@@ -294,7 +289,7 @@ def _vectors(found: list[Learned]) -> str:
         parts = [both[0], whole[0], numbers(rewards), both[1], *whole[1:], numbers(each.errors), numbers(each.output)]
         rows.append("    {" + ", ".join(parts) + "}")
     body = ",\n".join(rows)
-    return f"""/* Steps, and what JAX learns from them: magnitudes of temporal-difference errors, and the actor's output afterwards. */
+    return f"""/* Steps, and what JAX learns from them: magnitudes of the errors, and the actor's output afterwards. */
 #define VECTORS {len(found)}
 #define STRETCH {STRETCH}
 #define VECTOR_TOLERANCE {literal(TOLERANCE)}

@@ -1,0 +1,64 @@
+"""Learning on a small computer: CartPole-v1 from nothing, with the environment inside, on a board that QEMU emulates.
+
+    python benchmarks/embedded_learner.py [--seeds 10] [--first-seed 0] [--board cortex-m4] [--hidden 32] [--record NAME]
+
+For each seed a network is drawn here, exported as a learner, and learns there and on this machine: the hash of all that was learned
+must be the same. Steps are those until 100 greedy episodes reach 475 in the mean, looked at every 250. With --record the figures
+become results/embedded-NAME-BOARD.json. `make test-embedded` installs what this needs.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import spikedream
+from spikedream.experiments.record import record_scores
+from spikedream.export.emulator import BOARDS, EXACT, train_on
+
+EVERY, STEPS = 250, 20000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--board", choices=BOARDS, default="cortex-m4")
+    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--record", metavar="NAME")
+    options = parser.parse_args()
+    network = {
+        "hidden": [options.hidden],
+        "neuron": {"surrogate": "Triangular"},
+    }  # which lets neurons far from firing be passed over
+    drawn = {"budget": 1, "collect": {"steps": 1}, "evaluation": {"episodes": 1}, "agent": {"actor": network, "critic": network}}
+    scores: dict[str, list[float]] = {}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        with tempfile.TemporaryDirectory() as place:
+            run = spikedream.train("online-cartpole", seed=seed, out=Path(place) / "run", settings=drawn, report=False)
+            directory = spikedream.export_learner(run, vectors=1).directory
+            there = train_on(directory, BOARDS[options.board], seed + 1, STEPS, EVERY)
+            flags = (f"-DSEED={seed + 1}u", f"-DSTEPS={STEPS}", f"-DEVERY={EVERY}", "train.c", "learner.c", "-o", "train")
+            subprocess.run(["cc", *EXACT, *flags], cwd=directory, check=True)
+            here = subprocess.run(["./train"], cwd=directory, capture_output=True, text=True).stdout.split()
+        assert int(here[-1]) == there.hash, f"{options.board} learns other bits"
+        found = {
+            "steps": float("inf") if there.solved is None else there.solved,
+            "instructions a step": there.instructions, "instructions at most": there.most,
+            "code, bytes": there.code, "flash, bytes": there.flash, "RAM, bytes": there.ram,
+        }  # fmt: skip
+        print(seed, found, flush=True)
+        for name, value in found.items():
+            scores.setdefault(name, []).append(value)
+    if options.record:
+        record_scores(
+            f"embedded-{options.record}-{options.board}",
+            shlex.join(["python", "benchmarks/embedded_learner.py", *sys.argv[1:]]),
+            scores,
+        )
+
+
+if __name__ == "__main__":
+    main()

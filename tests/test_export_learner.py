@@ -1,0 +1,83 @@
+"""The learner in C learns what JAX learns, and learns CartPole-v1 where the environment is there too."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_resume import Notes
+
+import spikedream
+from spikedream import config as configuration
+from spikedream.config import Config, named
+from spikedream.export.emulator import BOARDS, missing, train_on
+from spikedream.nodes import Unexportable
+
+TINY = {
+    "budget": 40, "collect": {"steps": 40}, "evaluation": {"episodes": 1, "confirmations": 0}, "threshold": 1e9,
+    "replay": {"capacity": 100},
+}  # fmt: skip
+
+
+def drawn(place: Path, **network) -> spikedream.Run:
+    changes = TINY | {"agent": {"actor": network, "critic": network}}
+    return spikedream.train(configuration.merge(named("online-cartpole"), changes), out=place, listener=Notes(), report=False)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"hidden": [12], "neuron": {"surrogate": "Triangular"}},
+        {"hidden": [8], "ticks": 3, "encoder": "DirectCurrent", "neuron": {"reset": "hard", "learn_decay": False}},
+    ],
+    ids=["receptive fields", "currents, hard reset"],
+)
+def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path: Path) -> None:
+    done = spikedream.export_learner(drawn(tmp_path / "run", **network), vectors=8)
+    tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
+    assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 8 + ["passed"], tested.stdout + tested.stderr
+    subprocess.run(["make", "-s", "-C", str(done.directory), "train"], check=True)
+    vectors = done.directory / "vectors.h"
+    vectors.write_text(
+        vectors.read_text().replace("{0, 0, 0}, {0, 0, 0}", "{1, 1, 1}, {0, 0, 0}")
+    )  # as if the task ended each time
+    assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ({"hidden": [6, 6]}, "one hidden layer"),
+        ({"neuron": {"learn_threshold": True}}, "fixed thresholds"),
+        ({"encoder": {"mode": "deterministic"}}, "mode current"),
+        ({"rule": {"kind": "EProp", "feedback": "random"}}, "rule RTRL"),
+    ],
+)
+def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from spikedream.export.learner import export_learner
+    from spikedream.types import Spec
+
+    config = configuration.merge(named("online-cartpole"), {"agent": {"actor": network, "critic": network}})
+    spec = Spec(4, 2, discrete=True)
+    run = cast(Any, SimpleNamespace(algorithm=config.algorithm(spec), spec=spec, config=config))
+    with pytest.raises(Unexportable, match=says):
+        export_learner(run)
+    run.algorithm = Config().algorithm(spec)
+    with pytest.raises(Unexportable, match="agents that learn from each step, StreamActorCritic, not Dreamer"):
+        export_learner(run)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_learns_the_bits_that_this_machine_learns(board: str, tmp_path: Path) -> None:
+    assert missing(BOARDS[board]) is None
+    done = spikedream.export_learner(drawn(tmp_path / "run", hidden=[32], neuron={"surrogate": "Triangular"}), vectors=1)
+    there = train_on(done.directory, BOARDS[board], steps=1000, every=500, episodes=5)
+    flags = ["-std=c99", "-O2", "-ffp-contract=off", "-DSEED=1u", "-DSTEPS=1000", "-DEVERY=500", "-DEPISODES=5"]
+    subprocess.run(["cc", *flags, "train.c", "learner.c", "-o", "train"], cwd=done.directory, check=True)
+    here = subprocess.run(["./train"], cwd=done.directory, capture_output=True, text=True).stdout.split()
+    assert int(here[-1]) == there.hash and there.ram <= 48 << 10 and there.code <= 8 << 10
