@@ -41,7 +41,8 @@ ini_cartpole.register()
 remote.register()
 __all__ = [
     "BrokenEnvironment", "CheckpointError", "ClusterError", "Compression", "Config", "ConfigError", "Diverged", "Exported",
-    "ExportedLearner", "Interrupted", "Run", "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_learner", "export_policy", "load", "resume", "train",
+    "ExportedLearner", "Interrupted", "Run", "SteppedDreams", "Unexportable", "compress_policy", "energy", "export_learner",
+    "export_policy", "load", "resume", "train",
 ]  # fmt: skip
 
 

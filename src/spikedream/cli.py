@@ -274,8 +274,9 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
         return 0
     learned = emulator.train_on(done.directory, emulator.BOARDS[command.board])
     last = max(learned.returns, default=0)
+    outcome = f"solved after {learned.solved:,} steps" if learned.solved else f"not solved in {last:,} steps"
     console.print(
-        f"{command.board}: {f'solved after {learned.solved:,} steps' if learned.solved else f'not solved in {last:,} steps'}, return"
+        f"{command.board}: {outcome}, return"
         f" {learned.returns.get(last, 0)} · {learned.instructions:,} instructions a step, at most {learned.most:,} · code"
         f" {learned.code:,} bytes, flash {learned.flash:,}, RAM {learned.ram:,}",
         highlight=False, soft_wrap=True,
