@@ -10,7 +10,7 @@ import pytest
 from small import CONTINUOUS, DISCRETE, known, same, small
 
 from spikedream import config as configuration
-from spikedream.agents.dyna import Dyna, Imagined, Range
+from spikedream.agents.dyna import Dyna, Imagined
 from spikedream.agents.online import Both, Returns, StreamActorCritic
 from spikedream.config import Config, ConfigError, twin
 from spikedream.replay.ring import ReplayBuffer
@@ -167,28 +167,6 @@ def test_the_model_learns_from_single_steps_what_they_have_in_common():
     assert float(dyna.imagine(state, replay, jnp.array([2.0, 0.0, 0.0]), action, KEY).terminated) == 1
     far = jnp.array([-50.0, 0.0, 0.0])
     assert float(dyna.imagine(state, replay, far, action, KEY).terminated) == 1, "what was never seen was believed"
-
-
-def test_a_side_beyond_which_episodes_end_is_an_end_until_one_goes_on_there():
-    nothing = jnp.zeros(1)
-    seen = Range(nothing + jnp.inf, nothing - jnp.inf, nothing, nothing)
-
-    def add(seen, alive, following, terminated=0.0):
-        move = step([alive], [0.0], 0.0, [following], terminated=terminated)
-        return seen.add(move, move.obs, move.next_obs)
-
-    def left(seen, *places):
-        return [bool(seen.left(jnp.array([x]), 0.5)) for x in places]
-
-    for alive in (-1.0, 1.0):
-        seen = add(seen, alive, 0.0)
-    assert left(seen, -2.1, -1.9, 1.9, 2.1) == [True, False, False, True]
-    for _ in range(2):
-        assert left(seen, 1.1) == [False]
-        seen = add(seen, 1.0, 1.2, terminated=1.0)
-    assert left(seen, -1.9, 1.0, 1.1) == [False, False, True]
-    seen = add(seen, 1.3, 1.4)  # one that lived further out
-    assert left(seen, 1.4) == [False]
 
 
 def test_a_dream_begins_anew_at_the_newest_state_that_did_not_end():

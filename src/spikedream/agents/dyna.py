@@ -17,41 +17,17 @@ from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
 from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, check_bounds
 
-CERTAIN = 2  # real episodes that ended beyond a bound make it an end
-
 
 class Networks(NamedTuple):
     dynamics: PyTree
-    ending: PyTree | None
-
-
-class Range(NamedTuple):
-    """Of the observations after which a real episode went on, (obs_size,) each, in the environment's own units."""
-
-    low: Array
-    high: Array
-    ends_below: Array  # episodes that have ended beyond the bound since it last moved
-    ends_above: Array
-
-    def add(self, step: Transition, alive: Array, following: Array) -> "Range":
-        """With a real step from `alive` to `following`."""
-        low, high = jnp.minimum(self.low, alive), jnp.maximum(self.high, alive)
-        below, above = (
-            jnp.where(moved, 0, x) for moved, x in ((low < self.low, self.ends_below), (high > self.high, self.ends_above))
-        )
-        return Range(low, high, below + step.terminated * (following < low), above + step.terminated * (following > high))
-
-    def left(self, obs: Array, slack: float) -> Array:
-        """() bool; by more than `slack` widths where what lies beyond is not known for an end."""
-        beyond = slack * (self.high - self.low)
-        below = obs < self.low - jnp.where(self.ends_below < CERTAIN, beyond, 0)
-        return (below | (obs > self.high + jnp.where(self.ends_above < CERTAIN, beyond, 0))).any()
+    ending: PyTree  # None without a network for it
 
 
 class DynaState(eqx.Module):
-    networks: Networks
+    networks: PyTree  # Networks
     optimizer: PyTree
-    range: Range
+    low: Array  # (obs_size,) smallest observation after which an episode went on, in the environment's own units
+    high: Array  # (obs_size,) largest, likewise
     obs: Array  # (obs_size,) where the dream stands, likewise
     age: Array  # () int32, its steps so far
 
@@ -67,9 +43,8 @@ class Imagined(NamedTuple):
 @dataclass(frozen=True)
 class Dyna:
     """One dream goes on beside the real episode: it begins at the newest real state, and anew once it has ended or reached its
-    horizon. Most tasks end at a bound: a dream ends where an observation leaves the range of those after which a real episode went
-    on, at once on a side beyond which several real ones have ended, elsewhere by a `margin`, since the model has learned nothing
-    there. A network for the `ending` is for tasks that end within that range."""
+    horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end at a bound, and
+    elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
 
     dynamics: AnyNetwork = SpikingNetwork(readout=MembraneReadout(), rule=RTRL())  # of the observation's change, and the reward
     ending: AnyNetwork | None = None  # from the next observation
@@ -79,7 +54,7 @@ class Dyna:
     learning_rate: float = 3e-3
     gradient_clip: float = 1.0  # global norm
     start_noise: float = 0.0  # around the newest real state, in standard deviations of the observation
-    margin: float = 1.0  # beyond that range, in its widths
+    margin: float = 0.0  # beyond that range, in typical changes
 
     def __post_init__(self) -> None:
         at_least_one, not_negative = (1, None), (0, None)
@@ -97,10 +72,9 @@ class Dyna:
             self.dynamics.init(spec.obs_size + spec.action_size, spec.obs_size + 1, dynamics_key),
             None if self.ending is None else self.ending.init(spec.obs_size, 1, ending_key),
         )
-        bound = jnp.full(spec.obs_size, jnp.inf, jnp.float32)
-        nowhere = Range(bound, -bound, jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size))
-        age = jnp.full((), self.horizon, jnp.int32)
-        return DynaState(networks, self._optimizer.init(networks), nowhere, jnp.zeros(spec.obs_size), age)
+        # Nowhere yet; finite, since what is not is taken for a run that has diverged.
+        nowhere, age = jnp.full(spec.obs_size, 1e30, jnp.float32), jnp.full((), self.horizon, jnp.int32)
+        return DynaState(networks, self._optimizer.init(networks), nowhere, -nowhere, jnp.zeros(spec.obs_size), age)
 
     def _scale(self, experience: Experience) -> Array:
         """(obs_size,) typical change of the normalised observation in a step."""
@@ -119,9 +93,9 @@ class Dyna:
 
         gradient, error = jax.grad(loss, has_aux=True)(state.networks)
         networks, moved = apply_gradient(self._optimizer, gradient, state.optimizer, state.networks)
-        raw_obs = experience.normalizer.raw_obs
-        seen = state.range.add(step, raw_obs(step.obs), raw_obs(step.next_obs))
-        return DynaState(networks, moved, seen, state.obs, state.age), {"model_error": error}
+        alive = experience.normalizer.raw_obs(step.obs)
+        low, high = jnp.minimum(state.low, alive), jnp.maximum(state.high, alive)
+        return DynaState(networks, moved, low, high, state.obs, state.age), {"model_error": error}
 
     def _ending_loss(self, networks: Networks, experience: Experience, step: Transition, key: Array) -> Array:
         if self.ending is None:
@@ -146,8 +120,9 @@ class Dyna:
         dynamics_key, ending_key = jax.random.split(key)
         scale, normalizer = self._scale(experience), experience.normalizer
         predicted = self.dynamics(state.networks.dynamics, jnp.concatenate([obs, action]), (), dynamics_key).value
-        following = obs + predicted[:-1] * scale
-        ended = state.range.left(normalizer.raw_obs(following), self.margin)
+        following, slack = obs + predicted[:-1] * scale, self.margin * scale
+        below, above = normalizer.obs(state.low) - slack, normalizer.obs(state.high) + slack
+        ended = ((following < below) | (following > above)).any()
         if self.ending is not None:
             ended |= self.ending(state.networks.ending, following, (), ending_key).value[0] > 0
         return Imagined(following, jnp.clip(predicted[-1], *normalizer.reward_range()), ended.astype(jnp.float32))
