@@ -120,8 +120,8 @@ def swing_up_reward(cartpole: CartPole, xp: Any, motion: Motion, drive: Any) -> 
     """In [0, 1]: upright x centred x little drive x little rotation x off the ends.
 
     The first four are dm_control's reward for its cart-pole (Tassa et al. 2018, `suite/cartpole.py`), whose 2 m to each side are
-    half a track here. The last is the bound in the cost of the source's controllers, 1 up to 0.85 of half the track and 0 at its end:
-    without, a pole is also kept upright by leaning the cart against the end.
+    half a track here. The last is the bound in the cost of the source's controllers, 1 up to 0.85 of half the track and 0 at its
+    end: without, a pole is also kept upright by leaning the cart against the end.
 
     Args:
         motion: after the step.

@@ -60,7 +60,7 @@ class Evaluator:
         self.config, self.episodes = config, episodes
         self.batch = min(episodes, LARGEST_BATCH)
         self._envs = make_vector(config.env, config.env_kwargs, config.max_episode_steps, self.batch)
-        self._longest = longest_episode(config.env, config.max_episode_steps)
+        self._longest, self._warm = longest_episode(config.env, config.max_episode_steps), False
 
     def __call__(self, algorithm: Algorithm, policy: PolicyState, key: Array, stream: int, *index: int) -> Evaluated:
         """Run the episodes that `stream` and `index` seed (see `episode_seed`); what a policy draws follows from that and `key`.
@@ -68,6 +68,10 @@ class Evaluator:
         Raises:
             BrokenEnvironment: the environment raised, or returned something that is not finite.
         """
+        if not self._warm:  # what keeps time itself must not wait for a compilation
+            resting, nothing = algorithm.start(policy, self.batch), np.zeros((self.batch, algorithm.spec.obs_size), np.float32)
+            algorithm.act(policy, resting, nothing, key, True).key.block_until_ready()
+            self._warm = True
         rounds = -(-self.episodes // self.batch)
         seeds = [episode_seed(self.config.seed, stream, *index, i) for i in range(rounds)]
         parts = [self._round(algorithm, policy, jax.random.fold_in(key, seed), seed) for seed in seeds]
@@ -98,7 +102,7 @@ class Evaluator:
                     raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")
                 # An environment whose episode has ended resets itself and runs on; nothing after its end counts.
                 returns += reward * running
-                lengths += running
+                lengths += running * np.asarray(info.get("ticks", 1))
                 if "is_success" in info:
                     success = np.where(running, info["is_success"], success)
                 running &= ~(terminated | truncated)
