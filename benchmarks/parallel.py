@@ -226,13 +226,12 @@ def _resident() -> int:
 # ---- kills
 
 
-def kills(number: int, seed: int) -> None:
-    """CartPole with an environment of 2 ms a step, so that the run lasts; never stopped before all kills are done and it is solved
-    at the end."""
+def kills(number: int, seed: int, budget: int) -> None:
+    """CartPole to the end of its budget, solved or not; what was lost, and whether it is solved at the end."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as home:
         out = Path(home) / "run"
-        settings = ["--runner", "Parallel", "--runner.collectors", "2", "--budget", "3000", "--evaluation.stop", "False"]
+        settings = ["--runner", "Parallel", "--runner.collectors", "2", "--budget", str(budget), "--evaluation.stop", "False"]
         settings += ["--runner.failures", "20", "--seed", str(seed)]
         command = [sys.executable, "-m", "spikedream", "train", "cartpole", *settings, "--out", str(out)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -288,6 +287,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--number", type=int, default=50)
+    parser.add_argument("--budget", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     if asked.what == "cartpole":
@@ -297,4 +297,4 @@ if __name__ == "__main__":
     elif asked.what == "intake":
         intake(asked.seconds)
     else:
-        kills(asked.number, asked.seed)
+        kills(asked.number, asked.seed, asked.budget)

@@ -54,6 +54,7 @@ class Crew:
         check_ray()
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the user's home
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # or its workers come last wherever anything else runs
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray  # pyright: ignore[reportMissingImports] - an extra
 
