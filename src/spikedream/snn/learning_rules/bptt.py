@@ -2,13 +2,29 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.protocol import Window
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState
 from spikedream.types import PyTree
+
+
+def _step(neuron: AnyNeuron, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+    return neuron.step(params, state, x)
+
+
+_step_call = jax.jit(_step, static_argnums=0)
+
+
+def _apart(neuron: AnyNeuron, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+    """A tick that is compiled by itself, so that what it returns is made once: XLA's back end for CPUs makes no loop with two results,
+    and would follow each membrane from the first tick on for every reader of it."""
+    with set_xla_metadata(inlineable="false"):
+        return _step_call(neuron, params, state, x)
 
 
 @dataclass(frozen=True)
@@ -32,8 +48,9 @@ class BPTT:
     ) -> Window:
         currents = synapse(entering)  # one row when the input is the same at every tick
         history = [state]
+        step = _apart if neuron.recurrent else _step
         for tick in range(ticks):
-            history.append(neuron.step(params, history[-1], currents[min(tick, currents.shape[0] - 1)]))
+            history.append(step(neuron, params, history[-1], currents[min(tick, currents.shape[0] - 1)]))
         spikes = jnp.stack([after.spikes for after in history[1:]])
         return Window(spikes, jnp.stack([after.v - state.v for after in history[1:]]), history[-1], ())
 
