@@ -50,6 +50,11 @@ class Parallel:
                 f"runner Parallel needs an agent that learns from any experience, which {type(config.agent).__name__} does not;"
                 " Dreamer, MPC and OffPolicy do, and runner Sync takes every agent"
             )
+        if config.agent.online:
+            raise ValueError(
+                f"runner Parallel has an agent trainer of its own, but {type(config.agent).__name__} learns while it collects; use"
+                " runner Sync"
+            )
         if config.replay.priority in ("model_error", "td_error"):
             raise ValueError(
                 f'replay.priority is "{config.replay.priority}", which is measured where the model is fitted and not told to other'

@@ -10,6 +10,7 @@ from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.config import Config, ConfigError
 from spikedream.export.energy import energy
+from spikedream.processes import Sync
 from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
 from spikedream.snn.fixed_point import FixedPoint
@@ -40,6 +41,8 @@ def compressed(run: Run, density: float | None, rate: float | None, bits: int | 
         start_from=str(run.directory),
         start_with="everything",
         budget=0,
+        runner=Sync(),  # there is nothing to collect
+        realtime=None,
         improve=replace(config.improve, first=updates),
         evaluation=replace(config.evaluation, confirmations=0),
         agent=agent,

@@ -17,14 +17,14 @@ def _step(neuron: AnyNeuron, params: NeuronParams, state: NeuronState, x: Array)
     return neuron.step(params, state, x)
 
 
-_step_call = jax.jit(_step, static_argnums=0)
+_compiled_step = jax.jit(_step, static_argnums=0)
 
 
-def _apart(neuron: AnyNeuron, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
-    """A tick that is compiled by itself, so that what it returns is made once: XLA's back end for CPUs makes no loop with two results,
-    and would follow each membrane from the first tick on for every reader of it."""
+def _step_apart(neuron: AnyNeuron, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+    """A tick that is compiled by itself, so that what it returns is made once: XLA's back end for CPUs makes no loop with two
+    results, and would follow each membrane from the first tick on for every reader of it."""
     with set_xla_metadata(inlineable="false"):
-        return _step_call(neuron, params, state, x)
+        return _compiled_step(neuron, params, state, x)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BPTT:
     ) -> Window:
         currents = synapse(entering)  # one row when the input is the same at every tick
         history = [state]
-        step = _apart if neuron.recurrent else _step
+        step = _step_apart if neuron.recurrent else _step  # where neurons do not hear each other, one fused loop is as fast
         for tick in range(ticks):
             history.append(step(neuron, params, history[-1], currents[min(tick, currents.shape[0] - 1)]))
         spikes = jnp.stack([after.spikes for after in history[1:]])
