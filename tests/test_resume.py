@@ -58,7 +58,8 @@ def rows_written(directory: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+# SIGINT and SIGTERM go the same way: `runners.stop`.
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.learning), signal.SIGKILL])
 def test_a_stopped_run_resumes_bit_for_bit(number: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stopped"
     process = start(directory)
