@@ -160,6 +160,10 @@ class FixedPointNeuron:
     form: FixedPoint
 
     @property
+    def norm(self) -> str:
+        return "none"
+
+    @property
     def learn_threshold(self) -> bool:
         return self.neuron.learn_threshold
 
