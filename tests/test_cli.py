@@ -123,6 +123,7 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     from spikedream import config
 
     assert [line.split()[0] for line in out.splitlines() if line[:1] != " "] == list(config.presets())
+    assert "spikedream[dm-control]" in out, "brackets are not taken for markup"
 
 
 def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

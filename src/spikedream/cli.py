@@ -13,6 +13,7 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import spikedream
 from spikedream import config as configuration
@@ -307,7 +308,7 @@ def presets(arguments: list[str], console: Console) -> int:
     tyro.cli(Presets, prog="spikedream presets", args=arguments)
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, description in configuration.presets().items():
-        table.add_row(f"[bold]{name}[/]", description)
+        table.add_row(Text(name, style="bold"), Text(description))  # as it is: brackets name an extra
     console.print(table)
     return 0
 
