@@ -15,6 +15,7 @@ from spikedream.snn.affine import Affine
 from spikedream.snn.encoders import DirectCurrent, GaussianPopulation
 from spikedream.snn.learning_rules.influence import at_rest
 from spikedream.snn.learning_rules.pattern import Every, Own, Some, over_blocks
+from spikedream.snn.learning_rules.protocol import SpikingLayer
 from spikedream.snn.learning_rules.rtrl import kept
 from spikedream.snn.networks import BPTT, RTRL, AnyRule, EProp, SnAp, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, CubaLIF, heard
@@ -246,7 +247,7 @@ def test_influences_that_decay_become_zero_and_no_denormals():
 
     def step(influence, _):
         state = network.neuron.start(6)  # silent from here on, whatever entered before
-        found = network.rule.window(network.neuron, layer.synapse, layer.neuron, jnp.zeros((1, INPUTS)), state, influence, 4)
+        found = network.rule.window(network.neuron, layer, jnp.zeros((1, INPUTS)), state, influence, 4)
         return found.influence, None
 
     after = jax.jit(lambda influence: jax.lax.scan(step, influence, None, length=60)[0])(touched[0])
@@ -261,7 +262,7 @@ def test_influence_is_kept_in_the_order_of_its_pattern():
     neurons = params.init(10, jax.random.key(0))
     listened = heard(params, 10)
     for pattern, shape in ((Own(10), (4, 10)), (Every(10), (10, 4, 10)), (Some(listened, 1), (10, 3, 4))):
-        found = at_rest(params, pattern, synapse, neurons)
+        found = at_rest(params, pattern, SpikingLayer(synapse, neurons))
         assert found["synapse"].v.shape == shape and set(found) == {"synapse", "neuron", "recurrent"}
 
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Layer, Node, Window, described
-from spikedream.snn.affine import Affine, affine, l1, thin
+from spikedream.snn.affine import affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
 from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.learning_rules.eprop import EProp
+from spikedream.snn.learning_rules.protocol import SpikingLayer
 from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
@@ -23,11 +24,6 @@ from spikedream.snn.sparsity import AnySparsity, Mask, present, sown
 from spikedream.types import PyTree, check_bounds
 
 AnyRule = BPTT | RTRL | SnAp | EProp
-
-
-class SpikingLayer(eqx.Module):
-    synapse: Affine
-    neuron: NeuronParams
 
 
 class SpikingParams(eqx.Module):
@@ -113,7 +109,7 @@ class SpikingNetwork:
     def start(self, params: SpikingParams) -> PyTree:
         if not self.persistent:
             return ()
-        influences = tuple(self.rule.start(self.neuron, layer.synapse, layer.neuron) for layer in params.layers)
+        influences = tuple(self.rule.start(self.neuron, layer) for layer in params.layers)
         return *self._rest(params), *((influences,) if any(influences) else ())
 
     def __call__(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> Output:
@@ -124,9 +120,10 @@ class SpikingNetwork:
         spikes = self.encoder.encode(params.encoder, x, self.ticks, key)
         windows = []
         for i, (layer, state) in enumerate(zip(params.layers, states, strict=True)):
-            synapse = layer.synapse if i else thin(layer.synapse, self.fan_in)
+            if i == 0:
+                layer = SpikingLayer(thin(layer.synapse, self.fan_in), layer.neuron)
             influence = influences[0][i] if influences else None
-            windows.append(self.rule.window(self.neuron, synapse, layer.neuron, spikes, state, influence, self.ticks))
+            windows.append(self.rule.window(self.neuron, layer, spikes, state, influence, self.ticks))
             spikes = windows[-1].spikes
         # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
         v = windows[-1].v / self._threshold(params.layers[-1].neuron)[None]

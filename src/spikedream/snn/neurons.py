@@ -19,8 +19,7 @@ shift): analogue, for a network that stays on the machine that trains it; NIR ha
 """
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import equinox as eqx
@@ -128,31 +127,9 @@ def _standardised(x: Array, branches: int) -> Array:
     return (apart * jax.lax.rsqrt(square - jnp.square(mean) + 1e-5)[:, None]).reshape(-1)
 
 
-def _charge(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, current: Array) -> Array:
-    """The membrane before its spike, (size,)."""
-    b = _factor(params.decay)
-    return b * state.v + ((1 - b) * current if neuron.decay_input else current)
-
-
 def _recurrent(neuron: "AnyNeuron", size: int, key: Array) -> Array:
     inputs = size if neuron.recurrent_fan_in is None else min(neuron.recurrent_fan_in, size)
     return jax.random.normal(key, (size, size)) * neuron.recurrent_gain / jnp.sqrt(inputs)
-
-
-def _operations(
-    neuron: "AnyNeuron", params: NeuronParams, part: str, before: Array, train: Array, arithmetic: Mapping[str, int], reset: int = 0
-) -> tuple[Operations, ...]:
-    """Of neurons whose update consists of `arithmetic`, and whose reset of `reset` additions beside that of the membrane."""
-    more = {"multiply": arithmetic["multiply"] + int(neuron.decay_input)}
-    found = firing(part, train, {**arithmetic, **more}, reset + int(neuron.reset == "soft"))
-    if neuron.norm == "layer":
-        share = standardising(train.shape[1] // params.branches)
-        found += (tally(part, "layer_normalisation", train.shape[0] * params.branches, share),)
-    if params.recurrent is None:
-        return found
-    weights = params.recurrent if neuron.recurrent_fan_in is None else recurrent_weights(neuron, params)
-    entering = jnp.concatenate([before[None], train[:-1]])
-    return (*found, product_operations(f"{part}, recurrent", entering, weights, spiking=True))
 
 
 def firing_threshold(params: NeuronParams) -> Array:
@@ -166,22 +143,6 @@ def _fire(neuron: "AnyNeuron", u: Array, threshold: Array) -> tuple[Array, Array
     spikes = spike(u - threshold, neuron.surrogate)
     fired = jax.lax.stop_gradient(spikes) if neuron.detach_reset else spikes
     return (u - fired * threshold if neuron.reset == "soft" else u * (1 - fired)), spikes
-
-
-def _adaptation(params: NeuronParams, state: NeuronState) -> Array:
-    """(size,) slow average of the layer's own spikes before this tick."""
-    assert state.adaptation is not None
-    c = _factor(params.adaptation_decay)
-    return c * state.adaptation + (1 - c) * state.spikes
-
-
-def _neurons(neuron: "AnyNeuron", params: NeuronParams) -> Neurons:
-    """What the neurons have in common."""
-    if neuron.decay_input or neuron.norm != "none":
-        name = "decay_input" if neuron.decay_input else f'norm "{neuron.norm}"'
-        raise Unexportable(f"{type(neuron).__name__} with {name} cannot be exported; without it it can")
-    recurrent = None if params.recurrent is None else numbers(recurrent_weights(neuron, params))
-    return Neurons(numbers(_factor(params.decay)), numbers(firing_threshold(params)), neuron.reset, recurrent=recurrent)
 
 
 def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> NeuronParams:
@@ -198,6 +159,69 @@ def _constants(tree: NeuronParams, learn_decay: bool, learn_threshold: bool) -> 
 def _check_fan_in(neuron: "AnyNeuron") -> None:
     if neuron.recurrent_fan_in is not None:
         check_bounds(neuron, recurrent_fan_in=(1, None))
+
+
+def _init(neuron: "AnyNeuron", size: int, key: Array) -> NeuronParams:
+    return NeuronParams(
+        decay=_decays(neuron.decay, size),
+        threshold=jnp.full(size, jnp.log(neuron.threshold), jnp.float32),
+        synapse_decay=_decays(neuron.synapse_decay, size) if isinstance(neuron, CurrentBased) else None,
+        adaptation_decay=_decays(neuron.adaptation_decay, size) if isinstance(neuron, Adaptive) else None,
+        recurrent=_recurrent(neuron, size, key) if neuron.recurrent else None,
+    )
+
+
+def _start(neuron: "AnyNeuron", size: int) -> NeuronState:
+    current = jnp.zeros(size) if isinstance(neuron, CurrentBased) else None
+    adaptation = jnp.zeros(size) if isinstance(neuron, Adaptive) else None
+    return NeuronState(jnp.zeros(size), jnp.zeros(size), current, adaptation)
+
+
+def _step(neuron: "AnyNeuron", params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
+    params = _constants(params, neuron.learn_decay, neuron.learn_threshold)
+    threshold, adaptation, current = firing_threshold(params), None, None
+    if isinstance(neuron, Adaptive):
+        assert state.adaptation is not None
+        c = _factor(params.adaptation_decay)
+        adaptation = c * state.adaptation + (1 - c) * state.spikes
+        threshold = threshold + neuron.adaptation * adaptation
+    charge = _current(neuron, params, state, x)
+    if isinstance(neuron, CurrentBased):
+        assert state.current is not None
+        charge = current = _factor(params.synapse_decay) * state.current + charge
+    b = _factor(params.decay)
+    u = b * state.v + ((1 - b) * charge if neuron.decay_input else charge)
+    return NeuronState(*_fire(neuron, u, threshold), current, adaptation)
+
+
+def _describe(neuron: "AnyNeuron", params: NeuronParams) -> Neurons:
+    if neuron.decay_input or neuron.norm != "none":
+        name = "decay_input" if neuron.decay_input else f'norm "{neuron.norm}"'
+        raise Unexportable(f"{type(neuron).__name__} with {name} cannot be exported; without it it can")
+
+    return Neurons(
+        numbers(_factor(params.decay)),
+        numbers(firing_threshold(params)),
+        neuron.reset,
+        synapse_decay=numbers(_factor(params.synapse_decay)) if isinstance(neuron, CurrentBased) else None,
+        adaptation_decay=numbers(_factor(params.adaptation_decay)) if isinstance(neuron, Adaptive) else None,
+        adaptation=neuron.adaptation if isinstance(neuron, Adaptive) else 0.0,
+        recurrent=None if params.recurrent is None else numbers(recurrent_weights(neuron, params)),
+    )
+
+
+def _operations(neuron: "AnyNeuron", params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
+    cuba, adaptive = isinstance(neuron, CurrentBased), isinstance(neuron, Adaptive)
+    arithmetic = {"multiply": 1 + cuba + 2 * adaptive + neuron.decay_input, "add": 2 + cuba + adaptive}
+    found = firing(part, train, arithmetic, reset=adaptive + (neuron.reset == "soft"))
+    if neuron.norm == "layer":
+        share = standardising(train.shape[1] // params.branches)
+        found += (tally(part, "layer_normalisation", train.shape[0] * params.branches, share),)
+    if params.recurrent is None:
+        return found
+    weights = params.recurrent if neuron.recurrent_fan_in is None else recurrent_weights(neuron, params)
+    entering = jnp.concatenate([before[None], train[:-1]])
+    return (*found, product_operations(f"{part}, recurrent", entering, weights, spiking=True))
 
 
 @dataclass(frozen=True)
@@ -228,26 +252,7 @@ class LIF:
         check_bounds(self, decay=OPEN_UNIT, threshold=POSITIVE)
         _check_fan_in(self)
 
-    def init(self, size: int, key: Array) -> NeuronParams:
-        return NeuronParams(
-            decay=_decays(self.decay, size),
-            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent(self, size, key) if self.recurrent else None,
-        )
-
-    def start(self, size: int) -> NeuronState:
-        return NeuronState(jnp.zeros(size), jnp.zeros(size))
-
-    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
-        params = _constants(params, self.learn_decay, self.learn_threshold)
-        u = _charge(self, params, state, _current(self, params, state, x))
-        return NeuronState(*_fire(self, u, firing_threshold(params)))
-
-    def describe(self, params: NeuronParams) -> Neurons:
-        return _neurons(self, params)
-
-    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
-        return _operations(self, params, part, before, train, {"multiply": 1, "add": 2})
+    init, start, step, describe, operations = _init, _start, _step, _describe, _operations
 
 
 @dataclass(frozen=True)
@@ -279,29 +284,7 @@ class CubaLIF:
         check_bounds(self, decay=OPEN_UNIT, synapse_decay=OPEN_UNIT, threshold=POSITIVE)
         _check_fan_in(self)
 
-    def init(self, size: int, key: Array) -> NeuronParams:
-        return NeuronParams(
-            decay=_decays(self.decay, size),
-            synapse_decay=_decays(self.synapse_decay, size),
-            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent(self, size, key) if self.recurrent else None,
-        )
-
-    def start(self, size: int) -> NeuronState:
-        return NeuronState(jnp.zeros(size), jnp.zeros(size), current=jnp.zeros(size))
-
-    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
-        params = _constants(params, self.learn_decay, self.learn_threshold)
-        assert state.current is not None
-        current = _factor(params.synapse_decay) * state.current + _current(self, params, state, x)
-        u = _charge(self, params, state, current)
-        return NeuronState(*_fire(self, u, firing_threshold(params)), current=current)
-
-    def describe(self, params: NeuronParams) -> Neurons:
-        return replace(_neurons(self, params), synapse_decay=numbers(_factor(params.synapse_decay)))
-
-    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
-        return _operations(self, params, part, before, train, {"multiply": 2, "add": 3})
+    init, start, step, describe, operations = _init, _start, _step, _describe, _operations
 
 
 @dataclass(frozen=True)
@@ -332,30 +315,7 @@ class AdaptiveLIF:
         check_bounds(self, decay=OPEN_UNIT, adaptation_decay=OPEN_UNIT, threshold=POSITIVE)
         _check_fan_in(self)
 
-    def init(self, size: int, key: Array) -> NeuronParams:
-        return NeuronParams(
-            decay=_decays(self.decay, size),
-            adaptation_decay=_decays(self.adaptation_decay, size),
-            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent(self, size, key) if self.recurrent else None,
-        )
-
-    def start(self, size: int) -> NeuronState:
-        return NeuronState(jnp.zeros(size), jnp.zeros(size), adaptation=jnp.zeros(size))
-
-    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
-        params = _constants(params, self.learn_decay, self.learn_threshold)
-        adaptation = _adaptation(params, state)
-        u = _charge(self, params, state, _current(self, params, state, x))
-        threshold = firing_threshold(params) + self.adaptation * adaptation
-        return NeuronState(*_fire(self, u, threshold), adaptation=adaptation)
-
-    def describe(self, params: NeuronParams) -> Neurons:
-        decay = numbers(_factor(params.adaptation_decay))
-        return replace(_neurons(self, params), adaptation_decay=decay, adaptation=self.adaptation)
-
-    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
-        return _operations(self, params, part, before, train, {"multiply": 3, "add": 3}, reset=1)
+    init, start, step, describe, operations = _init, _start, _step, _describe, _operations
 
 
 @dataclass(frozen=True)
@@ -389,34 +349,7 @@ class AdaptiveCubaLIF:
         check_bounds(self, decay=OPEN_UNIT, synapse_decay=OPEN_UNIT, adaptation_decay=OPEN_UNIT, threshold=POSITIVE)
         _check_fan_in(self)
 
-    def init(self, size: int, key: Array) -> NeuronParams:
-        return NeuronParams(
-            decay=_decays(self.decay, size),
-            synapse_decay=_decays(self.synapse_decay, size),
-            adaptation_decay=_decays(self.adaptation_decay, size),
-            threshold=jnp.full(size, jnp.log(self.threshold), jnp.float32),
-            recurrent=_recurrent(self, size, key) if self.recurrent else None,
-        )
-
-    def start(self, size: int) -> NeuronState:
-        return NeuronState(jnp.zeros(size), jnp.zeros(size), jnp.zeros(size), jnp.zeros(size))
-
-    def step(self, params: NeuronParams, state: NeuronState, x: Array) -> NeuronState:
-        params = _constants(params, self.learn_decay, self.learn_threshold)
-        assert state.current is not None
-        adaptation = _adaptation(params, state)
-        current = _factor(params.synapse_decay) * state.current + _current(self, params, state, x)
-        u = _charge(self, params, state, current)
-        threshold = firing_threshold(params) + self.adaptation * adaptation
-        return NeuronState(*_fire(self, u, threshold), current, adaptation)
-
-    def describe(self, params: NeuronParams) -> Neurons:
-        synapse, adaptation = (numbers(_factor(x)) for x in (params.synapse_decay, params.adaptation_decay))
-        found = replace(_neurons(self, params), synapse_decay=synapse)
-        return replace(found, adaptation_decay=adaptation, adaptation=self.adaptation)
-
-    def operations(self, params: NeuronParams, part: str, before: Array, train: Array) -> tuple[Operations, ...]:
-        return _operations(self, params, part, before, train, {"multiply": 4, "add": 4}, reset=1)
+    init, start, step, describe, operations = _init, _start, _step, _describe, _operations
 
 
 @dataclass(frozen=True)
@@ -452,4 +385,6 @@ class LeakyIntegrator:
         return (tally(part, "neuron_update", train.size, {"multiply": 1, "add": 1}),)
 
 
+CurrentBased = CubaLIF | AdaptiveCubaLIF
+Adaptive = AdaptiveLIF | AdaptiveCubaLIF
 AnyNeuron = LIF | CubaLIF | AdaptiveLIF | AdaptiveCubaLIF

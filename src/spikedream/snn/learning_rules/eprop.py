@@ -12,9 +12,9 @@ from jax import Array
 from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.influence import Influence, at_rest, window
 from spikedream.snn.learning_rules.pattern import Own
-from spikedream.snn.learning_rules.protocol import Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
 from spikedream.snn.learning_rules.rtrl import check_elementwise
-from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState
+from spikedream.snn.neurons import AnyNeuron, NeuronState
 from spikedream.snn.product import product
 from spikedream.types import PyTree
 
@@ -64,24 +64,15 @@ class EProp:
     def _backward(self, neuron: AnyNeuron) -> AnyNeuron:
         return neuron if self.reset else replace(neuron, detach_reset=True)
 
-    def start(self, neuron: AnyNeuron, synapse: Affine, params: NeuronParams) -> Influence:
-        return at_rest(neuron, Own(params.decay.size), synapse, params)
+    def start(self, neuron: AnyNeuron, layer: SpikingLayer) -> Influence:
+        return at_rest(neuron, Own(layer.neuron.decay.size), layer)
 
     def window(
-        self,
-        neuron: AnyNeuron,
-        synapse: Affine,
-        params: NeuronParams,
-        entering: Array,
-        state: NeuronState,
-        influence: Influence | None,
-        ticks: int,
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
     ) -> Window:
-        back, feedback = self._backward(neuron), None if self.feedback == "symmetric" else _random(synapse.weight)
-        pattern = Own(params.decay.size)
-        return window(
-            neuron, pattern, synapse, params, entering, state, influence, ticks, backward=back, feedback=feedback
-        )  # fmt: skip
+        back, feedback = self._backward(neuron), None if self.feedback == "symmetric" else _random(layer.synapse.weight)
+        pattern = Own(layer.neuron.decay.size)
+        return window(neuron, pattern, layer, entering, state, influence, ticks, backward=back, feedback=feedback)
 
     def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
         if self.feedback == "random":

@@ -21,7 +21,7 @@ from jax import Array
 
 from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.pattern import Pattern
-from spikedream.snn.learning_rules.protocol import Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard, recurrent_weights
 from spikedream.snn.product import product
 
@@ -32,7 +32,7 @@ UNROLLED = 8  # ticks of the forward pass. With influences a tick is a turn of a
 Influence = Mapping[str, NeuronState]  # of each group of parameters: on the state's parts
 
 
-class Layer(NamedTuple):
+class _Weights(NamedTuple):
     """What decides a layer's ticks, less what enters it."""
 
     synapse: Affine
@@ -50,10 +50,10 @@ def _own_parameters(params: NeuronParams) -> dict[str, Array]:
     return {name: getattr(params, name) for name in names if getattr(params, name) is not None}
 
 
-def at_rest(neuron: AnyNeuron, pattern: Pattern, synapse: Affine, params: NeuronParams) -> Influence:
+def at_rest(neuron: AnyNeuron, pattern: Pattern, layer: SpikingLayer) -> Influence:
     """Of parameters on a state that does not depend on them."""
-    sources = None if params.recurrent is None else _sources(neuron, params)
-    return _Trace(neuron, pattern, sources).rest(Layer(synapse, params, None))
+    sources = None if layer.neuron.recurrent is None else _sources(neuron, layer.neuron)
+    return _Trace(neuron, pattern, sources).rest(_Weights(layer.synapse, layer.neuron, None))
 
 
 def _sources(neuron: AnyNeuron, params: NeuronParams) -> np.ndarray:
@@ -69,8 +69,7 @@ def _zeros(neuron: AnyNeuron, pattern: Pattern, size: int, columns: int) -> Neur
 def window(
     neuron: AnyNeuron,
     pattern: Pattern,
-    synapse: Affine,
-    params: NeuronParams,
+    layer: SpikingLayer,
     entering: Array,
     state: NeuronState,
     influence: Influence | None,
@@ -82,25 +81,26 @@ def window(
     """As `LearningRule.window`.
 
     Args:
-        neuron, synapse, params, entering, state, influence, ticks: likewise.
+        neuron, layer, entering, state, influence, ticks: likewise.
         pattern: which influences are kept.
         backward: the neuron whose derivatives are taken, in place of `neuron`.
         feedback: (in_size, size) through which the gradient goes on to what enters, in place of the weights.
     """
     steady = entering.shape[0] == 1
+    params = layer.neuron
     recurrent = None if params.recurrent is None else recurrent_weights(neuron, params)
-    layer = Layer(synapse, replace(params, recurrent=None, branches=1), recurrent)
+    weights = _Weights(layer.synapse, replace(params, recurrent=None, branches=1), recurrent)
     trace = _Trace(backward or neuron, pattern, None if recurrent is None else _sources(neuron, params))
 
-    def forward(layer: Layer, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
-        currents = layer.synapse(entering)
+    def forward(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+        currents = weights.synapse(entering)
 
         def tick(now: tuple[NeuronState, _Traced | None], row: tuple[Array, Array] | None):
             before, traced = now
             x, current = (entering[0], currents[0]) if row is None else row
-            after = neuron.step(layer.params, before, _total(layer, before, current))
+            after = neuron.step(weights.params, before, _total(weights, before, current))
             if traced is not None:
-                traced = trace.advance(layer, traced, before, x, current)[0]
+                traced = trace.advance(weights, traced, before, x, current)[0]
             return (after, traced), (after.spikes, after.v - state.v)
 
         first = (state, None if influence is None else _traced(influence, params.decay.size))
@@ -110,28 +110,28 @@ def window(
         return Window(spikes, v, after, None if traced is None else traced.influence)
 
     @jax.custom_vjp
-    def run(layer: Layer, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
-        return forward(layer, entering, state, influence)
+    def run(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+        return forward(weights, entering, state, influence)
 
     def run_and_keep(*arguments: Any) -> tuple[Window, tuple]:
         return run(*arguments), arguments
 
     def pull(kept: tuple, cotangent: Window) -> tuple:
-        layer, entering, state, influence = kept
-        gradient, into = trace.accumulate(layer, entering, state, influence, cotangent, ticks)
-        onward = layer.synapse.weight if feedback is None else feedback
+        weights, entering, state, influence = kept
+        gradient, into = trace.accumulate(weights, entering, state, influence, cotangent, ticks)
+        onward = weights.synapse.weight if feedback is None else feedback
         nothing = jax.tree.map(jnp.zeros_like, (state, influence))
         return gradient, product(into, onward.T), *nothing
 
     run.defvjp(run_and_keep, pull)
-    return run(layer, entering, state, influence)
+    return run(weights, entering, state, influence)
 
 
-def _total(layer: Layer, before: NeuronState, current: Array) -> Array:
+def _total(weights: _Weights, before: NeuronState, current: Array) -> Array:
     """(size,) from outside and from the layer's own last spikes."""
-    if layer.recurrent is None:
+    if weights.recurrent is None:
         return current
-    return current + product(before.spikes[None], layer.recurrent)[0]
+    return current + product(before.spikes[None], weights.recurrent)[0]
 
 
 class _Local(NamedTuple):
@@ -170,24 +170,26 @@ class _Trace:
         self.neuron, self.pattern, self.sources = neuron, pattern, sources
 
     def advance(
-        self, layer: Layer, traced: _Traced, before: NeuronState, entering: Array, current: Array
+        self, weights: _Weights, traced: _Traced, before: NeuronState, entering: Array, current: Array
     ) -> tuple[_Traced, NeuronState, _Local]:
         """By one tick; the state after it and its derivatives too."""
-        after, local = _local(self.neuron, layer.params, before, _total(layer, before, current))
+        after, local = _local(self.neuron, weights.params, before, _total(weights, before, current))
         made = {  # the current that a parameter makes, (columns, size)
             "current": lambda: jnp.ones((1, current.size)),
             "synapse": lambda: jnp.broadcast_to(jnp.append(entering, 1.0)[:, None], (entering.size + 1, current.size)),
             "recurrent": lambda: before.spikes[self.sources],
         }
-        advanced = {name: self._group(layer, local, old, traced.active, made.get(name)) for name, old in traced.influence.items()}
+        advanced = {name: self._group(weights, local, old, traced.active, made.get(name)) for name, old in traced.influence.items()}
         # A spike's influence is its surrogate's derivative times that on its membrane.
         return _Traced(advanced, local.by_current.spikes != 0), after, local
 
-    def _group(self, layer: Layer, local: _Local, old: NeuronState, active: Array, made: Callable[[], Array] | None) -> NeuronState:
+    def _group(
+        self, weights: _Weights, local: _Local, old: NeuronState, active: Array, made: Callable[[], Array] | None
+    ) -> NeuronState:
         spread, own = self.pattern.spread, self.pattern.own
         currents: Array | float = 0.0
-        if layer.recurrent is not None:
-            currents = self.pattern.couple(old.spikes, layer.recurrent, active)
+        if weights.recurrent is not None:
+            currents = self.pattern.couple(old.spikes, weights.recurrent, active)
         if made is not None:
             currents = currents + own(made())
 
@@ -202,13 +204,13 @@ class _Trace:
         return old._replace(**{name: part(name) for name in _parts(old)})
 
     def accumulate(
-        self, layer: Layer, entering: Array, state: NeuronState, influence: Influence | None, cotangent: Window, ticks: int
-    ) -> tuple[Layer, Array]:
+        self, weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None, cotangent: Window, ticks: int
+    ) -> tuple[_Weights, Array]:
         """The layer's gradient, and that of the currents from outside: (1, size) of a steady one, exactly within the window;
         else (ticks, size), of each tick's through that tick alone."""
-        steady, size = entering.shape[0] == 1, layer.params.decay.size
-        currents = layer.synapse(entering)
-        traces: dict[str, NeuronState] = {**(self.rest(layer) if influence is None else influence)}
+        steady, size = entering.shape[0] == 1, weights.params.decay.size
+        currents = weights.synapse(entering)
+        traces: dict[str, NeuronState] = {**(self.rest(weights) if influence is None else influence)}
         if steady:
             traces["current"] = _zeros(self.neuron, self.pattern, size, 1)
             if influence is None:  # every weight's influence is its input times that of the current: one column for all
@@ -220,7 +222,7 @@ class _Trace:
             before, traced, total = now
             index, spikes, v, x, current = row
             x, current = (entering[0], currents[0]) if steady else (x, current)
-            traced, after, local = self.advance(layer, traced, before, x, current)
+            traced, after, local = self.advance(weights, traced, before, x, current)
             here = jax.tree.map(lambda end: jnp.where(index == ticks - 1, end, 0), last)
             here = here._replace(spikes=here.spikes + spikes, v=here.v + v)
             total = {
@@ -235,22 +237,22 @@ class _Trace:
         (_, _, total), into = jax.lax.scan(tick, first, rows, length=ticks)
         if "synapse" not in total:
             total["synapse"] = jnp.concatenate([entering[0][:, None] * total["current"], total["current"]])
-        return self._gradient(layer, total), total["current"] if steady else into
+        return self._gradient(weights, total), total["current"] if steady else into
 
-    def rest(self, layer: Layer) -> Influence:
+    def rest(self, weights: _Weights) -> Influence:
         """Of parameters on a state that does not depend on them."""
-        columns = {"synapse": layer.synapse.weight.shape[0] + 1, "neuron": len(_own_parameters(layer.params))}
+        columns = {"synapse": weights.synapse.weight.shape[0] + 1, "neuron": len(_own_parameters(weights.params))}
         if self.sources is not None:
             columns["recurrent"] = self.sources.shape[0]
-        size = layer.params.decay.size
+        size = weights.params.decay.size
         return {name: _zeros(self.neuron, self.pattern, size, number) for name, number in columns.items()}
 
-    def _gradient(self, layer: Layer, total: dict[str, Array]) -> Layer:
-        names = _own_parameters(layer.params)
-        params = replace(layer.params, **dict(zip(names, total["neuron"], strict=True)))
+    def _gradient(self, weights: _Weights, total: dict[str, Array]) -> _Weights:
+        names = _own_parameters(weights.params)
+        params = replace(weights.params, **dict(zip(names, total["neuron"], strict=True)))
         synapse = Affine(total["synapse"][:-1], total["synapse"][-1])
         recurrent = None
-        if layer.recurrent is not None:
-            to = jnp.arange(layer.params.decay.size)
-            recurrent = jnp.zeros_like(layer.recurrent).at[self.sources, to[None]].set(total["recurrent"])
-        return Layer(synapse, params, recurrent)
+        if weights.recurrent is not None:
+            to = jnp.arange(weights.params.decay.size)
+            recurrent = jnp.zeros_like(weights.recurrent).at[self.sources, to[None]].set(total["recurrent"])
+        return _Weights(synapse, params, recurrent)

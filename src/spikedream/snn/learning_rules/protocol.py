@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import equinox as eqx
 from jax import Array
 
 from spikedream.snn.affine import Affine
@@ -10,6 +11,11 @@ from spikedream.types import PyTree
 
 if TYPE_CHECKING:
     from spikedream.snn.readouts import Readout
+
+
+class SpikingLayer(eqx.Module):
+    synapse: Affine  # from what enters the layer to its neurons
+    neuron: NeuronParams
 
 
 class Window(NamedTuple):
@@ -28,24 +34,17 @@ class LearningRule(Protocol):
         """Raises ValueError where the rule does not hold for these neurons."""
         ...
 
-    def start(self, neuron: AnyNeuron, synapse: Affine, params: NeuronParams) -> PyTree:
-        """The influence at rest, for a layer that goes on from one call to the next; empty where the rule keeps none."""
+    def start(self, neuron: AnyNeuron, layer: SpikingLayer) -> PyTree:
+        """The influence at rest, where the layer goes on from one call to the next; empty where the rule keeps none."""
         ...
 
     def window(
-        self,
-        neuron: AnyNeuron,
-        synapse: Affine,
-        params: NeuronParams,
-        entering: Array,
-        state: NeuronState,
-        influence: PyTree,
-        ticks: int,
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: PyTree, ticks: int
     ) -> Window:
         """A layer's ticks.
 
         Args:
-            neuron, synapse, params: the layer.
+            neuron, layer: what ticks.
             entering: (ticks, in_size), or (1, in_size) where it is the same at every tick.
             state: before the first tick.
             influence: of the parameters on `state`; None where it is at rest, whatever the parameters.

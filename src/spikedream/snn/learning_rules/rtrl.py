@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from jax import Array
 
-from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.influence import Influence, at_rest, window
 from spikedream.snn.learning_rules.pattern import Pattern, pattern
-from spikedream.snn.learning_rules.protocol import Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard
 from spikedream.types import PyTree, check_bounds
 
@@ -49,20 +48,13 @@ class SnAp:
     def _pattern(self, neuron: AnyNeuron, params: NeuronParams) -> Pattern:
         return kept(neuron, params.decay.size, params.branches, self.order - 1)
 
-    def start(self, neuron: AnyNeuron, synapse: Affine, params: NeuronParams) -> Influence:
-        return at_rest(neuron, self._pattern(neuron, params), synapse, params)
+    def start(self, neuron: AnyNeuron, layer: SpikingLayer) -> Influence:
+        return at_rest(neuron, self._pattern(neuron, layer.neuron), layer)
 
     def window(
-        self,
-        neuron: AnyNeuron,
-        synapse: Affine,
-        params: NeuronParams,
-        entering: Array,
-        state: NeuronState,
-        influence: Influence | None,
-        ticks: int,
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
     ) -> Window:
-        return window(neuron, self._pattern(neuron, params), synapse, params, entering, state, influence, ticks)
+        return window(neuron, self._pattern(neuron, layer.neuron), layer, entering, state, influence, ticks)
 
     def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
         return readout.decode(params, state, spikes, v)
@@ -90,24 +82,17 @@ class RTRL:
     def check(self, neuron: AnyNeuron, branches: tuple[float, ...]) -> None:
         check_elementwise(self, neuron)
 
-    def start(self, neuron: AnyNeuron, synapse: Affine, params: NeuronParams) -> Influence:
-        return self._far(params).start(neuron, synapse, params)
+    def start(self, neuron: AnyNeuron, layer: SpikingLayer) -> Influence:
+        return self._far(layer).start(neuron, layer)
 
     def window(
-        self,
-        neuron: AnyNeuron,
-        synapse: Affine,
-        params: NeuronParams,
-        entering: Array,
-        state: NeuronState,
-        influence: Influence | None,
-        ticks: int,
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
     ) -> Window:
-        return self._far(params).window(neuron, synapse, params, entering, state, influence, ticks)
+        return self._far(layer).window(neuron, layer, entering, state, influence, ticks)
 
-    def _far(self, params: NeuronParams) -> SnAp:
+    def _far(self, layer: SpikingLayer) -> SnAp:
         """No path is longer than through all neurons."""
-        return SnAp(1 + params.decay.size)
+        return SnAp(1 + layer.neuron.decay.size)
 
     def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
         return readout.decode(params, state, spikes, v)
