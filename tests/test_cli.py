@@ -199,6 +199,7 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
     assert rows[-1]["bonus_mean"] > 0 and rows[-1]["beta"] > 0
 
 
+@pytest.mark.learning
 def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     status, said, err = call(

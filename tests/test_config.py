@@ -38,7 +38,7 @@ SHELL = {
 # Of an actor that remembers, and of one that fires about that much: test_numbers_of_parts.
 CONDITIONAL = {"agent.context", "agent.activity_target"}
 
-SPIKING = {"hidden": [6], "ticks": 3, "neuron": {"recurrent": True}}
+SPIKING = {"hidden": [6], "ticks": 2, "neuron": {"recurrent": True}}
 
 
 def small_config() -> Config:

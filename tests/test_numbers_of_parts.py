@@ -37,7 +37,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         "dream", ["agent.context", *(f"agent.imagined_share.{x}" for x in SHARE)],
     ),
     "recurrent neurons": (
-        {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 3,
+        {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2,
                                                                 "neuron": {"kind": "LIF", "recurrent": True,
                                                                            "recurrent_fan_in": 2},
                                                                 "rule": {"kind": "SnAp", "order": 2}}}},
@@ -45,7 +45,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
     ),
     "branched networks": (
         {"world_model": ENSEMBLE | {"dynamics": {
-            "kind": "SpikingNetwork", "hidden": [6], "ticks": 3, "branches": [0.3, 0.8],
+            "kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "branches": [0.3, 0.8],
             "neuron": {"kind": "AdaptiveCubaLIF", "recurrent": True, "norm": "layer", "decay_input": True, "learn_threshold": True},
             "encoder": {"kind": "GaussianPopulation", "fields": 4, "mode": "current", "squash": True},
             "readout": {"kind": "PopulationVectorReadout", "hidden": 4, "neurons": 4}}}},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ from spikedream.runs import checkpoint
 from spikedream.runs.checkpoint import CheckpointError
 
 HERE = Path(__file__).parent
-SETTINGS = {"budget": 90, "improve": {"first": 20, "then": 20}, "collect": {"steps": 7}, "threshold": 1e9}
+NETWORK = {"kind": "MLP", "hidden": [6]}
+SETTINGS: dict[str, Any] = {
+    "budget": 90, "improve": {"first": 20, "then": 20}, "collect": {"steps": 7}, "threshold": 1e9,
+    "world_model": {"dynamics": NETWORK, "ending": NETWORK}, "agent": {"actor": NETWORK, "critic": NETWORK},
+}  # fmt: skip
 sys.path.insert(0, str(HERE))
 
 
@@ -92,7 +97,6 @@ class Notes:
 TINY = {
     "budget": 70, "threshold": 1e9, "improve": {"first": 2, "then": 2, "block": 1}, "collect": {"seed_episodes": 1, "steps": 12},
 }  # fmt: skip
-NETWORK = {"kind": "MLP", "hidden": [6]}
 ENSEMBLE = {"updates": 6, "check_every": 3, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 3, "context": 2, "actor": NETWORK, "critic": NETWORK}
 REMEMBERING = {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "persistent": True}
@@ -296,7 +300,7 @@ def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_say
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    settings = SETTINGS | {"agent": {"learning_rate": 1e38, "critic_learning_rate": 1e38}}
+    settings = SETTINGS | {"agent": SETTINGS["agent"] | {"learning_rate": 1e38, "critic_learning_rate": 1e38}}
     with pytest.raises(spikedream.Diverged, match="became NaN or infinite in turn"):
         spikedream.train("debug", out=tmp_path / "run", settings=settings, report=False)
     arrays = final_arrays(tmp_path / "run")
