@@ -1,7 +1,7 @@
 """What a traced function computes, as text: two functions with the same text give the same numbers for every input."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ def program(function: Callable, *inputs: Any) -> str:
     try:
         return _whole(jax.make_jaxpr(function)(*inputs))
     finally:
+        _needs.cache_clear()
         _slice.cache_clear()
 
 
@@ -59,34 +60,51 @@ def floats(tree: Any) -> list[Any]:
 
 
 def _whole(body: ClosedJaxpr | Jaxpr) -> str:
-    return _slice(body, (True,) * len((body.jaxpr if isinstance(body, ClosedJaxpr) else body).outvars))[1]
+    return _slice(body, (True,) * len((body.jaxpr if isinstance(body, ClosedJaxpr) else body).outvars))
 
 
 @functools.cache  # a loop's body is asked for again and again until it is known what counts
-def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, str]:
-    """Which inputs the live outputs depend on, and the text of the operations between them, the last one first."""
+def _needs(body: ClosedJaxpr | Jaxpr, live: Live) -> tuple[Live, list[tuple[Any, Live, Live]]]:
+    """Which inputs the live outputs depend on, and the operations between them, the last one first, each with its outputs and its
+    inputs that count."""
+    jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    read = {atom for atom, counts in zip(jaxpr.outvars, live, strict=True) if counts and isinstance(atom, Var)}
+    operations = []
+    for operation in reversed(jaxpr.eqns):
+        wanted = tuple(v in read for v in operation.outvars)
+        if any(wanted):
+            inner = INNER.get(operation.primitive.name)
+            used = (True,) * len(operation.invars) if inner is None else inner(operation.params, wanted)[0]
+            read.update(v for v, counts in zip(operation.invars, used, strict=True) if counts and isinstance(v, Var))
+            operations.append((operation, wanted, used))
+    return tuple(v in read for v in jaxpr.invars), operations
+
+
+def _used(body: ClosedJaxpr | Jaxpr, live: Live) -> Live:
+    return _needs(body, live)[0]
+
+
+@functools.cache
+def _slice(body: ClosedJaxpr | Jaxpr, live: Live) -> str:
+    """The text of what the live outputs need."""
     jaxpr, constants = (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
     values = dict(zip(jaxpr.constvars, constants, strict=False))
     names: dict[Var, int] = {}  # of live variables, in the order in which they are come across
 
-    def read(atom: Any) -> str:
-        if isinstance(atom, Literal):
-            return _constant(atom.val)
-        if atom in values:
-            return _constant(values[atom])
-        return f"v{names.setdefault(atom, len(names))}:{_shape(atom.aval)}"
+    def read(atoms: Sequence[Any], live: Live) -> Iterator[str]:
+        for atom, counts in zip(atoms, live, strict=True):
+            if counts and isinstance(atom, Literal):
+                yield _constant(atom.val)
+            elif counts:
+                known = atom in values
+                yield _constant(values[atom]) if known else f"v{names.setdefault(atom, len(names))}:{_shape(atom.aval)}"
 
-    lines = ["return " + " ".join(read(atom) for atom, counts in zip(jaxpr.outvars, live, strict=True) if counts)]
-    for operation in reversed(jaxpr.eqns):
-        wanted = tuple(v in names for v in operation.outvars)
-        if any(wanted):
-            used, text = _operation(operation, wanted)
-            written = " ".join(read(v) if counts else "_" for v, counts in zip(operation.outvars, wanted, strict=True))
-            taken = " ".join(read(v) for v, counts in zip(operation.invars, used, strict=True) if counts)
-            lines.append(f"{written} = {operation.primitive.name} {taken} {text}")
-    inputs = tuple(v in names for v in jaxpr.invars)
-    lines.append("given " + " ".join(read(v) for v, counts in zip(jaxpr.invars, inputs, strict=True) if counts))
-    return inputs, "\n".join(lines)
+    inputs, operations = _needs(body, live)
+    lines = ["return", *read(jaxpr.outvars, live)]
+    for operation, wanted, used in operations:
+        lines += ["\n", *read(operation.outvars, wanted), "=", operation.primitive.name, *read(operation.invars, used)]
+        lines.append(_text(operation, wanted))
+    return " ".join((*lines, "given", *read(jaxpr.invars, inputs)))
 
 
 @functools.cache  # writing these down would be most of the work
@@ -94,51 +112,54 @@ def _shape(aval: Any) -> str:
     return aval.str_short()
 
 
-def _operation(operation: Any, live: Live) -> tuple[Live, str]:
-    """Which inputs of an operation count where these of its outputs do, and the text of its settings."""
+def _text(operation: Any, live: Live) -> str:
+    """The text of an operation's settings, and of what it calls."""
     settings, inner = operation.params, INNER.get(operation.primitive.name)
     if inner is None:
-        return (True,) * len(operation.invars), _settings(settings)
-    used, texts = inner(settings, live)
+        return _settings(settings)
     rest = {name: value for name, value in settings.items() if not _holds_program(value)}
-    return used, "\n".join((_settings(rest), *texts))
+    return "\n".join((_settings(rest), *(_slice(body, counts) for body, counts in inner(settings, live)[1])))
 
 
-def _call(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
+Called = Sequence[tuple[ClosedJaxpr | Jaxpr, Live]]  # and which of its outputs count
+
+
+def _call(settings: dict, live: Live) -> tuple[Live, Called]:
     (body,) = (value for value in settings.values() if _holds_program(value))
-    used, text = _slice(body, live)
-    return used, (text,)
+    return _used(body, live), ((body, live),)
 
 
-def _scan(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
-    constants, carried = settings["num_consts"], settings["num_carry"]
+def _scan(settings: dict, live: Live) -> tuple[Live, Called]:
+    constants, carried, body = settings["num_consts"], settings["num_carry"], settings["jaxpr"]
     carry, stacked = live[:carried], live[carried:]
     while True:  # what a step needs of what the step before left behind counts too
-        used, text = _slice(settings["jaxpr"], carry + stacked)
+        used = _used(body, carry + stacked)
         needed = _either(carry, used[constants : constants + carried])
         if needed == carry:
-            return used[:constants] + carry + used[constants + carried :], (text,)
+            return used[:constants] + carry + used[constants + carried :], ((body, carry + stacked),)
         carry = needed
 
 
-def _while(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
+def _while(settings: dict, live: Live) -> tuple[Live, Called]:
     of_condition, of_body = settings["cond_nconsts"], settings["body_nconsts"]
-    condition, asked = _slice(settings["cond_jaxpr"], (True,))
+    asked, body = settings["cond_jaxpr"], settings["body_jaxpr"]
+    condition = _used(asked, (True,))
     carry = _either(live, condition[of_condition:])  # how often the loop turns decides everything that it leaves
     while True:
-        used, text = _slice(settings["body_jaxpr"], carry)
+        used = _used(body, carry)
         needed = _either(carry, used[of_body:])
         if needed == carry:
-            return condition[:of_condition] + used[:of_body] + carry, (asked, text)
+            return condition[:of_condition] + used[:of_body] + carry, ((asked, (True,)), (body, carry))
         carry = needed
 
 
-def _branches(settings: dict, live: Live) -> tuple[Live, Sequence[str]]:
-    used, texts = zip(*(_slice(branch, live) for branch in settings["branches"]), strict=True)
-    return (True, *(any(of) for of in zip(*used, strict=True))), texts
+def _branches(settings: dict, live: Live) -> tuple[Live, Called]:
+    branches = settings["branches"]
+    used = zip(*(_used(branch, live) for branch in branches), strict=True)
+    return (True, *(any(of) for of in used)), [(branch, live) for branch in branches]
 
 
-INNER: dict[str, Callable[[dict, Live], tuple[Live, Sequence[str]]]] = {
+INNER: dict[str, Callable[[dict, Live], tuple[Live, Called]]] = {
     **dict.fromkeys(("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"), _call),
     "scan": _scan, "while": _while, "cond": _branches,
 }  # fmt: skip
@@ -169,4 +190,4 @@ def _setting(value: Any) -> str:
 def _constant(value: Any) -> str:
     is_key = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
     typed = np.asarray(jax.random.key_data(value) if is_key else value)
-    return f"{typed.dtype}{typed.shape}{typed.tobytes().hex()}"
+    return f"{typed.dtype.str}{typed.shape}{typed.tobytes().hex()}"
