@@ -99,7 +99,7 @@ def measured(neuron: LIF, options: argparse.Namespace) -> Iterator[tuple[str, di
             name,
             {
                 "active, %": [100 * active_share(neuron, *layer[:2]) for layer in layers],
-                "influence kept": [float("nan") if name == "BPTT" else share for _ in layers],
+                "influence kept": [0.0 if name == "BPTT" else share for _ in layers],
                 "ms": [1000 * seconds(function, layer) for layer in layers],
                 "cosine": [cosine(right, function(*layer)) for right, layer in zip(exact, layers, strict=True)],
             },

@@ -142,6 +142,12 @@ def test_a_result_depends_on_the_source_of_its_own_parts() -> None:
     assert not {name for name in own if name.startswith(("experiments", "reports", "planners", "config", "agents/ppo"))}
 
 
+def _forget() -> None:
+    """What was read of the source."""
+    provenance._program.cache_clear()
+    provenance._code.cache_clear()
+
+
 @pytest.mark.parametrize(("file", "changes"), [("snn/neurons.py", True), ("agents/ppo.py", False), ("config.py", False)])
 def test_a_hash_changes_with_the_source_that_it_is_of(file: str, changes: bool, tmp_path: Path, monkeypatch) -> None:
     before = provenance.code(Config())
@@ -149,6 +155,6 @@ def test_a_hash_changes_with_the_source_that_it_is_of(file: str, changes: bool, 
     for name, copy in sources.items():
         copy.write_text((provenance.PACKAGE / name).read_text() + ("new = 1\n" if name == file else ""))
     monkeypatch.setattr(provenance, "_sources", lambda: sources)
-    provenance._code.cache_clear()
+    _forget()
     assert (provenance.code(Config()) != before) is changes
-    provenance._code.cache_clear()
+    _forget()

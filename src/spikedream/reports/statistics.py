@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 BATCH = 100  # resamples at once, to bound memory
@@ -30,6 +29,8 @@ class Curve(NamedTuple):
 
 def iqm(x: np.ndarray, axis: int = -1) -> Any:
     """The mean of the middle half along `axis`; the mean itself for fewer than four values."""
+    from scipy import stats  # takes a third of a second, which every start of the command line would wait for
+
     return stats.trim_mean(x, 0.25, axis=axis)
 
 
@@ -39,6 +40,8 @@ COMPUTED: dict[str, Callable[..., Any]] = {"iqm": iqm, "mean": np.mean}
 
 def _interval(samples: tuple[np.ndarray, ...], statistic: Any, **options: Any) -> tuple[Any, Any]:
     """Low and high of `statistic` over resampled seeds."""
+    from scipy import stats  # as above
+
     rng = np.random.default_rng(0)  # the same runs give the same interval
     settings: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": BATCH, "method": "percentile", "rng": rng}
     interval = stats.bootstrap(samples, statistic, **settings, **options).confidence_interval

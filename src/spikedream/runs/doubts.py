@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from scipy import stats
+from scipy import special
 
 from spikedream.config import Config
 from spikedream.types import Transition
@@ -121,7 +121,7 @@ def _acts(steps: Sequence[Transition]) -> bool:
     if more < 1:  # the actions never varied
         return True
     ratio = (left - left_with) / more / np.maximum(left_with / free, 1e-12)
-    return bool((stats.f.sf(ratio, more, free) < 0.01 / told.shape[1]).any())
+    return bool((special.fdtrc(more, free, ratio) < 0.01 / told.shape[1]).any())
 
 
 def _residual(x: ndarray, y: ndarray) -> tuple[ndarray, int]:

@@ -90,10 +90,18 @@ def _imported(names: set[str]) -> frozenset[str]:
         name = names.pop()
         if name in _sources() and name not in found and name not in DESCRIPTION:
             found.add(name)
-            for node in ast.walk(ast.parse(_sources()[name].read_text())):
-                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spikedream"):
-                    path = node.module.replace(".", "/").removeprefix("spikedream").removeprefix("/")
-                    names |= {f"{path}.py", *(f"{path}/{alias.name}.py".removeprefix("/") for alias in node.names)}
+            names |= _imports(name)
+    return frozenset(found)
+
+
+@functools.cache
+def _imports(name: str) -> frozenset[str]:
+    """What a source file may import of the package; of a name in it that is no file too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(_sources()[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spikedream"):
+            path = node.module.replace(".", "/").removeprefix("spikedream").removeprefix("/")
+            found |= {f"{path}.py", *(f"{path}/{alias.name}.py".removeprefix("/") for alias in node.names)}
     return frozenset(found)
 
 
@@ -107,8 +115,13 @@ def _sources() -> dict[str, Path]:
 def _code(names: frozenset[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(names):
-        digest.update(f"{name}\n{program(_sources()[name].read_text())}\n".encode())
+        digest.update(f"{name}\n{_program(name)}\n".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _program(name: str) -> str:
+    return program(_sources()[name].read_text())
 
 
 def program(source: str) -> str:
