@@ -270,7 +270,7 @@ def test_disagreement_and_temporal_differences_are_judged_with_the_past_in_mind(
     steps = experience.gather(index)
 
     def disagreement(memory):
-        said = jax.vmap(lambda m, a: world.step(m, a, KEY)[1].disagreement)(memory, steps.action)
+        said = jax.jit(jax.vmap(lambda m, a: world.step(m, a, KEY)[1].disagreement))(memory, steps.action)
         return np.asarray(said)
 
     remembered, blank = (
@@ -286,7 +286,7 @@ def test_disagreement_and_temporal_differences_are_judged_with_the_past_in_mind(
     agent = Dreamer(actor=MLP(hidden=(4,)), critic=MLP(hidden=(8,)), trajectories=4, horizon=2)
     agent_state = jax.jit(lambda k: agent.init(LINE, world, k))(KEY)
     errors = jax.jit(lambda s: agent.errors(s, world, experience, index, KEY))(agent_state)
-    after = jax.vmap(lambda m, s: world.observe(m, s, KEY))(remembered, steps)
+    after = jax.jit(jax.vmap(lambda m, s: world.observe(m, s, KEY)))(remembered, steps)
     value = jax.jit(jax.vmap(lambda m: agent.value_of(agent_state.target, world.feature(m), KEY)))
     unit = 1 - agent.gamma
     target = steps.reward + agent.gamma * (1 - steps.terminated) * value(after) / unit
