@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,11 @@ def updated(agent, model, spec=DISCRETE, rows=40, key=OTHER):
 # ---- advantages
 
 
+def compiled(method):
+    """What an eager call would compile operation by operation. The hyper-parameters of a part are no arrays."""
+    return eqx.filter_jit(method)
+
+
 def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_end():
     obs, following = jnp.array([0.2, 0.4, 0.1, 0.3, 0.6]), jnp.array([0.4, 0.9, 0.3, 0.8, 0.6])
     wide = lambda x: jnp.stack([x, jnp.zeros(5)], axis=1)  # noqa: E731
@@ -135,8 +141,8 @@ def test_advantages_by_hand_over_a_termination_a_truncation_and_an_unfinished_en
     experience = ReplayBuffer(5).init(ARMS).add(jax.tree.map(lambda x: x[:, None], data), jnp.asarray(5))  # not normalised
     agent = replace(AGENT, critic=Proportional(), rollout=5, gamma=0.5, return_lambda=0.5)
     state = begun(agent, ARMS)
-    steps, metrics = agent._real_steps(state, world(Untouchable()), experience, KEY)
-    lesson = agent._lesson(state, world(Untouchable()), steps)
+    steps, metrics = compiled(agent._real_steps)(state, world(Untouchable()), experience, KEY)
+    lesson = compiled(agent._lesson)(state, world(Untouchable()), steps)
     np.testing.assert_array_equal(steps.goes_on, [1, 0, 1, 0, 0])
     # Rewards count half (1 - gamma). From behind:
     # 0.1 + 0.5 x 0.6 | 0.5 + 0.5 x 0.8, 0.5 (0.3 + 0.9) / 2 | 0.2, 0.5 + 0.5 (0.4 + 0.2) / 2
@@ -151,7 +157,7 @@ def test_the_newest_steps_of_environments_side_by_side_are_trajectories_of_their
     none = jnp.zeros((4, 2))
     steps = Transition(obs, jnp.tile(jnp.eye(3)[0], (4, 2, 1)), none + 1, obs + 0.2, none, none, none)
     experience = ReplayBuffer(8).init(ARMS, 2).add(steps, jnp.asarray(4))
-    found, _ = agent._real_steps(begun(agent, ARMS), world(Untouchable()), experience, KEY)
+    found, _ = compiled(agent._real_steps)(begun(agent, ARMS), world(Untouchable()), experience, KEY)
     np.testing.assert_allclose(found.obs[:, 0], [0.2, 0.4, 0.6, 0.3, 0.5, 0.7], rtol=1e-6)
     np.testing.assert_array_equal(found.goes_on, [1, 1, 0, 1, 1, 0])
 
@@ -159,7 +165,7 @@ def test_the_newest_steps_of_environments_side_by_side_are_trajectories_of_their
 def test_steps_that_are_not_there_have_no_weight():
     agent = replace(AGENT, rollout=32)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 20, 64, KEY)
-    steps, _ = agent._real_steps(state, world(Untouchable()), experience, KEY)
+    steps, _ = compiled(agent._real_steps)(state, world(Untouchable()), experience, KEY)
     np.testing.assert_array_equal(steps.weight, np.arange(32) >= 12)
     assert finite(agent.update(state, world(Untouchable(), experience), experience, KEY))
 
@@ -175,10 +181,10 @@ def test_a_bonus_is_added_to_real_and_imagined_rewards():
     agent, experience = replace(AGENT, imagination=IMAGINATION), filled(DISCRETE, 40, 64, KEY)
     state, plain = begun(agent, DISCRETE), world(Still(), experience)
     praised = replace(plain, bonus=Praise())
-    real = [agent._real_steps(state, w, experience, KEY)[0].reward for w in (praised, plain)]
+    real = [compiled(agent._real_steps)(state, w, experience, KEY)[0].reward for w in (praised, plain)]
     np.testing.assert_allclose(real[0], real[1] + 0.25, rtol=1e-5)
     one_step = replace(IMAGINATION, horizon=1)  # so that a target is a reward and a value
-    lessons = [agent._imagined(one_step, state, w, experience, KEY)[0] for w in (praised, plain)]
+    lessons = [compiled(agent._imagined)(one_step, state, w, experience, KEY)[0] for w in (praised, plain)]
     made = np.asarray(lessons[0].weight) > 0
     # The value of what follows may rise a little too: its bound does, by the largest bonus.
     gained = np.asarray(lessons[0].target - lessons[1].target)[made] / (1 - agent.gamma)
@@ -278,7 +284,7 @@ def test_only_the_rollouts_that_are_needed_are_imagined(certainty, rollouts):
 def test_imagined_steps_weigh_as_much_as_the_model_is_trusted():
     agent = replace(AGENT, imagination=IMAGINATION)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
-    lessons, metrics = agent._imagined(IMAGINATION, state, world(Still(certainty=0.75), experience), experience, KEY)
+    lessons, metrics = compiled(agent._imagined)(IMAGINATION, state, world(Still(certainty=0.75), experience), experience, KEY)
     weight = np.asarray(lessons.weight)
     np.testing.assert_allclose(weight, np.where(np.arange(64) < 48, 0.5 * 0.75, 0.0))  # 12 of 16 rollouts of 4 steps
     assert float(metrics["rollout_length"]) == 4
@@ -293,7 +299,7 @@ def test_steps_after_too_much_uncertainty_do_not_count():
     agent = replace(AGENT, critic=Proportional(), imagination=how)
     state, experience = begun(agent, DISCRETE), filled(DISCRETE, 40, 64, KEY)
     seen = world(Still(certainty=1.0, uncertainty=0.4), experience)
-    lessons, metrics = agent._imagined(how, state, seen, experience, KEY)
+    lessons, metrics = compiled(agent._imagined)(how, state, seen, experience, KEY)
     one = jax.tree.map(lambda x: x[:4], lessons)
     np.testing.assert_allclose(one.weight, [0.5, 0.5, 0, 0])
     assert float(metrics["rollout_length"]) == 2
