@@ -105,6 +105,26 @@ def test_energy_is_counted_priced_and_kept(run: Path, capsys: pytest.CaptureFixt
     assert kept["policy"]["total"] == phases["total"]["picojoules"]
 
 
+def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_tool_it_lacks(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "out" / "debug" / "debug" / "s3"
+    shutil.copytree(run, place)
+    study = tmp_path / "one.yaml"
+    study.write_text("{name: one, seeds: [3], environments: {debug: {}}, methods: {debug: {}}}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spikedream.export.emulator.shutil.which", lambda tool: None)
+    status, out, _ = call(capsys, "embedded", str(study), "--out", "out", "--record", "row")
+    assert status == 0 and "(kept)" in out and "0 of 1 in 60" in out
+    assert "debug: no figures of cortex-m4: arm-none-eabi-gcc is not installed" in out and "gcc-arm-none-eabi" in out
+    kept = json.loads((place / "embedded.json").read_text())["scores"]
+    row = record.load("row-debug")
+    assert row.scores["pJ to learn"] == [kept["pJ to learn"]] and 0 < kept["pJ a decision"] < kept["pJ to learn"]
+    assert kept["operations to learn"] > 1e6 and row.scores["firing rate"] == [kept["firing rate"]]
+    assert kept["instructions a decision"] is None and "instructions a decision" not in row.scores  # unknown is no number
+    assert call(capsys, "embedded", "--board", "z80")[2].startswith("spikedream: there is no board 'z80'")
+
+
 def test_energy_by_another_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "result.json").read_bytes()
     status, out, _ = call(capsys, "energy", str(run), "--table", "loihi")

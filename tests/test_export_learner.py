@@ -10,6 +10,8 @@ from test_resume import Notes
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, named
+from spikedream.experiments.embedded import measure
+from spikedream.experiments.grid import Cell
 from spikedream.export.emulator import BOARDS, missing, train_on
 from spikedream.nodes import Unexportable
 
@@ -30,8 +32,9 @@ def drawn(place: Path, **network) -> spikedream.Run:
     [
         {"hidden": [12], "neuron": {"surrogate": "Triangular"}},
         {"hidden": [8], "ticks": 3, "encoder": "DirectCurrent", "neuron": {"reset": "hard", "learn_decay": False}},
+        {"hidden": [8], "encoder": "DirectCurrent", "rule": {"kind": "EProp", "reset": False}},
     ],
-    ids=["receptive fields", "currents, hard reset"],
+    ids=["receptive fields", "currents, hard reset", "e-prop"],
 )
 def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path: Path) -> None:
     done = spikedream.export_learner(drawn(tmp_path / "run", **network), vectors=8)
@@ -51,7 +54,7 @@ def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path:
         ({"hidden": [6, 6]}, "one hidden layer"),
         ({"neuron": {"learn_threshold": True}}, "fixed thresholds"),
         ({"encoder": {"mode": "deterministic"}}, "mode current"),
-        ({"rule": {"kind": "EProp", "feedback": "random"}}, "rule RTRL"),
+        ({"rule": {"kind": "EProp", "feedback": "random"}}, "feedback symmetric"),
     ],
 )
 def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> None:
@@ -81,3 +84,18 @@ def test_a_board_learns_the_bits_that_this_machine_learns(board: str, tmp_path: 
     subprocess.run(["cc", *flags, "train.c", "learner.c", "-o", "train"], cwd=done.directory, check=True)
     here = subprocess.run(["./train"], cwd=done.directory, capture_output=True, text=True).stdout.split()
     assert int(here[-1]) == there.hash and there.ram <= 48 << 10 and there.code <= 8 << 10
+
+
+@pytest.mark.embedded
+def test_what_the_table_of_embedded_systems_says_of_a_learner_and_of_a_twin(tmp_path: Path) -> None:
+    learner = measure(cell(drawn(tmp_path / "learner", hidden=[8])), BOARDS["cortex-m4"], "45nm")
+    assert learner.lacking is None and None not in learner.scores.values()
+    assert 0 < learner.scores["instructions a decision"] < learner.scores["instructions a learning step"]
+    changes = TINY | {"agent": {"actor": "MLP", "critic": "MLP"}}
+    twin = spikedream.train(configuration.merge(named("online-cartpole"), changes), out=tmp_path / "twin", report=False)
+    found = measure(cell(twin), BOARDS["cortex-m4"], "45nm").scores
+    assert found["instructions a decision"] and found["instructions a learning step"] is None and found["firing rate"] is None
+
+
+def cell(run: spikedream.Run) -> Cell:
+    return Cell(run.config.env, "m", run.config.seed, run.config, run.directory)

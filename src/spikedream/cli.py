@@ -21,6 +21,7 @@ from spikedream.config import Config, ConfigError
 from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
 from spikedream.experiments.bench import Bench, run_bench
+from spikedream.experiments.embedded import Embedded, run_embedded
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
 from spikedream.export.directory import Target
@@ -331,6 +332,11 @@ def study(arguments: list[str], console: Console) -> int:
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
 
 
+def embedded(arguments: list[str], console: Console) -> int:
+    line = shlex.join(["spikedream", "embedded", *arguments])
+    return run_embedded(tyro.cli(Embedded, prog="spikedream embedded", args=arguments), console, line)
+
+
 def watch(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Watch, prog="spikedream watch", args=arguments)
     if command.every <= 0:
@@ -402,7 +408,7 @@ def _tell(env: str, result: dict[str, Any], directory: Path, console: Console) -
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
     "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress, "serve-env": serve_env,
-    "watch": watch,
+    "watch": watch, "embedded": embedded,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -413,6 +419,7 @@ USAGE = """usage: spikedream COMMAND ...
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
   watch RUN                follow one that is going on elsewhere
+  embedded                 how fast CartPole is learned with what suits small computers: steps, energy, memory, instructions
   energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals

@@ -161,6 +161,8 @@ class Trained:
     hash: int  # of all that was learned: the same on every machine
     instructions: int  # of a step, in the mean: deciding, the environment, learning
     most: int  # of a step
+    deciding: int  # of a step's, in the mean, those that decide
+    learning: int  # and those that learn, and dream
     code: int  # bytes of the learner without its tables
     flash: int  # bytes of the whole program, environment and evaluation included
     ram: int  # of its data
@@ -201,6 +203,5 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
         ).stdout.splitlines()
     code = sum(int(words[1]) for words in map(str.split, sections) if words and words[0].startswith(".text"))
     returns = {int(w[1]): int(w[3]) for w in map(str.split, said) if w[0] == "steps"}
-    _, instructions, _, most = said[-2].split()
-    _, solved, _, found = said[-1].split()
-    return Trained(int(solved) or None, returns, int(found), int(instructions), int(most), code, text + data, data + bss)
+    counts, last = (list(map(int, line.split()[1::2])) for line in said[-2:])
+    return Trained(last[0] or None, returns, last[1], *counts, code=code, flash=text + data, ram=data + bss)

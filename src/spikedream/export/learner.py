@@ -95,7 +95,8 @@ def _checked(run: Run) -> StreamActorCritic:
             raise Unexportable(f"--learner needs {lacking} as the {name}")
     actor, critic = agent.actor, agent.critic
     assert isinstance(actor, SpikingNetwork) and isinstance(critic, SpikingNetwork)
-    if replace(actor, bias=critic.bias, gain=critic.gain, readout=critic.readout, rule=critic.rule) != critic:
+    alike = replace(actor, bias=critic.bias, gain=critic.gain, readout=critic.readout, rule=critic.rule) == critic
+    if not alike or _follows_reset(actor) != _follows_reset(critic):
         raise Unexportable("--learner needs an actor and a critic of the same layer; only readout, bias and gain may differ")
     return agent
 
@@ -115,9 +116,14 @@ def _lacking(network: Any) -> str | None:
         return "a RateReadout"
     if network.persistent or network.branches or network.fan_in is not None or network.sparsity is not None or network.fixed_point:
         return "a network without persistent, branches, fan_in, sparsity and fixed_point"
-    if isinstance(network.rule, EProp) and not (network.rule.reset and network.rule.feedback == "symmetric"):
-        return "the exact gradient: rule RTRL"
+    if isinstance(network.rule, EProp) and network.rule.feedback != "symmetric":
+        return "the readout's own weights for feedback: rule RTRL, or EProp with feedback symmetric,"
     return None
+
+
+def _follows_reset(network: SpikingNetwork) -> bool:
+    """Whether the gradient does."""
+    return not isinstance(network.rule, EProp) or network.rule.reset
 
 
 # ---- as C
@@ -170,6 +176,7 @@ def _settings(run: Run, agent: StreamActorCritic) -> str:
         "ENTROPY": agent.entropy,
         "THRESHOLD": neuron.threshold,
         "SOFT_RESET": int(neuron.reset == "soft"),
+        "FOLLOWS_RESET": int(_follows_reset(network)),
         "LEARNS_DECAY": float(neuron.learn_decay),
         "SURROGATE(x)": _bump(neuron.surrogate),
     }

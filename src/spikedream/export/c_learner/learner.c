@@ -126,12 +126,16 @@ static void fire(struct learner *learner, const struct network *network, const f
             fired_decay += bump * u_decay;
 #if LEARNER_SOFT_RESET
             v = spike ? excess : u;
-            v_current = u_current - LEARNER_THRESHOLD * (bump * u_current);
-            v_decay = u_decay - LEARNER_THRESHOLD * (bump * u_decay);
+            v_current = u_current;
+            v_decay = u_decay;
 #else
             v = spike ? 0.0f : u;
-            v_current = (spike ? 0.0f : u_current) - u * (bump * u_current);
-            v_decay = (spike ? 0.0f : u_decay) - u * (bump * u_decay);
+            v_current = spike ? 0.0f : u_current;
+            v_decay = spike ? 0.0f : u_decay;
+#endif
+#if LEARNER_FOLLOWS_RESET
+            v_current -= (LEARNER_SOFT_RESET ? LEARNER_THRESHOLD : u) * (bump * u_current);
+            v_decay -= (LEARNER_SOFT_RESET ? LEARNER_THRESHOLD : u) * (bump * u_decay);
 #endif
         }
         learner->spikes += (uint32_t)count;
