@@ -73,6 +73,7 @@ class Export:
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
     bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
     learner: bool = False  # what learns, too: C that goes on learning from each of its own steps; --board lets it, on CartPole-v1
+    dyna: bool = False  # with --learner: also the model that it learns, and dreams in
     best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
 
@@ -242,6 +243,8 @@ def evaluate(arguments: list[str], console: Console) -> int:
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run, command.best)
+    if command.dyna and not command.learner:
+        raise spikedream.Unexportable("--dyna goes with --learner: a policy alone does not dream")
     if command.learner:
         return _export_learner(command, run, console)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
@@ -267,7 +270,7 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
         raise spikedream.Unexportable("--learner is for --to c, in float32: without --bits")
     if command.board is not None and command.board not in emulator.BOARDS:
         raise spikedream.Unexportable(f"there is no board {command.board!r}; boards are {', '.join(emulator.BOARDS)}")
-    done = spikedream.export_learner(run, command.out, command.vectors)
+    done = spikedream.export_learner(run, command.out, command.vectors, command.dyna)
     console.print(
         f"{done.directory}: {done.parameters:,} numbers that learn, {done.state:,} bytes of state, {done.vectors} test vectors",
         highlight=False, soft_wrap=True,

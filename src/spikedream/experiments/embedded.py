@@ -157,7 +157,8 @@ def _emulated(run: Run, board: Board) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as place:
         if run.algorithm.agent.online:
             try:
-                learner = export_learner(run, place, vectors=1)
+                dreams = getattr(run.algorithm.agent, "dyna", None) is not None
+                learner = export_learner(run, place, vectors=1, dyna=dreams)
                 learned = train_on(learner.directory, board, run.config.seed + 1, LEARNED, LEARNED, episodes=1)
                 return {DECIDING: learned.deciding, STEPPING: learned.learning, FLASH: learned.flash, RAM: learned.ram}
             except Unexportable as reason:

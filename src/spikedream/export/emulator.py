@@ -193,13 +193,14 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
         defined = [
             f"-D{name}={x}" for name, x in zip(("SEED", "STEPS", "EVERY", "EPISODES"), (seed, steps, every, episodes), strict=True)
         ]
-        learner = _compile(board, directory, work, "learner.o", "-c", directory / "learner.c")
+        sources = [file for file in (directory / "learner.c", directory / "model.c") if file.exists()]
+        learner = [_compile(board, directory, work, f"{file.stem}.o", "-c", file) for file in sources]
         how = ("-DINSTRUCTIONS", *defined, "-include", work / "print.h")
-        program = _program(board, directory, work, "train", *how, directory / "train.c", learner)
+        program = _program(board, directory, work, "train", *how, directory / "train.c", *learner)
         said = _emulate(board, program, patience=1800).stdout.splitlines()
         text, data, bss = _sizes(board, program)
         sections = subprocess.run(
-            [board.compiler.replace("gcc", "size"), "-A", str(learner)], capture_output=True, text=True, check=True
+            [board.compiler.replace("gcc", "size"), "-A", *map(str, learner)], capture_output=True, text=True, check=True
         ).stdout.splitlines()
     code = sum(int(words[1]) for words in map(str.split, sections) if words and words[0].startswith(".text"))
     returns = {int(w[1]): int(w[3]) for w in map(str.split, said) if w[0] == "steps"}

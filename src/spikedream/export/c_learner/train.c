@@ -82,7 +82,7 @@ static uint32_t evaluate(uint32_t seed) /* the mean return of greedy episodes, w
 int main(void)
 {
     struct cartpole cartpole;
-    uint32_t i, steps, solved = 0;
+    uint32_t i, steps, solved = 0, found;
     float before[4];
     int terminated, truncated, choice;
 #ifdef INSTRUCTIONS
@@ -104,6 +104,10 @@ int main(void)
         COUNT(deciding, choice = learner_act(&learner, before, 0));
         COUNT(playing, cartpole_step(&cartpole, choice, &terminated, &truncated));
         COUNT(learning, learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated));
+#if LEARNER_DREAMS
+        for (i = 0; i < LEARNER_DREAMS && learner_may_dream(&learner); i++)
+            COUNT(learning, learner_dream(&learner));
+#endif
         if (terminated || truncated)
             COUNT(playing, cartpole_reset(&cartpole));
 #ifdef INSTRUCTIONS
@@ -129,8 +133,12 @@ int main(void)
     PRINT("\n");
 #endif
     learner_settle(&learner);
+    found = hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u));
+#if LEARNER_DREAMS
+    found = hash(learner.model.parameter, MODEL_PARAMETERS, found);
+#endif
     print_number("solved ", solved);
-    print_number(" hash ", hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u)));
+    print_number(" hash ", found);
     PRINT("\n");
     return !solved;
 }
