@@ -98,6 +98,23 @@ def record(run: Run, found: Mapping[str, Any] | None = None) -> None:
     write_file(run.directory / "result.json", json.dumps(result | {"energy": sums}, indent=2).encode())
 
 
+def of_newest(algorithm: Algorithm, state: TrainState, steps: int = 16) -> float | None:
+    """Picojoules of a greedy decision, by the default table: the mean over what was observed in the newest real steps. None where
+    nothing has been, where what the parts call is not described, and where a decision depends on those before it."""
+    agent, model = algorithm.agent, algorithm.world_model
+    remembers = model.recurrent or getattr(getattr(agent, "actor", None), "persistent", False)
+    if remembers or not described(model, agent) or not int(state.replay.size):
+        return None
+    policy = algorithm.policy(state)
+    carry = agent.start(policy.policy, policy.world)
+    newest = (int(state.replay.added) - 1 - np.arange(min(steps, int(state.replay.added)))) % state.replay.rows
+    table, found = prices.load(prices.DEFAULT), []
+    for obs in np.asarray(state.replay.data.obs[newest, 0]):
+        _, _, parts = _decide(algorithm, policy, carry, obs, jax.random.key(0))
+        found.append(table.total(_lines(parts)).picojoules)
+    return None if None in found else float(np.mean(found))
+
+
 # ---- counting
 
 
