@@ -237,7 +237,7 @@ class LivePanel:
         told = {title: texts for title, texts in told.items() if any(text is not None for text in texts)}
         for title in DISPENSABLE:
             widths = [max(map(len, (name, *(text or "-" for text in texts)))) + 2 for name, texts in told.items()]
-            if sum(widths) <= self._console.width:
+            if sum(widths) + 2 <= self._console.width:  # with the panel's border
                 break
             told.pop(title, None)
         for title in told:
