@@ -140,6 +140,7 @@ def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_
     assert row.scores["pJ to learn"] == [kept["pJ to learn"]] and 0 < kept["pJ a decision"] < kept["pJ to learn"]
     assert kept["operations to learn"] > 1e6 and row.scores["firing rate"] == [kept["firing rate"]]
     assert kept["instructions a decision"] is None and "instructions a decision" not in row.scores  # unknown is no number
+    assert "has no method 'debgu'; did you mean 'debug'?" in call(capsys, "embedded", str(study), "--methods", "debgu")[2]
     assert call(capsys, "embedded", "--board", "z80")[2].startswith("spikedream: there is no board 'z80'")
 
 

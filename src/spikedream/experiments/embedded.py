@@ -34,7 +34,7 @@ from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
 
 VECTORS = 100  # observations on which a policy's decisions are counted on a board
-LEARNED = 1000  # steps that a learner goes on with there
+LEARNED = 250  # steps that a learner goes on with there
 OPERATIONS, LEARNING = "operations to learn", "pJ to learn"
 DECISION, FIRING = "pJ a decision", "firing rate"
 DECIDING, STEPPING = "instructions a decision", "instructions a learning step"
@@ -48,6 +48,7 @@ class Embedded:
 
     study: tyro.conf.Positional[str] = "embedded"  # one that comes with spikedream, or a .yaml file
     seeds: int | None = None  # only the first so many of the study's seeds
+    methods: tuple[str, ...] = ()  # only these of the study's methods
     jobs: int = 1  # runs at a time
     board: str = "cortex-m4"  # cortex-m4, cortex-m3 or rv32
     table: str = prices.DEFAULT  # of energy: 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
@@ -83,7 +84,10 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     environments = list(dict.fromkeys(cell.environment for cell in cells))
     if len(environments) > 1:
         raise ConfigError(f"study {study.name} has {len(environments)} environments; what is learned from scratch here is one")
-    cells = grid.part(study, cells, command.seeds, ())
+    for method in command.methods:
+        if method not in study.methods:
+            raise ConfigError(f"study {study.name} has no method {method!r}; {nearest(method, study.methods)}")
+    cells = [c for c in grid.part(study, cells, command.seeds, ()) if c.method in (command.methods or study.methods)]
     check_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)
     if outcomes is None:
