@@ -209,27 +209,22 @@ class StreamActorCritic:
         return state, metrics | {"imagined_steps": imagined}
 
     def _dream(self, dyna: Dyna, state: StreamState, experience: Experience, real: Transition, key: Array) -> StreamState:
+        scale = experience.normalizer.reward_scale / state.returns.scale()
+
         def imagine(state: StreamState, key: Array) -> tuple[StreamState, None]:
-            return self.imagine(dyna, state, experience, real, key)[0], None
+            start_key, act_key, model_key, learn_key = jax.random.split(key, 4)
+            assert state.dyna is not None and state.dreamt is not None
+            dream = dyna.awake(state.dyna, experience, real, start_key)
+            obs = experience.normalizer.obs(dream.obs)
+            action = self._networks.decide(state.params.actor, state.distribution, (), obs, act_key, False).action
+            found = dyna.imagine(dream, experience, obs, action, model_key)
+            dream = dyna.onward(dream, experience, found)
+            goes_on = (dream.age < dyna.horizon).astype(jnp.float32)
+            step = Step(obs, action, scale * found.reward, found.obs, found.terminated, goes_on)
+            params, traces, _ = self._learn_from(state.params, state.dreamt, state.distribution, step, learn_key)
+            return replace(state, params=params, dyna=dream, dreamt=traces), None
 
         return jax.lax.scan(imagine, state, jax.random.split(key, dyna.steps))[0]
-
-    def imagine(
-        self, dyna: Dyna, state: StreamState, experience: Experience, real: Transition, key: Array
-    ) -> tuple[StreamState, Step]:
-        """One imagined step, after the newest `real` one, and what is learned from it."""
-        scale = experience.normalizer.reward_scale / state.returns.scale()
-        start_key, act_key, model_key, learn_key = jax.random.split(key, 4)
-        assert state.dyna is not None and state.dreamt is not None
-        dream = dyna.awake(state.dyna, experience, real, start_key)
-        obs = experience.normalizer.obs(dream.obs)
-        action = self._networks.decide(state.params.actor, state.distribution, (), obs, act_key, False).action
-        found = dyna.imagine(dream, experience, obs, action, model_key)
-        dream = dyna.onward(dream, experience, found)
-        goes_on = (dream.age < dyna.horizon).astype(jnp.float32)
-        step = Step(obs, action, scale * found.reward, found.obs, found.terminated, goes_on)
-        params, traces, _ = self._learn_from(state.params, state.dreamt, state.distribution, step, learn_key)
-        return replace(state, params=params, dyna=dream, dreamt=traces), step
 
     def _learn_from(
         self, params: Both, traces: Both, distribution: ActionDistribution, step: Step, key: Array

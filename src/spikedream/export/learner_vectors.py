@@ -11,7 +11,7 @@ from jax import Array
 from numpy import ndarray
 
 from spikedream.agents.dyna import Dyna
-from spikedream.agents.online import Step, StreamActorCritic, StreamState
+from spikedream.agents.online import StreamActorCritic, StreamState
 from spikedream.algorithm import TrainState
 from spikedream.envs.make import make_own, translation_of
 from spikedream.export.program import literal
@@ -66,6 +66,14 @@ def test_vectors(run: Run, count: int) -> tuple[list[Learned], int]:
     return found, left_out
 
 
+class Dreamt(NamedTuple):
+    """An imagined step."""
+
+    obs: Array  # (obs_size,) normalised
+    choice: Array  # ()
+    following: Array  # (obs_size,)
+
+
 class Learning:
     """Learns from stretches, each from where the run stands."""
 
@@ -99,34 +107,39 @@ class Learning:
             if self._dyna is None:
                 continue
             model_errors.append(float(metrics["model_error"]))
-            action = jnp.asarray(np.eye(self._size, dtype=np.float32)[step[1]])
-            margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(step[0])), action))
+            margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(step[0])), step[1]))
             for key in jax.random.split(jax.random.fold_in(jax.random.key(stretch), i), DREAMT):
                 before = state.agent
                 after, imagined = self._imagine(state, key)
                 state = replace(state, agent=after)
-                dreamt.append(int(imagined.action.argmax()))
+                dreamt.append(int(imagined.choice))
                 for seen in (imagined.obs, imagined.following):
                     margin = min(margin, self._of_both(before, seen))
-                margin = min(margin, self._of_model(self._dyna, before, imagined.obs, imagined.action), self._of_end(state))
+                margin = min(margin, self._of_model(self._dyna, before, imagined.obs, dreamt[-1]), self._of_end(state))
         last = state.replay.normalizer.obs(jnp.asarray(steps[-1][0]))
         margin = min(margin, _margin(cast(SpikingNetwork, agent.actor), state.agent.params.actor, np.asarray(last)))
         output = np.asarray(agent.actor(state.agent.params.actor, last).value)
         dream = np.zeros(0) if self._dyna is None else np.asarray(state.agent.dyna.obs)
         return Learned(steps, errors, output, dreamt, model_errors, dream), margin
 
-    def _imagined(self, state: TrainState, key: Array) -> tuple[StreamState, Step]:
-        assert self._dyna is not None
-        real = jax.tree.map(lambda x: x[0], state.replay.gather(state.replay.newest()))
-        return self._agent.imagine(self._dyna, state.agent, state.replay, real, key)
+    def _imagined(self, state: TrainState, key: Array) -> tuple[StreamState, Dreamt]:
+        """What is chosen is told by where it leads."""
+        dyna, experience = self._dyna, state.replay
+        assert dyna is not None
+        real = jax.tree.map(lambda x: x[0], experience.gather(experience.newest()))
+        after = self._agent._dream(replace(dyna, steps=1), state.agent, experience, real, key)
+        before = dyna.awake(state.agent.dyna, experience, real, key)
+        obs, following = (experience.normalizer.obs(dream.obs) for dream in (before, after.dyna))
+        each = jax.vmap(lambda action: dyna.imagine(before, experience, obs, action, key).obs)(jnp.eye(self._size))
+        return after, Dreamt(obs, jnp.abs(each - following[None]).sum(1).argmin(), following)
 
     def _of_both(self, state: StreamState, obs: Array) -> float:
         networks = zip((self._agent.actor, self._agent.critic), state.params, strict=True)
         return min(_margin(cast(SpikingNetwork, network), params, np.asarray(obs)) for network, params in networks)
 
-    def _of_model(self, dyna: Dyna, state: StreamState, obs: Array, action: Array) -> float:
+    def _of_model(self, dyna: Dyna, state: StreamState, obs: Array, choice: int) -> float:
         assert state.dyna is not None
-        seen = np.concatenate([obs, action])
+        seen = np.concatenate([obs, np.eye(self._size, dtype=np.float32)[choice]])
         return _margin(cast(SpikingNetwork, dyna.dynamics), state.dyna.networks.dynamics, seen)
 
     def _of_end(self, state: TrainState) -> float:
