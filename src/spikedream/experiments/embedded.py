@@ -20,7 +20,7 @@ from spikedream.experiments import grid, record
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, check_unchanged, run_cells
 from spikedream.experiments.grid import Cell
 from spikedream.experiments.record import FRESH, STEPS, Row
-from spikedream.experiments.tables import UNKNOWN, number, solved, steps
+from spikedream.experiments.tables import UNKNOWN, number, solved
 from spikedream.export import prices
 from spikedream.export.directory import export_policy
 from spikedream.export.emulator import BOARDS, Board, emulate, missing, train_on
@@ -224,7 +224,7 @@ def show(rows: Mapping[str, Row], cell: Cell, seeds: int, command: Embedded, con
     console.print(f"{cell.environment}: learned from scratch, {many} from {cell.seed}; medians, energy by {command.table}", **PLAIN)
     learning, device = [], []
     for method, row in rows.items():
-        real = steps(row).partition(";")[0] if row.solved else UNKNOWN
+        real = number(_median(row, STEPS))
         learning.append([method, solved(row), real, _seconds(row, step), _short(_median(row, OPERATIONS)), _joules(row, LEARNING)])
         told = (number(_median(row, score), 0) for score in (DECIDING, STEPPING, FLASH, RAM))
         device.append([method, _joules(row, DECISION), _percent(row), *told])
