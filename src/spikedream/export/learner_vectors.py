@@ -125,9 +125,10 @@ class Learning:
     def _imagined(self, state: TrainState, key: Array) -> tuple[StreamState, Dreamt]:
         """What is chosen is told by where it leads."""
         dyna, experience = self._dyna, state.replay
-        assert dyna is not None
+        assert dyna is not None and state.agent.dyna is not None
         real = jax.tree.map(lambda x: x[0], experience.gather(experience.newest()))
         after = self._agent._dream(replace(dyna, steps=1), state.agent, experience, real, key)
+        assert after.dyna is not None
         before = dyna.awake(state.agent.dyna, experience, real, key)
         obs, following = (experience.normalizer.obs(dream.obs) for dream in (before, after.dyna))
         each = jax.vmap(lambda action: dyna.imagine(before, experience, obs, action, key).obs)(jnp.eye(self._size))
