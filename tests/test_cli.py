@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +16,8 @@ import pytest
 import spikedream
 from spikedream.cli import main
 from spikedream.experiments import record
+from spikedream.export.energy import of_newest
+from spikedream.runners.energy_told import EnergyTold
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ids such as `environments:Walk-v0`
 
@@ -103,6 +108,40 @@ def test_energy_is_counted_priced_and_kept(run: Path, capsys: pytest.CaptureFixt
     assert steps["actor"] == 2 * 2 * counters["updates"] * actor  # passes, mini-batches
     kept = json.loads((run / "result.json").read_text())["energy"]["learning_picojoules"]
     assert kept["policy"]["total"] == phases["total"]["picojoules"]
+
+
+def test_whoever_watches_a_run_is_told_what_a_decision_takes_on_what_it_saw_last(run: Path) -> None:
+    opened, rows = spikedream.load(run), []
+    state, result = replace(opened.state, replay=opened.experience()), opened.result
+    listener: Any = SimpleNamespace(record=rows.append, phase=None, parts=None, progress=None, note=None)
+    EnergyTold(listener, opened.algorithm, lambda: state).record({"turn": 0})
+    (row,) = rows
+    assert result is not None and row["turn"] == 0
+    # There, over greedy episodes: the spikes are others, the rest is the same.
+    assert row["decision_picojoules"] == pytest.approx(result["energy"]["decision"]["policy"]["picojoules"], rel=0.3)
+    nothing = replace(state, replay=opened.algorithm.buffer.init(opened.spec, 1))
+    assert of_newest(opened.algorithm, nothing) is None
+
+
+def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_tool_it_lacks(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "out" / "debug" / "debug" / "s3"
+    shutil.copytree(run, place)
+    study = tmp_path / "one.yaml"
+    study.write_text("{name: one, seeds: [3], environments: {debug: {}}, methods: {debug: {}}}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spikedream.export.emulator.shutil.which", lambda tool: None)
+    status, out, _ = call(capsys, "embedded", str(study), "--out", "out", "--record", "row")
+    assert status == 0 and "(kept)" in out and "0 of 1 in 60" in out
+    assert "debug: no figures of cortex-m4: arm-none-eabi-gcc is not installed" in out and "gcc-arm-none-eabi" in out
+    kept = json.loads((place / "embedded.json").read_text())["scores"]
+    row = record.load("row-debug")
+    assert row.scores["pJ to learn"] == [kept["pJ to learn"]] and 0 < kept["pJ a decision"] < kept["pJ to learn"]
+    assert kept["operations to learn"] > 1e6 and row.scores["firing rate"] == [kept["firing rate"]]
+    assert kept["instructions a decision"] is None and "instructions a decision" not in row.scores  # unknown is no number
+    assert "has no method 'debgu'; did you mean 'debug'?" in call(capsys, "embedded", str(study), "--methods", "debgu")[2]
+    assert call(capsys, "embedded", "--board", "z80")[2].startswith("spikedream: there is no board 'z80'")
 
 
 def test_energy_by_another_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

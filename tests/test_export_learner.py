@@ -10,6 +10,8 @@ from test_resume import Notes
 import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, named
+from spikedream.experiments.embedded import measure
+from spikedream.experiments.grid import Cell
 from spikedream.export.emulator import BOARDS, missing, train_on
 from spikedream.nodes import Unexportable
 
@@ -18,9 +20,11 @@ TINY = {
     "replay": {"capacity": 100},
 }  # fmt: skip
 
+DREAMS = {"dynamics": {"hidden": [12], "neuron": {"surrogate": "Triangular"}}, "steps": 2, "begin": 20}
 
-def drawn(place: Path, **network) -> spikedream.Run:
-    changes = TINY | {"agent": {"actor": network, "critic": network}}
+
+def drawn(place: Path, dyna: dict | None = None, **network) -> spikedream.Run:
+    changes = TINY | {"agent": {"actor": network, "critic": network, "dyna": dyna}}
     return spikedream.train(configuration.merge(named("online-cartpole"), changes), out=place, listener=Notes(), report=False)
 
 
@@ -30,8 +34,9 @@ def drawn(place: Path, **network) -> spikedream.Run:
     [
         {"hidden": [12], "neuron": {"surrogate": "Triangular"}},
         {"hidden": [8], "ticks": 3, "encoder": "DirectCurrent", "neuron": {"reset": "hard", "learn_decay": False}},
+        {"hidden": [8], "encoder": "DirectCurrent", "rule": {"kind": "EProp", "reset": False}},
     ],
-    ids=["receptive fields", "currents, hard reset"],
+    ids=["receptive fields", "currents, hard reset", "e-prop"],
 )
 def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path: Path) -> None:
     done = spikedream.export_learner(drawn(tmp_path / "run", **network), vectors=8)
@@ -45,13 +50,26 @@ def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path:
     assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
+    run = drawn(tmp_path / "run", DREAMS, hidden=[8], encoder="DirectCurrent")
+    done = spikedream.export_learner(run, vectors=6, dyna=True)
+    tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
+    assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 6 + ["passed"], tested.stdout + tested.stderr
+    settings = done.directory / "settings.h"
+    settings.write_text(settings.read_text().replace("MODEL_LEARNING_RATE ", "MODEL_LEARNING_RATE 0.5f * "))  # half as fast
+    assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+    with pytest.raises(Unexportable, match="add --dyna"):
+        spikedream.export_learner(run)
+
+
 @pytest.mark.parametrize(
     ("network", "says"),
     [
         ({"hidden": [6, 6]}, "one hidden layer"),
         ({"neuron": {"learn_threshold": True}}, "fixed thresholds"),
         ({"encoder": {"mode": "deterministic"}}, "mode current"),
-        ({"rule": {"kind": "EProp", "feedback": "random"}}, "rule RTRL"),
+        ({"rule": {"kind": "EProp", "feedback": "random"}}, "feedback symmetric"),
     ],
 )
 def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> None:
@@ -77,7 +95,36 @@ def test_a_board_learns_the_bits_that_this_machine_learns(board: str, tmp_path: 
     assert missing(BOARDS[board]) is None
     done = spikedream.export_learner(drawn(tmp_path / "run", hidden=[32], neuron={"surrogate": "Triangular"}), vectors=1)
     there = train_on(done.directory, BOARDS[board], steps=1000, every=500, episodes=5)
-    flags = ["-std=c99", "-O2", "-ffp-contract=off", "-DSEED=1u", "-DSTEPS=1000", "-DEVERY=500", "-DEPISODES=5"]
-    subprocess.run(["cc", *flags, "train.c", "learner.c", "-o", "train"], cwd=done.directory, check=True)
-    here = subprocess.run(["./train"], cwd=done.directory, capture_output=True, text=True).stdout.split()
-    assert int(here[-1]) == there.hash and there.ram <= 48 << 10 and there.code <= 8 << 10
+    assert learned_here(done.directory, 1000) == there.hash and there.ram <= 48 << 10 and there.code <= 8 << 10
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_dreams_the_bits_that_this_machine_dreams(board: str, tmp_path: Path) -> None:
+    run = drawn(tmp_path / "run", {"steps": 2, "begin": 20}, hidden=[32], neuron={"surrogate": "Triangular"})
+    done = spikedream.export_learner(run, vectors=1, dyna=True)
+    there = train_on(done.directory, BOARDS[board], steps=40, every=40, episodes=1)
+    assert learned_here(done.directory, 40, 1) == there.hash and there.ram <= 64 << 10
+    assert there.learning > 2 * there.deciding > 0
+
+
+def learned_here(directory: Path, steps: int, episodes: int = 5) -> int:
+    """The hash of what this machine learns."""
+    flags = f"CFLAGS=-O2 -DSEED=1u -DSTEPS={steps} -DEVERY={min(steps, 500)} -DEPISODES={episodes}"
+    subprocess.run(["make", "-s", "-B", "train", flags], cwd=directory, check=True)
+    return int(subprocess.run(["./train"], cwd=directory, capture_output=True, text=True).stdout.split()[-1])
+
+
+@pytest.mark.embedded
+def test_what_the_table_of_embedded_systems_says_of_a_learner_and_of_a_twin(tmp_path: Path) -> None:
+    learner = measure(cell(drawn(tmp_path / "learner", hidden=[8])), BOARDS["cortex-m4"], "45nm")
+    assert learner.lacking is None and None not in learner.scores.values()
+    assert 0 < learner.scores["instructions a decision"] < learner.scores["instructions a learning step"]
+    changes = TINY | {"agent": {"actor": "MLP", "critic": "MLP"}}
+    twin = spikedream.train(configuration.merge(named("online-cartpole"), changes), out=tmp_path / "twin", report=False)
+    found = measure(cell(twin), BOARDS["cortex-m4"], "45nm").scores
+    assert found["instructions a decision"] and found["instructions a learning step"] is None and found["firing rate"] is None
+
+
+def cell(run: spikedream.Run) -> Cell:
+    return Cell(run.config.env, "m", run.config.seed, run.config, run.directory)

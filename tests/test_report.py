@@ -259,6 +259,8 @@ def test_decision_time_is_shared_by_the_running_episodes_and_leaves_out_the_firs
 ROWS = {
     "dreamer": TURN | {"imagined_steps": 8_192_000, "model_loss": 0.01, "firing_rate/actor_greedy": 0.2, "beta": 0.005},
     "ppo": TURN | {"firing_rate/actor_greedy": 0.2},
+    "priced": TURN | {"firing_rate/actor_greedy": 0.2, "decision_picojoules": 5380.0},
+    "unpriced": TURN | {"decision_picojoules": None},
     "planner": TURN | {"model_loss": -1.2, "model_confidence": 0.98, "firing_rate/actor_greedy": 0.0, "decision_ms": 22.42},
 }
 
@@ -274,6 +276,7 @@ def test_a_line_tells_what_matters_for_the_agent_and_fits():
     lines = {name: line(row) for name, row in ROWS.items()}
     assert "imagined   8.2M" in lines["dreamer"] and "loss 0.0100" in lines["dreamer"] and "beta 0.0050" in lines["dreamer"]
     assert lines["ppo"] == "turn   0  real      50  return     9.0  train       -  firing 20%     1.0 s"
+    assert "5.38 nJ/decision" in lines["priced"] and "      -/decision" in lines["unpriced"]
     assert "confidence 98%" in lines["planner"] and "22.4 ms/decision" in lines["planner"]
     assert not re.search("imagined|firing|loss", lines["planner"])
 
@@ -288,6 +291,7 @@ def test_the_live_panel_has_the_columns_that_its_rows_fill():
             console.print(panel._draw())
         return capture.get()
 
+    assert "a decision" in shown(ROWS["ppo"], ROWS["priced"]) and "a decision" not in shown(ROWS["ppo"])
     assert "imagined" not in shown(ROWS["ppo"]) and "imagined" not in shown()
     assert "imagined" in shown(ROWS["ppo"], ROWS["dreamer"]) and "ms/decision" in shown(ROWS["planner"])
 

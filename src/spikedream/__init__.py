@@ -28,6 +28,7 @@ from spikedream.processes import Parallel, Sync
 from spikedream.reports.report import write_report
 from spikedream.runners.cache import use_compilation_cache
 from spikedream.runners.compress import Compression, compressed, compression
+from spikedream.runners.energy_told import EnergyTold
 from spikedream.runners.parallel import Driver
 from spikedream.runners.stop import ClusterError, Diverged, Interrupted
 from spikedream.runners.sync import Trainer
@@ -148,6 +149,8 @@ def load(directory: str | Path, best: bool = False) -> Run:
 def _go(config: Config, directory: Path, listener: Listener | None, report: bool, resume: bool) -> Run:
     use_compilation_cache()
     training = RUNNERS[type(config.runner)](config, directory, listener or _Silence(), resume)
+    if report and listener is not None and isinstance(training, Trainer):
+        training.account.listener = EnergyTold(listener, training.algorithm, lambda: training.state)
     try:
         training.train()
     finally:

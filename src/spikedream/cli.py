@@ -21,6 +21,7 @@ from spikedream.config import Config, ConfigError
 from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
 from spikedream.experiments.bench import Bench, run_bench
+from spikedream.experiments.embedded import Embedded, run_embedded
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
 from spikedream.export.directory import Target
@@ -72,6 +73,7 @@ class Export:
     board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
     bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
     learner: bool = False  # what learns, too: C that goes on learning from each of its own steps; --board lets it, on CartPole-v1
+    dyna: bool = False  # with --learner: also the model that it learns, and dreams in
     best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
     vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
 
@@ -241,6 +243,8 @@ def evaluate(arguments: list[str], console: Console) -> int:
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run, command.best)
+    if command.dyna and not command.learner:
+        raise spikedream.Unexportable("--dyna goes with --learner: a policy alone does not dream")
     if command.learner:
         return _export_learner(command, run, console)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
@@ -266,7 +270,7 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
         raise spikedream.Unexportable("--learner is for --to c, in float32: without --bits")
     if command.board is not None and command.board not in emulator.BOARDS:
         raise spikedream.Unexportable(f"there is no board {command.board!r}; boards are {', '.join(emulator.BOARDS)}")
-    done = spikedream.export_learner(run, command.out, command.vectors)
+    done = spikedream.export_learner(run, command.out, command.vectors, command.dyna)
     console.print(
         f"{done.directory}: {done.parameters:,} numbers that learn, {done.state:,} bytes of state, {done.vectors} test vectors",
         highlight=False, soft_wrap=True,
@@ -329,6 +333,11 @@ def compare(arguments: list[str], console: Console) -> int:
 def study(arguments: list[str], console: Console) -> int:
     line = shlex.join(["spikedream", "study", *arguments])
     return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
+
+
+def embedded(arguments: list[str], console: Console) -> int:
+    line = shlex.join(["spikedream", "embedded", *arguments])
+    return run_embedded(tyro.cli(Embedded, prog="spikedream embedded", args=arguments), console, line)
 
 
 def watch(arguments: list[str], console: Console) -> int:
@@ -402,7 +411,7 @@ def _tell(env: str, result: dict[str, Any], directory: Path, console: Console) -
 COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "train": train, "evaluate": evaluate, "resume": resume, "presets": presets, "bench": bench,
     "compare": compare, "study": study, "export": export, "energy": energy, "compress": compress, "serve-env": serve_env,
-    "watch": watch,
+    "watch": watch, "embedded": embedded,
 }  # fmt: skip
 
 USAGE = """usage: spikedream COMMAND ...
@@ -413,6 +422,7 @@ USAGE = """usage: spikedream COMMAND ...
   export RUN               its policy as C for a small computer, or as a NIR graph
   resume RUN               go on with a stopped run
   watch RUN                follow one that is going on elsewhere
+  embedded                 how fast CartPole is learned with what suits small computers: steps, energy, memory, instructions
   energy RUN               operations counted and priced: of a decision, and of learning
   presets                  list the named experiments
   bench PRESET             many seeds, with intervals

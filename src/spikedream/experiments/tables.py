@@ -225,8 +225,9 @@ def spread(row: Row, column: Mapping[str, Any], *_: Any) -> str:
 
 
 def value(row: Row, column: Mapping[str, Any], *_: Any) -> str:
-    """The median of the column's `score` alone, or the mean where it says so."""
-    return number(row.figure(column["score"]).get(column.get("middle", "median")), column.get("digits"))
+    """The median of the column's `score` alone, or the mean where it says so; `times` what the column says, in another unit."""
+    found = row.figure(column["score"]).get(column.get("middle", "median"))
+    return number(None if found is None else found * column.get("times", 1), column.get("digits"))
 
 
 SHOW: dict[str, Callable[..., str]] = {

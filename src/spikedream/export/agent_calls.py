@@ -16,7 +16,7 @@ from spikedream.agents.online import StreamActorCritic, StreamPolicy, StreamStat
 from spikedream.agents.ppo import PPO, PPOPolicy, PPOState
 from spikedream.agents.representation import average_l1
 from spikedream.agents.stable_baselines import StableBaselines, StableBaselinesState
-from spikedream.export.calls import Calls, DescribesAgent, Memories, Parts, Totals
+from spikedream.export.calls import BOUNDED, Calls, DescribesAgent, Memories, Parts, Totals
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.snn.networks import AnyNetwork
@@ -291,7 +291,7 @@ class OfStreamActorCritic:
     def learn(self, totals: Totals) -> dict[str, Calls]:
         """Each step is learned from once, real or imagined, for which the critic values both its ends."""
         real, every = totals.updates, totals.updates + totals.imagined_steps
-        found = {"actor": Calls(every, every, every), "critic": Calls(2 * every, every, every)}
+        found = {"actor": Calls(every, every, every, BOUNDED), "critic": Calls(2 * every, every, every, BOUNDED)}
         looked_at = {"dynamics": real, "ending": 2 * real}
         return found | {name: Calls(looked_at[name], looked_at[name], real) for name in self._model()}
 

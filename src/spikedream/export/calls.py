@@ -16,10 +16,17 @@ Parts = dict[str, tuple[Operations, ...]]  # of each network, by its name
 Memories = dict[str, tuple[PyTree, PyTree]]  # of each network: its parameters, and what it holds between ticks or steps
 
 
+# What an optimiser does to one parameter in a step. Adam: Kingma & Ba 2015, algorithm 1; overshooting-bounded gradient descent, its
+# trace included: Elsayed et al. 2024, algorithm 3.
+ADAM = (("multiply", 8), ("add", 4), ("square_root", 1), ("divide", 1))
+BOUNDED = (("multiply", 2), ("add", 3))
+
+
 class Calls(NamedTuple):
     forward: float = 0.0
     backward: float = 0.0  # of these, how many are differentiated by weights and inputs; by one of the two counts half
     steps: float = 0.0  # of the optimiser on its parameters
+    optimizer: tuple[tuple[str, float], ...] = ADAM
 
 
 class Totals(NamedTuple):

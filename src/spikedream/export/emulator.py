@@ -161,6 +161,8 @@ class Trained:
     hash: int  # of all that was learned: the same on every machine
     instructions: int  # of a step, in the mean: deciding, the environment, learning
     most: int  # of a step
+    deciding: int  # of a step's, in the mean, those that decide
+    learning: int  # and those that learn, and dream
     code: int  # bytes of the learner without its tables
     flash: int  # bytes of the whole program, environment and evaluation included
     ram: int  # of its data
@@ -191,16 +193,16 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
         defined = [
             f"-D{name}={x}" for name, x in zip(("SEED", "STEPS", "EVERY", "EPISODES"), (seed, steps, every, episodes), strict=True)
         ]
-        learner = _compile(board, directory, work, "learner.o", "-c", directory / "learner.c")
+        sources = [file for file in (directory / "learner.c", directory / "model.c") if file.exists()]
+        learner = [_compile(board, directory, work, f"{file.stem}.o", "-c", file) for file in sources]
         how = ("-DINSTRUCTIONS", *defined, "-include", work / "print.h")
-        program = _program(board, directory, work, "train", *how, directory / "train.c", learner)
+        program = _program(board, directory, work, "train", *how, directory / "train.c", *learner)
         said = _emulate(board, program, patience=1800).stdout.splitlines()
         text, data, bss = _sizes(board, program)
         sections = subprocess.run(
-            [board.compiler.replace("gcc", "size"), "-A", str(learner)], capture_output=True, text=True, check=True
+            [board.compiler.replace("gcc", "size"), "-A", *map(str, learner)], capture_output=True, text=True, check=True
         ).stdout.splitlines()
     code = sum(int(words[1]) for words in map(str.split, sections) if words and words[0].startswith(".text"))
     returns = {int(w[1]): int(w[3]) for w in map(str.split, said) if w[0] == "steps"}
-    _, instructions, _, most = said[-2].split()
-    _, solved, _, found = said[-1].split()
-    return Trained(int(solved) or None, returns, int(found), int(instructions), int(most), code, text + data, data + bss)
+    counts, last = (list(map(int, line.split()[1::2])) for line in said[-2:])
+    return Trained(last[0] or None, returns, last[1], *counts, code=code, flash=text + data, ram=data + bss)

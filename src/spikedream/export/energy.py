@@ -8,7 +8,7 @@ What is done once for a batch (means, losses, random numbers) is not counted, no
 A gradient is counted by one rule. Of a product, each multiply-accumulate is done once more for the weights and once more for
 the inputs, so that backward is twice forward (Kaplan et al. 2020, section 2.1). A product of spikes has an addition of the
 error for each synaptic operation, and a multiply-accumulate for each weight that is not zero and each tick, since a surrogate
-passes the error on where no spike was. All else is counted twice, and Adam's step once for each parameter.
+passes the error on where no spike was. All else is counted twice, and the optimiser's step once for each parameter.
 """
 
 import json
@@ -40,7 +40,6 @@ from spikedream.types import PyTree
 
 SAMPLES = 256  # replayed steps on which the networks that learn are counted
 PHASES = ("acting", "fitting", "dreaming", "learning")
-ADAM = (("multiply", 8), ("add", 4), ("square_root", 1), ("divide", 1))  # of one parameter (Kingma & Ba 2015, algorithm 1)
 
 
 class Counted(NamedTuple):
@@ -97,6 +96,23 @@ def record(run: Run, found: Mapping[str, Any] | None = None) -> None:
         },
     }
     write_file(run.directory / "result.json", json.dumps(result | {"energy": sums}, indent=2).encode())
+
+
+def of_newest(algorithm: Algorithm, state: TrainState, steps: int = 16) -> float | None:
+    """Picojoules of a greedy decision, by the default table: the mean over what was observed in the newest real steps. None where
+    nothing has been, where what the parts call is not described, and where a decision depends on those before it."""
+    agent, model = algorithm.agent, algorithm.world_model
+    remembers = model.recurrent or getattr(getattr(agent, "actor", None), "persistent", False)
+    if remembers or not described(model, agent) or not int(state.replay.size):
+        return None
+    policy = algorithm.policy(state)
+    carry = agent.start(policy.policy, policy.world)
+    newest = (int(state.replay.added) - 1 - np.arange(min(steps, int(state.replay.added)))) % state.replay.rows
+    table, found = prices.load(prices.DEFAULT), []
+    for obs in np.asarray(state.replay.data.obs[newest, 0]):
+        _, _, parts = _decide(algorithm, policy, carry, obs, jax.random.key(0))
+        found.append(table.total(_lines(parts)).picojoules)
+    return None if None in found else float(np.mean(found))
 
 
 # ---- counting
@@ -274,7 +290,7 @@ def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Mem
                 add(2 * number * made.backward, name, each.part, "backward", each.arithmetic)
         if memories is not None and made.steps:
             size = sum(x.size for x in jax.tree.leaves(memories[name][0]))
-            add(size * made.steps, name, "parameters", "optimizer", ADAM)
+            add(size * made.steps, name, "parameters", "optimizer", made.optimizer)
     return [line._replace(number=number) for line, number in found.items() if number]
 
 
@@ -288,8 +304,9 @@ def priced(measured: Measured, table: Table) -> dict[str, Any]:
         phases = {phase: None if lines is None else _priced(lines, table) for phase, lines in counted.phases.items()}
         everything = [line for lines in counted.phases.values() for line in lines or ()]
         total = table.total(everything)
-        complete = total.complete and None not in counted.phases.values()
-        return phases | {"total": {"picojoules": total.known if complete else None, "known_picojoules": total.known}}
+        told = None not in counted.phases.values()
+        whole = {"picojoules": total.known if total.complete and told else None, "known_picojoules": total.known}
+        return phases | {"total": whole | {"arithmetic": _arithmetic(everything) if told else None}}
 
     return {
         "table": {"name": table.name, "source": table.source},
@@ -319,4 +336,12 @@ def _priced(lines: Iterable[Line], table: Table) -> dict[str, Any]:
     operations: dict[str, float] = {}
     for line in lines:
         operations[line.kind] = operations.get(line.kind, 0.0) + line.number
-    return {"picojoules": total.picojoules, "known_picojoules": total.known, "operations": operations, "rows": rows}
+    return {
+        "picojoules": total.picojoules, "known_picojoules": total.known, "operations": operations,
+        "arithmetic": _arithmetic(lines), "rows": rows,
+    }  # fmt: skip
+
+
+def _arithmetic(lines: Iterable[Line]) -> float:
+    """Elementary operations, additions and multiplications above all, that they consist of."""
+    return sum(line.number * times for line in lines for _, times in line.arithmetic)

@@ -5,34 +5,34 @@ The C program is one, `c_learner/learner.c`; a run gives it its sizes, its hyper
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from numpy import ndarray
 
+from spikedream.agents.dyna import Dyna
 from spikedream.agents.online import StreamActorCritic, StreamState
-from spikedream.envs.make import make_own, translation_of
+from spikedream.export import learner_vectors
 from spikedream.export.program import literal
 from spikedream.nodes import Unexportable
 from spikedream.runs.run import Run
-from spikedream.snn.encoders import GaussianPopulation, ReceptiveFields
+from spikedream.snn.encoders import DirectCurrent, GaussianPopulation, ReceptiveFields
 from spikedream.snn.learning_rules.eprop import EProp
 from spikedream.snn.networks import SpikingNetwork, SpikingParams
 from spikedream.snn.neurons import LIF
-from spikedream.snn.readouts import RateReadout
+from spikedream.snn.readouts import MembraneReadout, RateReadout
 from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, Triangular
-from spikedream.types import Transition
 
 LEARNER_FILES, ARITHMETIC = Path(__file__).parent / "c_learner", Path(__file__).parent / "c" / "arithmetic.h"
 WITH_CARTPOLE = ("cartpole.h", "train.c")  # only where the environment is that one
-STRETCH = 3  # steps that a test vector learns from
-UNDECIDED = 1e-4  # a membrane this near to its threshold fires or not by how sums are rounded
-TOLERANCE = 1e-3  # of a temporal-difference error and of an output
+WITH_MODEL = ("model.h", "model.c")  # only where it dreams
 
 
 @dataclass(frozen=True)
@@ -46,58 +46,89 @@ class ExportedLearner:
     left_out: int  # stretches on which rounding decides who fires: no test vectors
 
 
-def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32) -> ExportedLearner:
+def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, dyna: bool = False) -> ExportedLearner:
     """Write the learner of a run as it stands: what it has learned, and how it goes on.
 
     Args:
         run: of a `StreamActorCritic` with discrete actions, trained or not.
         out: a directory, of which files of the same names are replaced; by default `export/learner` in the run's.
         vectors: stretches of steps that stand beside it, with what is learned from them in JAX.
+        dyna: with the model that it learns too, and dreams in.
 
     Raises:
         Unexportable: the agent, or a part of it, has no form there.
         BrokenEnvironment: the environment cannot be played.
     """
-    agent = _checked(run)
+    agent = _checked(run, dyna)
     directory = Path(out) if out is not None else run.directory / "export" / "learner"
-    found, left_out = _test_vectors(run, agent, vectors)
+    found, left_out = learner_vectors.test_vectors(run, vectors)
     directory.mkdir(parents=True, exist_ok=True)
+    absent = (() if run.config.env == "CartPole-v1" else WITH_CARTPOLE) + (() if dyna else WITH_MODEL)
+    for name in (*WITH_CARTPOLE, *WITH_MODEL, "model_start.h"):
+        (directory / name).unlink(missing_ok=True)
     for file in LEARNER_FILES.iterdir():
-        if run.config.env == "CartPole-v1" or file.name not in WITH_CARTPOLE:
+        if file.name not in absent:
             shutil.copyfile(file, directory / file.name)
     shutil.copyfile(ARITHMETIC, directory / ARITHMETIC.name)
     (directory / "settings.h").write_text(_settings(run, agent))
     (directory / "start.h").write_text(_start(run))
-    (directory / "vectors.h").write_text(_vectors(found))
-    actor = cast(SpikingNetwork, agent.actor)
+    (directory / "vectors.h").write_text(learner_vectors.as_c(found))
+    if dyna:
+        (directory / "model_start.h").write_text(_model_start(run))
+    actor, obs_size = cast(SpikingNetwork, agent.actor), run.spec.obs_size
     parameters = sum(_flat(params).size for params in _state(run).params)
-    beside = 3 * run.spec.obs_size + actor.encoder.channels(run.spec.obs_size) + 3 * actor.hidden[0] + run.spec.action_size + 15
-    return ExportedLearner(directory, parameters, 4 * (2 * parameters + beside), len(found), left_out)
+    beside = 3 * obs_size + actor.encoder.channels(obs_size) + 3 * actor.hidden[0] + run.spec.action_size + 15
+    if not dyna:
+        return ExportedLearner(directory, parameters, 4 * (2 * parameters + beside), len(found), left_out)
+    model = _flat_model(_state(run)).size
+    state = 4 * (3 * parameters + beside + 3 * model + 5 * obs_size + 12)
+    return ExportedLearner(directory, parameters + model, state, len(found), left_out)
 
 
 def _state(run: Run) -> StreamState:
     return run.state.agent
 
 
-def _checked(run: Run) -> StreamActorCritic:
+def _checked(run: Run, dyna: bool) -> StreamActorCritic:
     """The agent, of which every part has its form in C. Raises Unexportable, and says what has none."""
     agent = run.algorithm.agent
     if not isinstance(agent, StreamActorCritic):
         raise Unexportable(f"--learner is for agents that learn from each step, StreamActorCritic, not {type(agent).__name__}")
+    if dyna and agent.dyna is None:
+        raise Unexportable("--dyna is for agents that dream beside the real episode; this one's agent.dyna is None")
     if agent.dyna is not None:
-        raise Unexportable("--learner exports what learns from real steps; set agent.dyna to None")
+        _check_dreams(agent.dyna, dyna)
     if not run.spec.discrete:
         raise Unexportable("--learner is for discrete actions; continuous ones have no form there")
     for name in ("actor", "critic"):
         network = getattr(agent, name)
         lacking = _lacking(network)
+        if lacking is None and not isinstance(network.readout, RateReadout):
+            lacking = "a RateReadout"
         if lacking:
             raise Unexportable(f"--learner needs {lacking} as the {name}")
     actor, critic = agent.actor, agent.critic
     assert isinstance(actor, SpikingNetwork) and isinstance(critic, SpikingNetwork)
-    if replace(actor, bias=critic.bias, gain=critic.gain, readout=critic.readout, rule=critic.rule) != critic:
+    alike = replace(actor, bias=critic.bias, gain=critic.gain, readout=critic.readout, rule=critic.rule) == critic
+    if not alike or _follows_reset(actor) != _follows_reset(critic):
         raise Unexportable("--learner needs an actor and a critic of the same layer; only readout, bias and gain may differ")
     return agent
+
+
+def _check_dreams(dreams: Dyna, asked: bool) -> None:
+    if not asked:
+        raise Unexportable("--learner exports what learns from real steps alone, and this agent dreams: add --dyna")
+    if dreams.ending is not None or dreams.start_noise:
+        what = "a network for the ending" if dreams.ending is not None else f"start_noise {dreams.start_noise:g}"
+        raise Unexportable(f"--dyna has no form for {what}; set agent.dyna.ending to None and agent.dyna.start_noise to 0")
+    dynamics: Any = dreams.dynamics
+    lacking = _lacking(dynamics)
+    if lacking is None and not isinstance(dynamics.readout, MembraneReadout):
+        lacking = "a MembraneReadout"
+    if lacking is None and not isinstance(dynamics.encoder, DirectCurrent):
+        lacking = "DirectCurrent"
+    if lacking:
+        raise Unexportable(f"--dyna needs {lacking} as the dynamics")
 
 
 def _lacking(network: Any) -> str | None:
@@ -111,13 +142,16 @@ def _lacking(network: Any) -> str | None:
         return "fixed thresholds (learn_threshold false)"
     if isinstance(encoder, GaussianPopulation) and (encoder.mode != "current" or encoder.currents or encoder.squash):
         return "DirectCurrent, or GaussianPopulation with mode current, without currents and squash, before the layer"
-    if not isinstance(network.readout, RateReadout):
-        return "a RateReadout"
     if network.persistent or network.branches or network.fan_in is not None or network.sparsity is not None or network.fixed_point:
         return "a network without persistent, branches, fan_in, sparsity and fixed_point"
-    if isinstance(network.rule, EProp) and not (network.rule.reset and network.rule.feedback == "symmetric"):
-        return "the exact gradient: rule RTRL"
+    if isinstance(network.rule, EProp) and network.rule.feedback != "symmetric":
+        return "the readout's own weights for feedback: rule RTRL, or EProp with feedback symmetric,"
     return None
+
+
+def _follows_reset(network: SpikingNetwork) -> bool:
+    """Whether the gradient does."""
+    return not isinstance(network.rule, EProp) or network.rule.reset
 
 
 # ---- as C
@@ -170,12 +204,39 @@ def _settings(run: Run, agent: StreamActorCritic) -> str:
         "ENTROPY": agent.entropy,
         "THRESHOLD": neuron.threshold,
         "SOFT_RESET": int(neuron.reset == "soft"),
+        "FOLLOWS_RESET": int(_follows_reset(network)),
         "LEARNS_DECAY": float(neuron.learn_decay),
         "SURROGATE(x)": _bump(neuron.surrogate),
+        "DREAMS": 0 if agent.dyna is None else agent.dyna.steps,
     }
-    lines = [f"#define LEARNER_{name} {literal(x) if isinstance(x, float) else x}" for name, x in values.items()]
+    lines = _defined("LEARNER", values)
+    if agent.dyna is not None:
+        lines += _of_dreams(agent.dyna)
     where = f"{run.config.env}, {run.config.preset}, seed {run.config.seed}: by spikedream export --learner"
     return f"/* {where} */\n" + "\n".join(lines) + "\n"
+
+
+def _of_dreams(dreams: Dyna) -> list[str]:
+    network = cast(SpikingNetwork, dreams.dynamics)
+    neuron = cast(LIF, network.neuron)
+    model = {
+        "HIDDEN": network.hidden[0],
+        "TICKS": network.ticks,
+        "THRESHOLD": neuron.threshold,
+        "SOFT_RESET": int(neuron.reset == "soft"),
+        "FOLLOWS_RESET": int(_follows_reset(network)),
+        "LEARNS_DECAY": float(neuron.learn_decay),
+        "SURROGATE(x)": _bump(neuron.surrogate),
+        "LEARNING_RATE": dreams.learning_rate,
+        "GRADIENT_CLIP": dreams.gradient_clip,
+    }
+    return _defined("LEARNER", {"BEGIN": dreams.begin, "HORIZON": dreams.horizon, "MARGIN": dreams.margin}) + _defined(
+        "MODEL", model
+    )
+
+
+def _defined(whose: str, values: Mapping[str, Any]) -> list[str]:
+    return [f"#define {whose}_{name} {literal(x) if isinstance(x, float) else x}" for name, x in values.items()]
 
 
 def _flat(params: SpikingParams) -> ndarray:
@@ -202,107 +263,45 @@ def _start(run: Run) -> str:
         "START_RETURN_MEAN": state.returns.mean,
         "START_RETURN_SQUARES": state.returns.squares,
     }
-    lines = [f"static const float {name}[{x.size}] = {{{', '.join(map(literal, x))}}};" for name, x in tables.items()]
-    lines += [f"#define {name} {literal(float(x))}" for name, x in numbers.items()]
-    return "/* Where learning stands. */\n" + "\n".join(lines) + "\n"
+    if state.dyna is not None:
+        tables |= {"start_change": moments.change, "start_low": state.dyna.low, "start_high": state.dyna.high}
+        numbers |= {"START_REWARD_LOW": moments.reward_low, "START_REWARD_HIGH": moments.reward_high}
+    return "/* Where learning stands. */\n" + _tables(tables, numbers)
 
 
-# ---- test vectors
+def _flat_model(state: StreamState, of: Any = None) -> ndarray:
+    """The dynamics' numbers, or their moments `of` the optimiser's state, in the order of `model.h`."""
+    assert state.dyna is not None
+    params: SpikingParams = (state.dyna.networks if of is None else of).dynamics
+    (layer,) = params.layers
+    readout = params.readout
+    parts = [
+        layer.synapse.weight,
+        layer.synapse.bias,
+        layer.neuron.decay,
+        readout.charge.weight,
+        readout.charge.bias,
+        readout.spikes,
+    ]
+    return np.concatenate([np.asarray(x, np.float32).ravel() for x in parts])
 
 
-class Learned(NamedTuple):
-    """A stretch of steps, and what JAX learns from them."""
-
-    steps: list[tuple[ndarray, int, float, ndarray, bool, bool]]  # observation, choice, reward, next, terminated, truncated
-    errors: list[float]  # temporal-difference error of each, its magnitude
-    output: ndarray  # of the actor afterwards, at the last observation
-
-
-def _test_vectors(run: Run, agent: StreamActorCritic, count: int) -> tuple[list[Learned], int]:
-    """Each begins where the run stands, with no traces; and how many were left out."""
-    algorithm, spec = run.algorithm, run.spec
-    data = algorithm.buffer.init(spec, algorithm.environments).data
-    stands = replace(run.state, replay=replace(run.state.replay, data=data))
-    returns = _state(run).returns._replace(running=jnp.zeros(()))
-    blank = jax.tree.map(jnp.zeros_like, _state(run).traces)
-    stands = replace(stands, agent=replace(_state(run), traces=blank, returns=returns))
-    rng, env = np.random.default_rng(0), make_own(run.config.env, run.config.env_kwargs, run.config.max_episode_steps)
-    translation, found, left_out, obs = translation_of(run.config.env, env), [], 0, None
-    while len(found) < count:
-        state, margin, steps, errors = jax.tree.map(jnp.array, stands), math.inf, [], []
-        for _ in range(STRETCH):
-            if obs is None:
-                obs = np.asarray(translation.observation(env.reset(seed=int(rng.integers(2**31)))[0]), np.float32)
-            choice = int(rng.integers(spec.action_size))
-            raw, reward, terminated, truncated, _ = env.step(translation.action(choice))
-            following = np.asarray(translation.observation(raw), np.float32)
-            steps.append((obs, choice, float(reward), following, bool(terminated), bool(truncated)))
-            before = state
-            state, metrics = algorithm.learn(jax.tree.map(jnp.array, before), _row(spec.action_size, steps[-1]))
-            errors.append(float(metrics["td_error"]))
-            scale = state.replay.normalizer
-            for seen in (scale.obs(jnp.asarray(obs)), scale.obs(jnp.asarray(following))):
-                for network, params in zip((agent.actor, agent.critic), before.agent.params, strict=True):
-                    margin = min(margin, _margin(cast(SpikingNetwork, network), params, np.asarray(seen)))
-            obs = None if terminated or truncated else following
-        last = state.replay.normalizer.obs(jnp.asarray(steps[-1][0]))
-        margin = min(margin, _margin(cast(SpikingNetwork, agent.actor), state.agent.params.actor, np.asarray(last)))
-        if margin < UNDECIDED:
-            left_out += 1
-            continue
-        output = agent.actor(state.agent.params.actor, last).value
-        found.append(Learned(steps, errors, np.asarray(output)))
-    env.close()
-    return found, left_out
+def _model_start(run: Run) -> str:
+    state = _state(run)
+    assert state.dyna is not None
+    adam = next(x for x in jax.tree.leaves(state.dyna.optimizer, is_leaf=_is_adam) if _is_adam(x))
+    count = int(adam.count)
+    tables = {"model": _flat_model(state), "first": _flat_model(state, adam.mu), "second": _flat_model(state, adam.nu)}
+    # The powers of Adam's two rates, b1 and b2 of `optax.adam`.
+    left = {"START_FIRST_LEFT": 0.9**count, "START_SECOND_LEFT": 0.999**count}
+    return "/* Where the model stands. */\n" + _tables({f"start_{name}": x for name, x in tables.items()}, left)
 
 
-def _row(size: int, step: tuple[ndarray, int, float, ndarray, bool, bool]) -> Transition:
-    """Fields (1, 1, ...)."""
-    obs, choice, reward, following, terminated, truncated = step
-    fields = (obs, np.eye(size)[choice], reward, following, terminated, truncated, 0.0)
-    return Transition(*(cast(Any, np.asarray(x, np.float32)[None, None]) for x in fields))
+def _is_adam(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByAdamState)
 
 
-def _margin(network: SpikingNetwork, params: SpikingParams, obs: ndarray) -> float:
-    """How near a membrane comes to its threshold."""
-    entering = np.asarray(network.encoder.encode(params.encoder, jnp.asarray(obs), network.ticks, None), np.float64)
-    (layer,), neuron = params.layers, cast(LIF, network.neuron)
-    current = (entering @ np.asarray(layer.synapse.weight, np.float64))[0] + np.asarray(layer.synapse.bias, np.float64)
-    decay, v, nearest = 1 / (1 + np.exp(-np.asarray(layer.neuron.decay, np.float64))), np.zeros_like(current), math.inf
-    for _ in range(network.ticks):
-        u = decay * v + current
-        nearest = min(nearest, float(np.abs(u - neuron.threshold).min()))
-        fired = u >= neuron.threshold
-        v = np.where(fired, u - neuron.threshold if neuron.reset == "soft" else 0.0, u)
-    return nearest
-
-
-def _vectors(found: list[Learned]) -> str:
-    def numbers(values: Any) -> str:
-        return "{" + ", ".join(literal(float(x)) for x in np.ravel(values)) + "}"
-
-    rows = []
-    for each in found:
-        obs, choices, rewards, following, terminated, truncated = zip(*each.steps, strict=True)
-        whole = ["{" + ", ".join(str(int(x)) for x in values) + "}" for values in (choices, terminated, truncated)]
-        both = ["{" + ", ".join(map(numbers, values)) + "}" for values in (obs, following)]
-        parts = [both[0], whole[0], numbers(rewards), both[1], *whole[1:], numbers(each.errors), numbers(each.output)]
-        rows.append("    {" + ", ".join(parts) + "}")
-    body = ",\n".join(rows)
-    return f"""/* Steps, and what JAX learns from them: magnitudes of the errors, and the actor's output afterwards. */
-#define VECTORS {len(found)}
-#define STRETCH {STRETCH}
-#define VECTOR_TOLERANCE {literal(TOLERANCE)}
-
-struct vector {{
-    float observation[STRETCH][LEARNER_INPUTS];
-    int choice[STRETCH];
-    float reward[STRETCH], next[STRETCH][LEARNER_INPUTS];
-    int terminated[STRETCH], truncated[STRETCH];
-    float error[STRETCH], output[LEARNER_CHOICES];
-}};
-
-static const struct vector vectors[VECTORS] = {{
-{body},
-}};
-"""
+def _tables(tables: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    flat = {name: np.asarray(x) for name, x in tables.items()}
+    lines = [f"static const float {name}[{x.size}] = {{{', '.join(map(literal, x))}}};" for name, x in flat.items()]
+    return "\n".join([*lines, *(f"#define {name} {literal(float(x))}" for name, x in numbers.items())]) + "\n"

@@ -13,7 +13,7 @@ from spikedream.nodes import Chain, Choice, Node
 from spikedream.runs.run import Run
 
 UNDECIDED = 1e-5  # a membrane this near to its threshold fires or not by how sums are rounded
-TOLERANCE = 1e-5  # of an action, by its range
+TOLERANCE = 1e-5  # of an action, by its range; of what a learner learns, by 1 and its size
 LONGEST = 200  # steps of an episode that vectors are taken from
 
 

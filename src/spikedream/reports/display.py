@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from spikedream.reports.energy_shown import amount
+
 VERBS = ("collect", "fit", "dream", "evaluate", "confirm")
 SLOW_MS = 1.0  # decisions that take less are of no concern while a run learns
 SOON = 60.0  # seconds; a run that takes no longer needs no estimate of when it ends
@@ -59,6 +61,13 @@ def _decision(row: Row) -> str | None:
     return f"{milliseconds:.1f}" if milliseconds >= SLOW_MS else None
 
 
+def _energy(row: Row) -> str | None:
+    if "decision_picojoules" not in row:
+        return None
+    picojoules = row["decision_picojoules"]
+    return "-" if picojoules is None else amount(picojoules)
+
+
 COLUMNS = (
     Column("turn", _value("turn", "d"), "turn {:>3}"),
     Column("real steps", _value("real_steps", ",d"), "real {:>7}"),
@@ -70,12 +79,13 @@ COLUMNS = (
     Column("uncertainty", _value("dream_uncertainty", ".3f"), ""),
     Column("beta", _value("beta", ".4f"), "beta {}"),
     Column("firing", _firing, "firing {:>3}"),
+    Column("a decision", _energy, "{:>7}/decision"),
     Column("ms/decision", _decision, "{:>4} ms/decision"),
     Column("restarts", lambda row: str(row["parallel/restarts"]) if row.get("parallel/restarts") else None, "restarts {:>2}"),
     Column("seconds", _value("wall_seconds", ".1f"), "{:>6} s"),
 )
 # Left out, the first ones first, where a terminal is narrow: a figure that is cut off is worse than none.
-DISPENSABLE = ("uncertainty", "model loss", "beta", "confidence", "turn", "training", "ms/decision", "imagined")
+DISPENSABLE = ("uncertainty", "model loss", "beta", "confidence", "turn", "training", "ms/decision", "a decision", "imagined")
 
 
 class Pace:
@@ -227,7 +237,7 @@ class LivePanel:
         told = {title: texts for title, texts in told.items() if any(text is not None for text in texts)}
         for title in DISPENSABLE:
             widths = [max(map(len, (name, *(text or "-" for text in texts)))) + 2 for name, texts in told.items()]
-            if sum(widths) <= self._console.width:
+            if sum(widths) + 2 <= self._console.width:  # with the panel's border
                 break
             told.pop(title, None)
         for title in told:

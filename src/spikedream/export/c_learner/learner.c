@@ -1,80 +1,74 @@
 /* See learner.h. */
 #include "learner.h"
 
-typedef uint16_t place, target; /* of tables of sparse weights, of which there are none here */
-#include "arithmetic.h"
+#include "functions.h"
 #include "start.h"
+
+#define NEURON_TICKS LEARNER_TICKS
+#define NEURON_THRESHOLD LEARNER_THRESHOLD
+#define NEURON_SOFT_RESET LEARNER_SOFT_RESET
+#define NEURON_FOLLOWS_RESET LEARNER_FOLLOWS_RESET
+#define NEURON_SURROGATE(x) LEARNER_SURROGATE(x)
+#include "neuron.h"
 
 #define FAINT -16.0f /* exponent below which a receptive field is taken for silent */
 #define FADED 1e-3f  /* scale of traces at which they are brought back to 1: numbers that cancel must not grow large */
 
-/* A network while it is used. */
+/* A network while it is used, and the past that it learns from: what happened, or what was dreamed. */
 struct network {
     float *base, *trace;
     struct memory *memory;
     int outputs, size;
+#if LEARNER_DREAMS
+    float *other;              /* traces of the other past */
+    struct memory *other_memory;
+#endif
 };
 
-static struct network actor_of(struct learner *learner)
+static struct network of_past(struct network network, int dreamed)
 {
-    struct network network = {learner->actor, learner->actor_trace, &learner->actor_memory, LEARNER_CHOICES, ACTOR_PARAMETERS};
+#if LEARNER_DREAMS
+    if (dreamed) {
+        float *trace = network.trace;
+        struct memory *memory = network.memory;
+        network.trace = network.other;
+        network.memory = network.other_memory;
+        network.other = trace;
+        network.other_memory = memory;
+    }
+#else
+    (void)dreamed;
+#endif
     return network;
 }
 
-static struct network critic_of(struct learner *learner)
+static struct network actor_of(struct learner *learner, int dreamed)
 {
-    struct network network = {learner->critic, learner->critic_trace, &learner->critic_memory, 1, CRITIC_PARAMETERS};
-    return network;
+    struct network network = {learner->actor, learner->actor_trace, &learner->actor_memory, LEARNER_CHOICES, ACTOR_PARAMETERS
+#if LEARNER_DREAMS
+                              , learner->actor_dreamed, &learner->actor_dreamed_memory
+#endif
+    };
+    return of_past(network, dreamed);
+}
+
+static struct network critic_of(struct learner *learner, int dreamed)
+{
+    struct network network = {learner->critic, learner->critic_trace, &learner->critic_memory, 1, CRITIC_PARAMETERS
+#if LEARNER_DREAMS
+                              , learner->critic_dreamed, &learner->critic_dreamed_memory
+#endif
+    };
+    return of_past(network, dreamed);
 }
 
 static inline float parameter(const struct network *network, int i)
 {
+#if LEARNER_DREAMS
+    return network->base[i] + network->memory->push * network->trace[i] + network->other_memory->push * network->other[i];
+#else
     return network->base[i] + network->memory->push * network->trace[i];
-}
-
-static float uniform(struct learner *learner) /* in [0, 1): xorshift (Marsaglia 2003) */
-{
-    learner->random ^= learner->random << 13;
-    learner->random ^= learner->random >> 17;
-    learner->random ^= learner->random << 5;
-    return (float)(learner->random >> 8) * (1.0f / 16777216.0f);
-}
-
-static float logarithm(float x) /* of x > 0: 2 artanh of (m - 1) / (m + 1), m in [0.7, 1.4), and the exponent */
-{
-    union { float value; uint32_t bits; } split;
-    float z, square;
-    int exponent;
-    split.value = x;
-    exponent = (int)(split.bits >> 23) - 127;
-    split.bits = (split.bits & 0x7fffffu) | 0x3f800000u;
-    if (split.value > 1.4142135f) {
-        split.value *= 0.5f;
-        exponent++;
-    }
-    z = (split.value - 1.0f) / (split.value + 1.0f);
-    square = z * z;
-    return (float)exponent * 0.6931472f +
-           2.0f * z * (1.0f + square * (1.0f / 3.0f + square * (1.0f / 5.0f + square * (1.0f / 7.0f + square * (1.0f / 9.0f)))));
-}
-
-static float root(float x) /* of x >= 0: four of Heron's steps from half the exponent */
-{
-    union { float value; uint32_t bits; } guess;
-    int i;
-    if (x <= 0.0f)
-        return 0.0f;
-    guess.value = x;
-    guess.bits = (guess.bits >> 1) + 0x1fc00000u;
-    for (i = 0; i < 4; i++)
-        guess.value = 0.5f * (guess.value + x / guess.value);
-    return guess.value;
-}
-
-static float logistic(float x)
-{
-    float e = exponential(-magnitude(x));
-    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+#endif
 }
 
 static float normalised(const struct learner *learner, const float *observation, int i)
@@ -83,11 +77,13 @@ static float normalised(const struct learner *learner, const float *observation,
     return (observation[i] - learner->mean[i]) / (deviation > 1e-6f ? deviation : 1.0f);
 }
 
+#if LEARNER_FIELDS > 1
 static float narrowness(const struct network *network, int c) /* one over a receptive field's standard deviation */
 {
     float width = parameter(network, WIDTH + c);
     return width > 0.0f ? exponential(-width) : 1.0f / exponential(width);
 }
+#endif
 
 static void encode(struct learner *learner, const struct network *network, const float *observation)
 {
@@ -100,61 +96,39 @@ static void encode(struct learner *learner, const struct network *network, const
             float q = -0.5f * (z * z);
             learner->channel[c] = q < FAINT ? 0.0f : exponential(q);
 #else
+            (void)network;
             learner->channel[c] = x;
 #endif
         }
     }
 }
 
-/* The layer's ticks under constant currents from rest, and with them what each neuron's spike count changes by with its current and
- * with the logit of its decay: the current is the same at every tick and the state is fresh, so that one number a neuron is the whole
- * influence of all that feeds its current. */
 static void fire(struct learner *learner, const struct network *network, const float *current)
 {
-    int j, tick;
+    int j;
     learner->spikes = 0;
     for (j = 0; j < LEARNER_HIDDEN; j++) {
-        float b = logistic(parameter(network, DECAY + j)), slope = b * (1.0f - b), v = 0, v_current = 0, v_decay = 0;
-        float fired_current = 0, fired_decay = 0;
-        int count = 0;
-        for (tick = 0; tick < LEARNER_TICKS; tick++) {
-            float u = b * v + current[j], u_current = b * v_current + 1.0f, u_decay = b * v_decay + slope * v;
-            float excess = u - LEARNER_THRESHOLD, bump = LEARNER_SURROGATE(excess);
-            int spike = excess >= 0.0f;
-            count += spike;
-            fired_current += bump * u_current;
-            fired_decay += bump * u_decay;
-#if LEARNER_SOFT_RESET
-            v = spike ? excess : u;
-            v_current = u_current - LEARNER_THRESHOLD * (bump * u_current);
-            v_decay = u_decay - LEARNER_THRESHOLD * (bump * u_decay);
-#else
-            v = spike ? 0.0f : u;
-            v_current = (spike ? 0.0f : u_current) - u * (bump * u_current);
-            v_decay = (spike ? 0.0f : u_decay) - u * (bump * u_decay);
-#endif
-        }
-        learner->spikes += (uint32_t)count;
-        learner->rate[j] = (float)count / LEARNER_TICKS;
-        learner->by_current[j] = fired_current / LEARNER_TICKS;
-        learner->by_decay[j] = fired_decay / LEARNER_TICKS;
+        struct window window = neuron(logistic(parameter(network, DECAY + j)), current[j]);
+        learner->spikes += (uint32_t)window.spikes;
+        learner->rate[j] = (float)window.spikes / LEARNER_TICKS;
+        learner->by_current[j] = window.spikes_current / LEARNER_TICKS;
+        learner->by_decay[j] = window.spikes_decay / LEARNER_TICKS;
     }
 }
 
 /* Outputs for an observation; what the gradient needs stays in `learner`. */
 static void forward(struct learner *learner, const struct network *network, const float *observation)
 {
-    float current[LEARNER_HIDDEN], push = network->memory->push;
+    float current[LEARNER_HIDDEN];
     int c, j, k, outputs = network->outputs;
     encode(learner, network, observation);
     for (j = 0; j < LEARNER_HIDDEN; j++)
         current[j] = parameter(network, BIAS + j);
     for (c = 0; c < CHANNELS; c++) {
-        const float *base = network->base + WEIGHT + c * LEARNER_HIDDEN, *trace = network->trace + WEIGHT + c * LEARNER_HIDDEN;
         float x = learner->channel[c];
         if (x != 0.0f)
             for (j = 0; j < LEARNER_HIDDEN; j++)
-                current[j] += x * (base[j] + push * trace[j]);
+                current[j] += x * parameter(network, WEIGHT + c * LEARNER_HIDDEN + j);
     }
     fire(learner, network, current);
     for (k = 0; k < outputs; k++)
@@ -257,17 +231,99 @@ static void observe(struct learner *learner, const float *observation) /* Chan e
     }
 }
 
-static float scaled(struct learner *learner, float reward, int goes_on) /* by the deviation of the discounted return (Welford 1962) */
+static void add_return(struct learner *learner, float reward, int goes_on) /* the discounted sum of rewards (Welford 1962) */
 {
-    float delta, variance;
+    float delta;
     learner->running = (goes_on ? LEARNER_GAMMA * learner->running : 0.0f) + reward;
     learner->return_count += 1.0f;
     delta = learner->running - learner->return_mean;
     learner->return_mean += delta / learner->return_count;
     learner->return_squares += delta * (learner->running - learner->return_mean);
-    variance = learner->return_count > 1.0f ? learner->return_squares / (learner->return_count - 1.0f) : 0.0f;
-    return variance > 1e-8f ? reward / root(variance) : reward;
 }
+
+static float return_scale(const struct learner *learner) /* its deviation */
+{
+    float variance = learner->return_count > 1.0f ? learner->return_squares / (learner->return_count - 1.0f) : 0.0f;
+    return variance > 1e-8f ? root(variance) : 1.0f;
+}
+
+#if LEARNER_DREAMS
+/* ---- a model, and dreams in it (Sutton 1990, Dyna) */
+
+static void experience(struct learner *learner, const float *observation, float reward, const float *next, int terminated)
+{
+    float share = 1.0f / learner->count;
+    int i;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        float change = next[i] - observation[i];
+        learner->change[i] += share * (change * change - learner->change[i]);
+        extend(&learner->low[i], &learner->high[i], observation[i]);
+        learner->newest[i] = terminated ? observation[i] : next[i];
+    }
+    extend(&learner->reward_low, &learner->reward_high, reward);
+}
+
+static float typical(const struct learner *learner, int i) /* change of the observation in a step, in its own units */
+{
+    float deviation = root(learner->variance[i]), unit = deviation > 1e-6f ? deviation : 1.0f, change = root(learner->change[i]);
+    return change / unit > 1e-6f ? change : unit;
+}
+
+static float largest_reward(const struct learner *learner)
+{
+    float low = magnitude(learner->reward_low), high = magnitude(learner->reward_high), largest = low > high ? low : high;
+    return largest > 1e-6f ? largest : 1.0f;
+}
+
+static void enter(const struct learner *learner, const float *observation, int choice, float *in) /* what the model sees */
+{
+    int i;
+    for (i = 0; i < LEARNER_INPUTS; i++)
+        in[i] = normalised(learner, observation, i);
+    for (i = 0; i < LEARNER_CHOICES; i++)
+        in[LEARNER_INPUTS + i] = i == choice ? 1.0f : 0.0f;
+}
+
+static void fit(struct learner *learner, const float *observation, int choice, float reward, const float *next)
+{
+    float in[MODEL_INPUTS], wanted[MODEL_OUTPUTS];
+    int i;
+    enter(learner, observation, choice, in);
+    for (i = 0; i < LEARNER_INPUTS; i++)
+        wanted[i] = (next[i] - observation[i]) / typical(learner, i);
+    wanted[LEARNER_INPUTS] = reward / largest_reward(learner);
+    learner->model_error = model_fit(&learner->model, in, wanted);
+}
+
+static void awake(struct learner *learner) /* where the dream goes on: where it was, or at the newest state that did not end the task */
+{
+    int i;
+    if (learner->age < LEARNER_HORIZON)
+        return;
+    for (i = 0; i < LEARNER_INPUTS; i++)
+        learner->dream[i] = learner->newest[i];
+    learner->age = 0;
+}
+
+/* Moves the dream on by a step. It ends where it leaves the range of those observations in which real episodes went on. Returns the
+ * reward. */
+static float imagine(struct learner *learner, int choice, int *ended)
+{
+    float in[MODEL_INPUTS], out[MODEL_OUTPUTS], largest = largest_reward(learner), reward;
+    float least = learner->reward_low < 0.0f ? learner->reward_low : 0.0f, most = learner->reward_high > 0.0f ? learner->reward_high : 0.0f;
+    int i;
+    enter(learner, learner->dream, choice, in);
+    model_predict(&learner->model, in, out);
+    *ended = 0;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        float slack = LEARNER_MARGIN * typical(learner, i);
+        learner->dream[i] += out[i] * typical(learner, i);
+        *ended |= learner->dream[i] < learner->low[i] - slack || learner->dream[i] > learner->high[i] + slack;
+    }
+    reward = largest * out[LEARNER_INPUTS];
+    return reward < least ? least : reward > most ? most : reward;
+}
+#endif
 
 /* Probabilities of the choices, and the logarithm of each, from the last call of the actor; its entropy. */
 static float policy(const struct learner *learner, float *probability, float *log_probability)
@@ -290,7 +346,7 @@ static float policy(const struct learner *learner, float *probability, float *lo
 int learner_act(struct learner *learner, const float *observation, int greedy)
 {
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], drawn;
-    struct network actor = actor_of(learner);
+    struct network actor = actor_of(learner, 0);
     int k, choice = 0;
     forward(learner, &actor, observation);
     if (greedy) {
@@ -300,20 +356,20 @@ int learner_act(struct learner *learner, const float *observation, int greedy)
         return choice;
     }
     (void)policy(learner, probability, log_probability);
-    drawn = uniform(learner);
+    drawn = uniform(&learner->random);
     while (choice < LEARNER_CHOICES - 1 && drawn >= probability[choice])
         drawn -= probability[choice++];
     return choice;
 }
 
-void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
-                   int truncated)
+/* From a step of the past that is `dreamed` or not; the reward is scaled, and the next step to be learned from follows where it
+ * `goes_on`. */
+static void learn_from(struct learner *learner, int dreamed, const float *observation, int choice, float reward, const float *next,
+                       int terminated, int goes_on)
 {
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], pull[LEARNER_CHOICES], one = 1.0f, after = 0, entropy;
-    struct network actor = actor_of(learner), critic = critic_of(learner);
-    int k, goes_on = !terminated && !truncated;
-    observe(learner, observation);
-    reward = scaled(learner, reward, goes_on);
+    struct network actor = actor_of(learner, dreamed), critic = critic_of(learner, dreamed);
+    int k;
     if (!terminated) {
         forward(learner, &critic, next);
         after = learner->output[0];
@@ -334,16 +390,62 @@ void learner_learn(struct learner *learner, const float *observation, int choice
     step(&actor, learner->error, LEARNER_STEP_SIZE, LEARNER_CAUTION, goes_on);
 }
 
+void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
+                   int truncated)
+{
+    int goes_on = !terminated && !truncated;
+    observe(learner, observation);
+#if LEARNER_DREAMS
+    experience(learner, observation, reward, next, terminated);
+#endif
+    add_return(learner, reward, goes_on);
+    learn_from(learner, 0, observation, choice, reward / return_scale(learner), next, terminated, goes_on);
+#if LEARNER_DREAMS
+    fit(learner, observation, choice, reward, next);
+#endif
+}
+
+#if LEARNER_DREAMS
+int learner_may_dream(const struct learner *learner)
+{
+    return learner->count >= LEARNER_BEGIN;
+}
+
+void learner_imagine(struct learner *learner, int choice)
+{
+    float before[LEARNER_INPUTS], reward;
+    int i, ended;
+    awake(learner);
+    for (i = 0; i < LEARNER_INPUTS; i++)
+        before[i] = learner->dream[i];
+    reward = imagine(learner, choice, &ended);
+    learner->age = ended ? LEARNER_HORIZON : learner->age + 1;
+    learn_from(learner, 1, before, choice, reward / return_scale(learner), learner->dream, ended, learner->age < LEARNER_HORIZON);
+}
+
+void learner_dream(struct learner *learner)
+{
+    awake(learner);
+    learner_imagine(learner, learner_act(learner, learner->dream, 0));
+}
+#endif
+
 void learner_start(struct learner *learner, uint32_t seed)
 {
     int i;
     for (i = 0; i < ACTOR_PARAMETERS; i++) {
         learner->actor[i] = start_actor[i];
         learner->actor_trace[i] = 0;
+#if LEARNER_DREAMS
+        learner->actor_dreamed[i] = 0;
+#endif
     }
     for (i = 0; i < CRITIC_PARAMETERS; i++) {
         learner->critic[i] = start_critic[i];
         learner->critic_trace[i] = 0;
+#if LEARNER_DREAMS
+        learner->critic_dreamed[i] = 0;
+#endif
     }
     learner->actor_memory.scale = learner->critic_memory.scale = 1;
     learner->actor_memory.push = learner->critic_memory.push = 0;
@@ -358,11 +460,28 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->return_mean = START_RETURN_MEAN;
     learner->return_squares = START_RETURN_SQUARES;
     learner->random = seed;
+#if LEARNER_DREAMS
+    learner->actor_dreamed_memory = learner->actor_memory;
+    learner->critic_dreamed_memory = learner->critic_memory;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        learner->change[i] = start_change[i];
+        learner->low[i] = start_low[i];
+        learner->high[i] = start_high[i];
+        learner->newest[i] = learner->dream[i] = 0;
+    }
+    learner->reward_low = START_REWARD_LOW;
+    learner->reward_high = START_REWARD_HIGH;
+    learner->age = LEARNER_HORIZON;
+    model_start(&learner->model);
+#endif
 }
 
 void learner_settle(struct learner *learner)
 {
-    struct network actor = actor_of(learner), critic = critic_of(learner);
-    settle(&actor, 1);
-    settle(&critic, 1);
+    int dreamed;
+    for (dreamed = 0; dreamed <= (LEARNER_DREAMS > 0); dreamed++) {
+        struct network actor = actor_of(learner, dreamed), critic = critic_of(learner, dreamed);
+        settle(&actor, 1);
+        settle(&critic, 1);
+    }
 }

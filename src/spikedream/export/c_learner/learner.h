@@ -1,12 +1,15 @@
 /* A streaming spiking actor-critic that learns from each step as it comes: Stream AC(lambda) (Elsayed et al. 2024) on a layer of
  * leaky integrate-and-fire neurons, gradients by real-time recurrent learning. No allocation, no library; nothing is stored of the
- * past but traces. */
+ * past but traces, and where it dreams a model. */
 #ifndef LEARNER_H
 #define LEARNER_H
 
 #include <stdint.h>
 
 #include "settings.h"
+#if LEARNER_DREAMS
+#include "model.h"
+#endif
 
 /* Numbers that enter the layer: receptive fields, or the observation itself. */
 #define CHANNELS (LEARNER_INPUTS * LEARNER_FIELDS)
@@ -40,6 +43,17 @@ struct learner {
     float input[LEARNER_INPUTS], channel[CHANNELS], rate[LEARNER_HIDDEN], by_current[LEARNER_HIDDEN], by_decay[LEARNER_HIDDEN];
     float output[LEARNER_CHOICES], error, value;
     uint32_t spikes; /* in the last call of a network */
+#if LEARNER_DREAMS
+    struct memory actor_dreamed_memory, critic_dreamed_memory;
+    float actor_dreamed[ACTOR_PARAMETERS], critic_dreamed[CRITIC_PARAMETERS]; /* traces of the dream under way */
+    struct model model;
+    float change[LEARNER_INPUTS];                     /* mean square of it in a step */
+    float low[LEARNER_INPUTS], high[LEARNER_INPUTS]; /* the observations in which real episodes went on lie between these */
+    float reward_low, reward_high;
+    float newest[LEARNER_INPUTS], dream[LEARNER_INPUTS]; /* where reality and the dream stand */
+    float model_error;
+    int age; /* of the dream, in steps */
+#endif
 };
 
 /* As the exported run stood; `seed`, which is not 0, decides what is explored. */
@@ -51,6 +65,17 @@ int learner_act(struct learner *learner, const float *observation, int greedy);
 /* From one step. `terminated`: the task ended; `truncated`: only the episode did. */
 void learner_learn(struct learner *learner, const float *observation, int choice, float reward, const float *next, int terminated,
                    int truncated);
+
+#if LEARNER_DREAMS
+/* Whether enough is known of the world to dream. */
+int learner_may_dream(const struct learner *learner);
+
+/* From one imagined step, as often as there is time for it; the run that was exported did so LEARNER_DREAMS times for each real one. */
+void learner_dream(struct learner *learner);
+
+/* The same with this choice. */
+void learner_imagine(struct learner *learner, int choice);
+#endif
 
 /* Brings `actor` and `critic` up to what has been learned, to be read or kept. */
 void learner_settle(struct learner *learner);

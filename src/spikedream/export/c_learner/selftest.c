@@ -19,6 +19,9 @@ static int differs(float got, float wanted)
 int main(void)
 {
     int i, j, failed = 0;
+#if LEARNER_DREAMS
+    int k;
+#endif
     for (i = 0; i < VECTORS; i++) {
         const struct vector *wanted = &vectors[i];
         int faults = 0;
@@ -27,10 +30,19 @@ int main(void)
             learner_learn(&learner, wanted->observation[j], wanted->choice[j], wanted->reward[j], wanted->next[j], wanted->terminated[j],
                           wanted->truncated[j]);
             faults += differs(learner.error < 0.0f ? -learner.error : learner.error, wanted->error[j]);
+#if LEARNER_DREAMS
+            faults += differs(learner.model_error, wanted->model_error[j]);
+            for (k = 0; k < DREAMT; k++)
+                learner_imagine(&learner, wanted->dreamt[j * DREAMT + k]);
+#endif
         }
         (void)learner_act(&learner, wanted->observation[STRETCH - 1], 1);
         for (j = 0; j < LEARNER_CHOICES; j++)
             faults += differs(learner.output[j], wanted->output[j]);
+#if LEARNER_DREAMS
+        for (j = 0; j < LEARNER_INPUTS; j++)
+            faults += differs(learner.dream[j], wanted->dream[j]);
+#endif
         PRINT(faults ? "WRONG\n" : "right\n");
         failed += faults > 0;
     }

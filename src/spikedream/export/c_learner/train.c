@@ -1,7 +1,8 @@
 /* Learns CartPole-v1 with the environment inside: a line after every EVERY steps, with the mean return of greedy episodes, and a last
  * one with a hash of all that was learned, which is the same on every machine. Returns 0 where it was solved.
  *
- * SEED, STEPS (at most), EVERY and EPISODES may be defined from outside; on a board, INSTRUCTIONS counts those of a step. */
+ * SEED, STEPS (at most), EVERY and EPISODES may be defined from outside; on a board, INSTRUCTIONS counts those of a step, and of them
+ * those that decide and those that learn. */
 #ifndef PRINT
 #include <stdio.h>
 #define PRINT(text) fputs(text, stdout)
@@ -21,12 +22,23 @@
 #define SOLVED 475
 #ifdef INSTRUCTIONS
 #include "board.h"
+static uint32_t unit, empty, start;
+#define COUNT(number, what) do { start = counted(); what; number += taken(); } while (0)
+#else
+#define COUNT(number, what) do { what; } while (0)
 #endif
 
 #include "cartpole.h"
 #include "learner.h"
 
 static struct learner learner;
+
+#ifdef INSTRUCTIONS
+static uint32_t taken(void) /* instructions since `start` */
+{
+    return (uint32_t)(((counted() - start - empty) & COUNTER_MASK) * 100000ull / unit);
+}
+#endif
 
 static void print_number(const char *before, uint32_t number)
 {
@@ -70,12 +82,13 @@ static uint32_t evaluate(uint32_t seed) /* the mean return of greedy episodes, w
 int main(void)
 {
     struct cartpole cartpole;
-    uint32_t i, steps, solved = 0;
+    uint32_t i, steps, solved = 0, found;
     float before[4];
     int terminated, truncated, choice;
 #ifdef INSTRUCTIONS
-    uint32_t unit = counted_by(), start, empty, taken, most = 0;
-    uint64_t sum = 0;
+    uint32_t most = 0;
+    uint64_t all = 0, all_deciding = 0, all_learning = 0;
+    unit = counted_by();
     start = counted();
     empty = counted() - start;
 #endif
@@ -84,19 +97,25 @@ int main(void)
     cartpole_reset(&cartpole);
     for (steps = 1; steps <= STEPS && !solved; steps++) {
 #ifdef INSTRUCTIONS
-        start = counted();
+        uint32_t deciding = 0, learning = 0, playing = 0, together;
 #endif
         for (i = 0; i < 4; i++)
             before[i] = cartpole.state[i];
-        choice = learner_act(&learner, before, 0);
-        cartpole_step(&cartpole, choice, &terminated, &truncated);
-        learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated);
+        COUNT(deciding, choice = learner_act(&learner, before, 0));
+        COUNT(playing, cartpole_step(&cartpole, choice, &terminated, &truncated));
+        COUNT(learning, learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated));
+#if LEARNER_DREAMS
+        for (i = 0; i < LEARNER_DREAMS && learner_may_dream(&learner); i++)
+            COUNT(learning, learner_dream(&learner));
+#endif
         if (terminated || truncated)
-            cartpole_reset(&cartpole);
+            COUNT(playing, cartpole_reset(&cartpole));
 #ifdef INSTRUCTIONS
-        taken = (uint32_t)(((counted() - start - empty) & COUNTER_MASK) * 100000ull / unit);
-        sum += taken;
-        most = taken > most ? taken : most;
+        together = deciding + learning + playing;
+        all += together;
+        all_deciding += deciding;
+        all_learning += learning;
+        most = together > most ? together : most;
 #endif
         if (steps % EVERY == 0) {
             uint32_t mean = evaluate(3266489917u * SEED + steps);
@@ -107,13 +126,19 @@ int main(void)
         }
     }
 #ifdef INSTRUCTIONS
-    print_number("instructions ", (uint32_t)(sum / (steps - 1)));
+    print_number("instructions ", (uint32_t)(all / (steps - 1)));
     print_number(" most ", most);
+    print_number(" deciding ", (uint32_t)(all_deciding / (steps - 1)));
+    print_number(" learning ", (uint32_t)(all_learning / (steps - 1)));
     PRINT("\n");
 #endif
     learner_settle(&learner);
+    found = hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u));
+#if LEARNER_DREAMS
+    found = hash(learner.model.parameter, MODEL_PARAMETERS, found);
+#endif
     print_number("solved ", solved);
-    print_number(" hash ", hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u)));
+    print_number(" hash ", found);
     PRINT("\n");
     return !solved;
 }
