@@ -34,7 +34,7 @@ from spikedream.bonuses.random_network_distillation import RandomNetworkDistilla
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
-from spikedream.processes import AnyRunner, Parallel, Sync
+from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
@@ -192,8 +192,6 @@ class Config:
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
         self.runner.check(self)
-        if isinstance(self.agent, StableBaselines) and isinstance(self.runner, Parallel):
-            raise ValueError("an agent of Stable-Baselines3 learns in the process that holds it; use runner Sync")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"

@@ -12,11 +12,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from spikedream.runners.stop import ClusterError
 
 CONNECT = 10.0  # seconds in which a cluster must answer
+HOME = "spikedream-"  # then the process that it belongs to: the directory of a Ray that is started here
 GRACE = 5.0  # seconds beyond its time in which a part's answer may still travel
 
 
@@ -67,8 +69,11 @@ class Crew:
         if address is not None:
             _check_address(address)
         else:
+            # Where this process is killed, Ray's own agents end a minute later unless they are told to be quicker.
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+            _sweep()
             # Ray's records of itself, which go when the run does; a short path, since sockets lie in it.
-            self._home = tempfile.mkdtemp(prefix="spikedream-")
+            self._home = tempfile.mkdtemp(prefix=f"{HOME}{os.getpid()}-")
             quiet |= {"num_cpus": 0, "include_dashboard": False, "_temp_dir": self._home}
         try:
             with warnings.catch_warnings():
@@ -177,6 +182,24 @@ class Crew:
         self._ray.shutdown()
         if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the records that killed processes have left."""
+    for home in Path(tempfile.gettempdir()).glob(f"{HOME}*-*"):
+        owner = home.name.removeprefix(HOME).split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _probe() -> Callable[[], dict[str, str | None]]:
