@@ -40,6 +40,7 @@ from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
 from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.fine_tuning import FineTuning, Plateau
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
 
@@ -270,7 +271,8 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting,
+         FineTuning, Plateau)  # fmt: skip
 
 
 def to_data(value: Any) -> Any:

@@ -176,9 +176,7 @@ class Replay(eqx.Module):
         """How to draw where errors were measured elsewhere, on this experience when it had been given `rows` (): steps that came
         later have the largest."""
         index = jnp.arange(self.capacity)
-        # The number of the row that stands there, of all that were ever added.
-        number = self.added - 1 - (self.added - 1 - index // self.environments) % self.rows
-        index = jnp.where(number >= rows, index, priority.tree.leaves)
+        index = jnp.where(self.age(index) < self.added - rows, index, priority.tree.leaves)
         weight = jnp.broadcast_to(self._weight(priority.largest, priority.largest), index.shape)
         return Priority(priority.tree.set(index, weight), priority.largest)
 
@@ -191,6 +189,10 @@ class Replay(eqx.Module):
     def newest(self) -> Array:
         """(environments,) position of each environment's newest step."""
         return (self.added - 1) % self.rows * self.environments + jnp.arange(self.environments)
+
+    def age(self, index: Array) -> Array:
+        """How many rows have been added since those at `index`, any shape, int32: 0 for the newest."""
+        return (self.added - 1 - index // self.environments) % self.rows
 
     def importance(self, index: Array) -> Array:
         """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""

@@ -8,17 +8,18 @@ import importlib.util
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from spikedream.runners import reaper
 from spikedream.runners.stop import ClusterError
 
 CONNECT = 10.0  # seconds in which a cluster must answer
-HOME = "spikedream-"  # then the process that it belongs to: the directory of a Ray that is started here
 GRACE = 5.0  # seconds beyond its time in which a part's answer may still travel
 
 
@@ -60,7 +61,7 @@ class Crew:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray  # pyright: ignore[reportMissingImports] - an extra
 
-        self._ray, self._home = ray, None
+        self._ray, self._home, self._reaper = ray, None, None
         self._actors: dict[str, Any] = {}
         self._open: dict[Any, _Question] = {}  # by the reference to the answer
         address = None if address == "local" else address
@@ -69,11 +70,11 @@ class Crew:
         if address is not None:
             _check_address(address)
         else:
-            # Where this process is killed, Ray's own agents end a minute later unless they are told to be quicker.
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
-            _sweep()
             # Ray's records of itself, which go when the run does; a short path, since sockets lie in it.
-            self._home = tempfile.mkdtemp(prefix=f"{HOME}{os.getpid()}-")
+            self._home = tempfile.mkdtemp(prefix="spikedream-")
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-S", reaper.__file__, str(os.getpid()), self._home], stdin=subprocess.PIPE, start_new_session=True
+            )
             quiet |= {"num_cpus": 0, "include_dashboard": False, "_temp_dir": self._home}
         try:
             with warnings.catch_warnings():
@@ -180,26 +181,11 @@ class Crew:
         for name in list(self._actors):
             self.stop(name)
         self._ray.shutdown()
+        if self._reaper is not None:
+            self._reaper.kill()
+            self._reaper.communicate()
         if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
-
-
-def _sweep() -> None:
-    """Remove the records that killed processes have left."""
-    for home in Path(tempfile.gettempdir()).glob(f"{HOME}*-*"):
-        owner = home.name.removeprefix(HOME).split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(home, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _probe() -> Callable[[], dict[str, str | None]]:
