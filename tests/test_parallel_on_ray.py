@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ SETTINGS: dict[str, Any] = {
 class Process:
     """A run of the command line in a process group of its own, and its descendants."""
 
-    def __init__(self, *arguments: str):
+    def __init__(self, *arguments: str, begin: Sequence[str] = (sys.executable, "-m", "spikedream")):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
         environment.pop("XLA_FLAGS", None)
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "spikedream", *arguments],
+            [*begin, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
         self.seen: set[int] = set()
@@ -336,6 +336,47 @@ main(["train", "debug", "--runner", "Parallel", "--runner.address", {cluster!r}]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "spikedream 0.1.0 there, 9.9.9 here; install the same on both" in done.stderr
+
+
+STUDY = {
+    "name": "small", "seeds": 2, "environments": {"CartPole-v1": {"budget": 60, "max_episode_steps": 30, "threshold": 1e9}},
+    "methods": {"mlp": {**{name: SETTINGS[name] for name in ("collect", "improve", "agent")},
+                        "world_model": SETTINGS["world_model"] | {"dynamics": {"kind": "MLP", "hidden": [8]}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["here", "there", "where nothing is seen"])
+def test_a_study_runs_on_a_cluster_and_goes_on_after_it_was_stopped(where: str, tmp_path: Path, request, monkeypatch) -> None:
+    if where != "here":
+        monkeypatch.setenv("RAY_ADDRESS", request.getfixturevalue("cluster"))
+    study, out = tmp_path / "small.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump(STUDY))
+    command = ["study", str(study), "--cluster", "--jobs", "2", "--out", str(out)]
+    if where == "where nothing is seen":  # as on machines that share no directory
+        program = "import sys; from spikedream.experiments import cluster; cluster.Place.seen_by = lambda *_: False;"
+        begin = [sys.executable, "-c", f"{program} from spikedream.cli import main; main(sys.argv[1:])"]
+    else:
+        begin = [sys.executable, "-m", "spikedream"]
+    process = Process(*command, begin=begin)
+    process.until(lambda: list(out.glob("*/mlp/s*/config.yaml")) or list(out.glob("*/mlp/s*.log")))
+    if where == "here":
+        process.popen.send_signal(signal.SIGINT)
+        status, told, error = process.end(90)
+        assert status == 130 and "the same command goes on with it" in told and process.left() == [], error
+        process = Process(*command, begin=begin)
+    status, told, error = process.end()
+    assert status == 0, (told, error)
+    results = sorted(out.glob("CartPole-v1/mlp/s*/result.json"))
+    assert len(results) == 2 and all(json.loads(file.read_text())["real_steps"] == 60 for file in results)
+    assert {file.name for file in results[0].parent.parent.iterdir() if file.is_file()} <= {"s0.log", "s1.log"}
+    assert all(Run(file.parent).experience().count == 60 for file in results) and (out / "index.html").exists()
+    assert process.left() == []
+
+
+def test_a_study_where_no_cluster_is_says_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    status, _, error = Process("study", "debug", "--cluster", "--out", str(tmp_path / "out")).end(60)
+    assert status == 1 and "no Ray cluster answers at 127.0.0.1:9" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

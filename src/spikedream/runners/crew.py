@@ -4,6 +4,7 @@ Ray restarts and retries nothing here: who is lost is reported, once, and whoeve
 and outlives every part.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -36,10 +37,10 @@ class _Question(NamedTuple):
     within: float  # seconds
 
 
-def check_ray() -> None:
+def check_ray(otherwise: str = "use --runner Sync") -> None:
     """Raises ImportError, with what to do, where Ray is not installed. To be called before a run begins."""
     if importlib.util.find_spec("ray") is None:
-        raise ImportError("Ray is not installed: pip install 'spikedream[ray]', or use --runner Sync")
+        raise ImportError(f"Ray is not installed: pip install 'spikedream[ray]', or {otherwise}")
 
 
 class Crew:
@@ -166,15 +167,40 @@ class Crew:
     def _answer(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference, timeout=GRACE)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        except self._ray.exceptions.RayError as error:
+            return self._lost(error)
+
+    def _lost(self, error: Exception) -> Lost:
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            cause = getattr(error, "cause", None)
+            cause = cause if isinstance(cause, BaseException) else error
             return Lost(_line(cause), cause)
-        except self._ray.exceptions.RayActorError as error:
+        if isinstance(error, self._ray.exceptions.RayActorError):
             # Where it could not be made, the last line of what Ray tells is the reason.
             made = "creation task" not in str(error)
             return Lost("its process died" if made else _line(ValueError(str(error).strip().splitlines()[-1])))
+        return Lost(_line(error))
+
+    # ---- for who asks by himself, from several threads
+
+    def room(self, kind: type, *arguments: Any) -> Any:
+        """An actor; of a cluster that was joined it takes a processor, and waits until one is free."""
+        options = {"num_cpus": 1, "scheduling_strategy": "SPREAD"} if self.joined else {"num_cpus": 0}
+        return self._ray.remote(kind).options(max_restarts=0, **options).remote(*arguments)
+
+    def get(self, reference: Any, within: float | None) -> Any:
+        """An answer, in so many seconds. Raises ClusterError where it does not come."""
+        try:
+            return self._ray.get(reference, timeout=within)
         except self._ray.exceptions.RayError as error:
-            return Lost(_line(error))
+            lost = self._lost(error)
+            raise ClusterError(f"the cluster has lost it: {lost.why}") from error
+
+    def leave(self, room: Any) -> None:
+        """End an actor, after its own `close`."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(room.close.remote(), timeout=GRACE)
+        self._ray.kill(room)
 
     def close(self) -> None:
         """End every part, and Ray where it was started here."""
