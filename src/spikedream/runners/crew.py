@@ -60,6 +60,7 @@ class Crew:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # or its workers come last wherever anything else runs
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of a lost part one error is told, here, and not by Ray
         import ray  # pyright: ignore[reportMissingImports] - an extra
 
         self._ray, self._home, self._reaper = ray, None, None
