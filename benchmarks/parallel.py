@@ -3,7 +3,7 @@
     python benchmarks/parallel.py cartpole --seeds 3     # wall time and real steps beside the synchronous runner's
     python benchmarks/parallel.py collect                # an environment that takes 20 ms a step, 1, 4, 16 and 64 of them
     python benchmarks/parallel.py intake --seconds 60    # transitions a second through the driver
-    python benchmarks/parallel.py kills --number 50      # SIGKILL at random moments in one run
+    python benchmarks/parallel.py kills --number 50 --budget 500 --record parallel-kills      # SIGKILL at random moments in one run
 
 Needs `pip install 'spikedream[ray]'`. Wall times are of this machine with all else that runs on it, whose load is told.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from gymnasium.spaces import Box
 
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.experiments.record import record_scores
 from spikedream.runners.account import Account
 from spikedream.runners.crew import Crew
 from spikedream.runners.intake import Intake
@@ -226,7 +228,7 @@ def _resident() -> int:
 # ---- kills
 
 
-def kills(number: int, seed: int, budget: int) -> None:
+def kills(number: int, seed: int, budget: int, row: str | None) -> None:
     """CartPole to the end of its budget, solved or not; what was lost, and whether it is solved at the end."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as home:
@@ -251,12 +253,15 @@ def kills(number: int, seed: int, budget: int) -> None:
         steps = run.experience().in_order()
         follows = (np.asarray(steps.next_obs)[:-1] == np.asarray(steps.obs)[1:]).all(-1)
         wrong = int((~(follows | (np.maximum(steps.terminated, steps.truncated)[:-1] > 0))).sum())
-        held, counted = steps.reward.size, run.counters["real_steps"]
-        tell(
-            "kills", number=killed, real_steps=counted, lost=counted - held - _waiting(run), out_of_order=wrong,
-            restarts=run.metrics[-1]["parallel/restarts"], solved_at=run.result["real_steps_to_solve"],
-            fresh_return=run.result["fresh_return_mean"], seconds=round(time.perf_counter() - start),
-        )  # fmt: skip
+        counted, solved_at = run.counters["real_steps"], run.result["real_steps_to_solve"]
+        found = {
+            "killed": killed, "steps lost": counted - steps.reward.size - _waiting(run), "steps out of order": wrong,
+            "restarts": run.metrics[-1]["parallel/restarts"], "real steps": counted, "steps to solve": solved_at,
+            "fresh return": run.result["fresh_return_mean"], "seconds": round(time.perf_counter() - start),
+        }  # fmt: skip
+        tell("kills", **found)
+        if row is not None and solved_at is not None:
+            print(record_scores(row, shlex.join(["python", *sys.argv]), {name: [value] for name, value in found.items()}))
 
 
 def _waiting(run: Run) -> int:
@@ -289,6 +294,7 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=int, default=50)
     parser.add_argument("--budget", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record", metavar="NAME", help="of kills, where the run was solved: a row of results/")
     asked = parser.parse_args()
     if asked.what == "cartpole":
         cartpole(asked.seeds)
@@ -297,4 +303,4 @@ if __name__ == "__main__":
     elif asked.what == "intake":
         intake(asked.seconds)
     else:
-        kills(asked.number, asked.seed, asked.budget)
+        kills(asked.number, asked.seed, asked.budget, asked.record)

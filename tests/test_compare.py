@@ -508,18 +508,18 @@ class FakeProcesses:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str = "no such cell"):
         self.started: list[list[str]] = []
         self.fails = fails
-        monkeypatch.setattr(Processes, "run", lambda _, arguments, log: self.run([*arguments], log))
+        monkeypatch.setattr(Processes, "run", lambda _, arguments, directory, settings, log: self.run([*arguments], log))
 
     def run(self, arguments: list[str], log: Path) -> int:
-        self.started.append(arguments[2:])
+        self.started.append(arguments)
         directory = Path(arguments[-1])
         log.write_text("some lines\nspikedream: the motor is on fire\n")
         if self.fails in str(directory):
             return 1
-        if arguments[3] == "resume":
+        if arguments[1] == "resume":
             (directory / "result.json").write_text((directory.parent.parent / "result.json").read_text())
         else:
-            config = yaml.safe_load(Path(arguments[4] if arguments[3] == "train" else arguments[3]).read_text())
+            config = yaml.safe_load(Path(arguments[2] if arguments[1] == "train" else arguments[1]).read_text())
             write_run(directory, **config | {"threshold": 90.0})
             (directory / "config.yaml").write_text(yaml.safe_dump(config))
         return 0

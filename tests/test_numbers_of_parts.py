@@ -24,6 +24,7 @@ OFF_POLICY = {"kind": "OffPolicy", "critic": NETWORK, "batch": 4, "policy_delay"
 SEARCH = {"kind": "MPPI", "candidates": 12, "iterations": 1, "temperature": 2.0}
 SHARE = {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20}  # 24 steps are held
 HORIZON = {"first": 1, "begin": 10, "steps": 20}
+FINE_TUNING = ("holdout_newest", "share", "plateau.patience", "plateau.factor")
 SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that shows it, fields
     "remembering world": (
         {"world_model": {"kind": "Recurrent", "network": MEMORY, "latent": 2, "context": 2, "open_loop": 2, "ensemble": ENSEMBLE},
@@ -31,6 +32,17 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         "fit",
         ["replay.alpha", "replay.beta",
          *(f"world_model.{x}" for x in ("latent", "context", "open_loop", "burn_in", "warm_up"))],
+    ),
+    "fine-tuned world": (
+        {"world_model": ENSEMBLE | {"updates": 8, "patience": 4, "fine_tuning": {
+            "holdout_newest": 0.2, "share": 0.5, "plateau": {"patience": 1}}}},
+        "fit", ["world_model.patience", *(f"world_model.fine_tuning.{x}" for x in FINE_TUNING)],
+    ),
+    "fine-tuned remembering world": (
+        {"world_model": {"kind": "Recurrent", "network": MEMORY, "latent": 2, "context": 2, "ensemble": ENSEMBLE | {
+            "updates": 8, "patience": 4,
+            "fine_tuning": {"holdout_newest": 0.2, "share": 0.5, "of": "random", "plateau": {"patience": 1}}}}},
+        "fit", [f"world_model.ensemble.fine_tuning.{x}" for x in ("holdout_newest", "share", "plateau.factor")],
     ),
     "remembering agent": (
         {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": MEMORY, "context": 3, "imagined_share": SHARE}},
@@ -244,4 +256,6 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     for name in ("dreams", "trust in first steps", "trust by calibration"):
         assert {f"dreams.trust.{x}" for x in numbers(scene(name).agent.dreams.trust)} <= found[name]
     assert {f"policy.temperature.{x}" for x in numbers(sac.policy.temperature)} <= found["sac"]
+    tuning = scene("fine-tuned world").world_model.fine_tuning
+    assert {*numbers(tuning), *(f"plateau.{x}" for x in numbers(tuning.plateau))} == set(FINE_TUNING)
     assert numbers(configuration.ReplayBuffer()) == {"capacity", "alpha", "beta"}

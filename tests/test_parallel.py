@@ -278,6 +278,19 @@ def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(h
     assert (follows | (ended[:-1] > 0)).all()
 
 
+def test_what_a_fit_measures_decides_what_the_other_parts_draw(here, tmp_path: Path) -> None:
+    driver: Any = go(config(replay={"priority": "td_error"}, budget=40), tmp_path / "run")
+    trainer, ranks = driver.crew._parts[parallel.AGENT].learner.state, driver.newest.model.ranks
+
+    def weights(replay: Any) -> np.ndarray:
+        return np.asarray(replay.priority.tree.weight(np.arange(ranks.rows * 2)))
+
+    assert 0 < ranks.rows <= trainer.replay.added <= driver.replay.added
+    assert len(np.unique(weights(trainer.replay))) > ranks.rows  # measured, each its own
+    for other in (driver.replay, Run(tmp_path / "run").state.replay):
+        np.testing.assert_array_equal(weights(other), weights(trainer.replay))
+
+
 def test_a_part_that_always_fails_ends_the_run_with_its_reason(here, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(here, "fails", iter([True] * 1000))
     with pytest.raises(ClusterError, match="collector 0 has failed 3 times, one right after the other: it died"):
@@ -298,8 +311,8 @@ def test_without_ray_one_line_says_which_extra_there_is(tmp_path: Path, capsys, 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"replay": {"priority": "td_error"}}, 'set it to "uniform" or "loss"'),
-        ({"agent": {"kind": "PPO"}}, "which PPO does not; Dreamer, MPC and OffPolicy do"),
+        ({"agent": {"kind": "PPO"}}, "PPO learns only from steps of the very policy that it improves: one would always wait"),
+        ({"agent": {"kind": "StreamActorCritic"}}, "StreamActorCritic learns from each step before it takes the next"),
         ({"replay": {"capacity": 1}}, "2 environments side by side need as many"),
     ],
 )

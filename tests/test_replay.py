@@ -152,6 +152,17 @@ def weights(replay):
     return replay.priority.tree.weight(jnp.arange(replay.capacity))
 
 
+def test_errors_measured_elsewhere_leave_the_largest_to_what_came_since() -> None:
+    buffer = ReplayBuffer(capacity=8, priority="model_error", alpha=1.0)
+    rows = Transition(*(jnp.zeros((3, 2, *size)) for size in ((4,), (2,), (), (4,), (), (), ())))
+    there = buffer.init(DISCRETE, 2).add(rows, 3)  # positions 0 to 5 of 8
+    there = there.prioritise(jnp.arange(6), jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), jnp.ones(6))
+    here = buffer.init(DISCRETE, 2).add(rows, 3).add(rows, 2)  # two rows more: positions 6, 7, and 0, 1 again
+    assert there.priority is not None
+    weights = here.measured(there.priority, 3).tree.weight(jnp.arange(8))
+    np.testing.assert_allclose(weights, np.array([6, 6, 3, 4, 5, 6, 6, 6]) + 0.06, rtol=1e-6)
+
+
 def test_draws_follow_the_errors_to_the_power_of_alpha():
     replay = prioritised(alpha=0.6)
     wanted = (np.array([0.0, 1.0, 0.5, 2.0]) + 0.01 * 2.0) ** 0.6

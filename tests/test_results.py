@@ -300,9 +300,8 @@ def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(
     tables.write(project)
     outcome: dict[str, Any] = {"real_steps_to_solve": 100, "fresh_return_mean": 490.0, "code": provenance.code(config)}
 
-    def train(_: Processes, arguments: list[str], log: Path) -> int:
-        assert configuration.load(Path(arguments[4])) == dataclasses.replace(config, seed=1)
-        directory = Path(arguments[-1])
+    def train(_: Processes, arguments: list[str], directory: Path, settings: Path, log: Path) -> int:
+        assert configuration.load(Path(arguments[2])) == dataclasses.replace(config, seed=1) and arguments[-1] == str(directory)
         directory.mkdir()
         (directory / "result.json").write_text(json.dumps(result(**outcome)))
         return 0

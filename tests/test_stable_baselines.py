@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_parallel
 from gymnasium.vector import AutoresetMode
 from test_dream_env import dreams_in
 from test_resume import Notes, final_arrays, outcome
@@ -22,9 +23,12 @@ from spikedream import config as configuration
 from spikedream.agents.stable_baselines import StableBaselines
 from spikedream.config import Config
 from spikedream.envs.make import spec_of
+from spikedream.runners import parallel
 from spikedream.runners.together import Together
+from spikedream.runs import checkpoint
 
 pytestmark = pytest.mark.extras
+go, here = test_parallel.go, test_parallel.here
 
 
 def test_the_face_tells_ends_and_cuts_apart_as_stable_baselines3_wants_it() -> None:
@@ -218,6 +222,36 @@ def test_what_is_no_longer_a_number_ends_the_run_with_a_line(tmp_path: Path) -> 
     with pytest.raises(spikedream.Diverged, match="stable_baselines/weights"):
         spikedream.train("CartPole-v1", seed=1, out=tmp_path / "run", settings=chosen, report=False)
     assert spikedream.load(tmp_path / "run").counters["real_steps"] == 0  # the checkpoint before
+
+
+@pytest.mark.parametrize(("algorithm", "env"), [("PPO", "CartPole-v1"), ("SAC", "Pendulum-v1")])
+def test_beside_collectors_it_learns_in_a_process_of_its_own(algorithm: str, env: str, here, tmp_path: Path, monkeypatch) -> None:
+    """The parts are objects of this process, whose answers may be lost; it is stopped, and goes on with what the library held."""
+    import stable_baselines3
+
+    monkeypatch.setattr(parallel, "TOLD", 0.0)
+    monkeypatch.setattr(here, "fails", iter(np.random.default_rng(0).random(10_000) < 0.05))
+    chosen = settings(algorithm) | {"env": env, "runner": {"kind": "Parallel", "rows": 8, "failures": 20}, "budget": 120}
+    chosen |= {"collect": {"seed_episodes": 1, "steps": 10}, "checkpoint": {"best": True}}
+    config = configuration.merge(Config(), chosen)
+    with pytest.raises(spikedream.Interrupted):
+        go(config, tmp_path / "run", stop=80)
+    taken = final_arrays(tmp_path / "run")["learner.count:num_timesteps"]
+    driver = go(spikedream.load(tmp_path / "run").config, tmp_path / "run", resume=True)
+    run, after = spikedream.load(tmp_path / "run"), final_arrays(tmp_path / "run")
+    assert after["learner.count:num_timesteps"] == run.counters["imagined_steps"] == 64 * run.counters["updates"]
+    assert run.counters["imagined_steps"] > taken > 0 and driver.learner is not None
+    assert not any(name.startswith("learner.") for name in checkpoint.load(tmp_path / "run" / "best").arrays)
+    library = getattr(stable_baselines3, algorithm).load(run.directory / "agent.zip", device="cpu")
+    for obs in np.random.default_rng(0).normal(size=(8, run.spec.obs_size)).astype(np.float32):
+        np.testing.assert_allclose(run.policy(obs), library.predict(obs, deterministic=True)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_beside_collectors_wrong_settings_are_said_before_anything_is_written(here, tmp_path: Path) -> None:
+    chosen = settings("PPO", settings={"n_stepps": 3}) | {"runner": {"kind": "Parallel"}}
+    with pytest.raises(ValueError, match=r"agent\.settings does not fit PPO"):
+        go(configuration.merge(Config(), chosen), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeds_together_are_refused(tmp_path: Path) -> None:

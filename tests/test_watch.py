@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from spikedream.config import Config
 from spikedream.reports import watch as watching
 from spikedream.reports.display import LivePanel
 from spikedream.reports.watch import watch
+from spikedream.runs.checkpoint import CheckpointError
 
 ROW = {"turn": 0, "real_steps": 10, "imagined_steps": 5000, "eval_return_mean": 1.5, "wall_seconds": 2.0}
 RESULT = {
@@ -73,6 +75,36 @@ def test_a_run_that_says_nothing_is_mentioned_once_and_watching_can_be_broken_of
 
     assert watch(directory, told, watching.QUIET / 10, sleep) is None
     assert len(told.texts) == 1 and f"spikedream resume {directory}" in told.texts[0]
+
+
+def test_a_new_evaluation_is_filmed_and_the_newest_video_told_and_shown(tmp_path: Path) -> None:
+    directory, told, filmed, shown = begun(tmp_path / "run"), Told(), [], []
+    metrics, videos = directory / "metrics.jsonl", directory / "videos"
+    videos.mkdir()
+
+    def film(steps: int) -> None:
+        filmed.append(steps)
+        if steps == 20:
+            raise CheckpointError("it is gone")
+        (videos / f"step{steps}-0.mp4").touch()
+
+    looks = iter([
+        lambda: metrics.write_text(line(5) + line(10)),
+        lambda: metrics.write_text(line(5) + line(10) + line(20)),
+        lambda: (videos / "episode-0.part.mp4").touch(),  # still being written
+        lambda: os.utime(_made(videos / "episode-0.mp4"), (2e9, 2e9)),  # of somebody else
+        lambda: (directory / "result.json").write_text(json.dumps(RESULT)),
+    ])  # fmt: skip
+    watch(directory, told, 0.1, lambda seconds: next(looks)(), film, shown.append)
+    assert filmed == [10, 20] and shown == [videos / "step10-0.mp4", videos / "episode-0.mp4"]
+    first, missed, other = told.texts
+    assert first == f"newest video: {shown[0]}" and other == f"newest video: {shown[1]}"
+    assert missed == "not filmed at 20 real steps: it is gone"
+
+
+def _made(path: Path) -> Path:
+    path.touch()
+    return path
 
 
 def test_a_finished_run_is_told_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

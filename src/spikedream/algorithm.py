@@ -204,7 +204,7 @@ class Algorithm:
         if self.bonus is not None:
             bonus, more = self.bonus.update(state.bonus, world, replay, bonus_key)
             world, metrics = replace(world, bonus_state=bonus), metrics | more
-        if self.buffer.priority in ("model_error", "td_error"):
+        if self.buffer.measured_in_fit:
             index, counts = replay.survey(survey_key)
             if self.buffer.priority == "model_error":
                 errors = self.world_model.errors(fitted, replay, index, error_key)

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,8 @@ class Watch:
 
     run: tyro.conf.Positional[Path]
     every: float = 1.0  # seconds between two looks
+    video: bool = False  # film an episode of what it has saved, after each evaluation: RUN/videos/step<real steps>-0.mp4
+    open: bool = False  # show each new video in what this system shows videos with
 
 
 @dataclass
@@ -346,7 +349,9 @@ def watch(arguments: list[str], console: Console) -> int:
         raise ConfigError(f"--every is {command.every:g} seconds; it must be above 0")
     config = configuration_of(command.run)
     with display(console, f"{config.preset} · {config.env} · seed {config.seed}") as listener:
-        result = follow(command.run, listener, command.every)
+        film = (lambda steps: record_video(spikedream.load(command.run), name=f"step{steps}")) if command.video else None
+        show = (lambda path: webbrowser.open(path.absolute().as_uri())) if command.open else None
+        result = follow(command.run, listener, command.every, film=film, show=show)
     if result is not None:
         _tell(config.env, result, command.run, console)
     return 0

@@ -34,12 +34,13 @@ from spikedream.bonuses.random_network_distillation import RandomNetworkDistilla
 from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
-from spikedream.processes import AnyRunner, Parallel, Sync
+from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
 from spikedream.types import Spec, check_bounds
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.fine_tuning import FineTuning, Plateau
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
 
@@ -192,8 +193,6 @@ class Config:
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
         self.runner.check(self)
-        if isinstance(self.agent, StableBaselines) and isinstance(self.runner, Parallel):
-            raise ValueError("an agent of Stable-Baselines3 learns in the process that holds it; use runner Sync")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
@@ -272,7 +271,8 @@ def twin(part: Any) -> Any:
 # ---- to and from plain data
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting,
+         FineTuning, Plateau)  # fmt: skip
 
 
 def to_data(value: Any) -> Any:

@@ -47,18 +47,13 @@ class Parallel:
         """Raises ValueError unless a run of this `Config` can be spread over processes."""
         if config.agent.on_policy_steps is not None:
             raise ValueError(
-                f"runner Parallel needs an agent that learns from any experience, which {type(config.agent).__name__} does not;"
-                " Dreamer, MPC and OffPolicy do, and runner Sync takes every agent"
+                f"runner Parallel collects while it learns, and {type(config.agent).__name__} learns only from steps of the very"
+                " policy that it improves: one would always wait for the other; use runner Sync, with collect.environments"
             )
         if config.agent.online:
             raise ValueError(
-                f"runner Parallel has an agent trainer of its own, but {type(config.agent).__name__} learns while it collects; use"
-                " runner Sync"
-            )
-        if config.replay.priority in ("model_error", "td_error"):
-            raise ValueError(
-                f'replay.priority is "{config.replay.priority}", which is measured where the model is fitted and not told to other'
-                ' processes; with runner Parallel set it to "uniform" or "loss"'
+                f"runner Parallel has an agent trainer of its own, but {type(config.agent).__name__} learns from each step before"
+                " it takes the next; use runner Sync"
             )
 
 

@@ -134,6 +134,10 @@ class Experience(Protocol):
         held, else `most` drawn equally often."""
         ...
 
+    def age(self, index: Array) -> Array:
+        """How many rows have been added since those at `index`, any shape, int32: 0 for the newest."""
+        ...
+
     def importance(self, index: Array) -> Array:
         """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""
         ...

@@ -23,10 +23,11 @@ from spikedream.config import Config, ConfigError
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
+from spikedream.experiments.cluster import Cluster
 from spikedream.experiments.grid import Cell
 from spikedream.reports import methods
 from spikedream.reports.report import write_report
-from spikedream.runners.stop import Diverged, Interrupted
+from spikedream.runners.stop import ClusterError, Diverged, Interrupted
 from spikedream.runners.together import Together
 from spikedream.runs.checkpoint import CheckpointError, write_file
 from spikedream.runs.run import Run
@@ -53,7 +54,9 @@ def check_unchanged(cells: Iterable[Cell]) -> None:
             methods.check_unchanged(cell.directory, there, cell.config)
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, console: Console, together: bool = False) -> list[Outcome] | None:
+def run_cells(
+    cells: Sequence[Cell], jobs: int, console: Console, together: bool = False, cluster: bool = False
+) -> list[Outcome] | None:
     """Run them with a line for each that ends; in the order in which they end. None where it was interrupted.
 
     Args:
@@ -61,22 +64,29 @@ def run_cells(cells: Sequence[Cell], jobs: int, console: Console, together: bool
         jobs: of them at a time.
         console: where the lines go.
         together: first those that differ in their seeds alone in one program in this process; `jobs` is for what is left.
+        cluster: on Ray, as `RAY_ADDRESS` says or on this machine.
 
     Raises:
-        ConfigError: no jobs are allowed.
+        ConfigError: no jobs are allowed, or not both `together` and `cluster`.
+        ImportError, ClusterError: there is no Ray, or no cluster.
     """
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; it must be at least 1")
+    if together and cluster:
+        raise ConfigError("seeds together are one program, which no cluster shares out; leave out --together or --cluster")
     outcomes: list[Outcome] = []
+    processes = Cluster() if cluster else Processes()
     try:
         if together:
             _run_together(cells, console)
-        for outcome in _run_all(cells, jobs):
+        for outcome in _run_all(cells, jobs, processes):
             outcomes.append(outcome)
             console.print(f"[{len(outcomes)}/{len(cells)}] {outcome.cell}: {outcome.text}", **PLAIN)
     except (KeyboardInterrupt, Interrupted):
         console.print("stopped; the same command goes on with it", **PLAIN)
         return None
+    finally:
+        processes.close()
     return outcomes
 
 
@@ -134,20 +144,22 @@ class Processes:
     stopping: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, arguments: Sequence[str], log: Path) -> int:
-        """The exit status; what the process says goes to `log`."""
+    def run(self, arguments: Sequence[str], directory: Path, settings: Path, log: Path) -> int:
+        """The exit status of a module with its arguments, which writes into `directory`; what it says goes to `log`."""
         with log.open("a") as file:
             with self.lock:
                 if self.stopping:
                     return -signal.SIGTERM
                 # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM of `stop`, on which it saves.
-                process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+                command = [sys.executable, "-m", *arguments]
+                process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
                 self.running.add(process)
             status = process.wait()
         with self.lock:
             self.running.discard(process)
         return status
 
+    def close(self) -> None: ...
     def stop(self) -> None:
         with self.lock:
             self.stopping = True
@@ -155,9 +167,8 @@ class Processes:
                 process.terminate()
 
 
-def _run_all(cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+def _run_all(cells: Sequence[Cell], jobs: int, processes: Processes | Cluster) -> Iterator[Outcome]:
     """Outcomes as the cells end, `jobs` at a time. Where it is interrupted, the processes save, end, and are waited for."""
-    processes = Processes()
     with ThreadPoolExecutor(jobs) as pool, _terminated_like_interrupted():
         futures = [pool.submit(_run_cell, cell, processes) for cell in cells]
         try:
@@ -187,8 +198,8 @@ def kept(cell: Cell) -> Outcome | None:
     return Outcome(cell, FINISHED, f"{_result(cell.directory)} (kept)") if finished else None
 
 
-def _run_cell(cell: Cell, processes: Processes) -> Outcome:
-    directory = cell.directory
+def _run_cell(cell: Cell, processes: Processes | Cluster) -> Outcome:
+    directory = cell.directory.absolute()  # another machine has another working directory
     if finished := kept(cell):
         return finished
     if isinstance(cell.config, Baseline) and not baselines.installed():
@@ -206,10 +217,14 @@ def _run_cell(cell: Cell, processes: Processes) -> Outcome:
         arguments = ["spikedream", "resume", str(directory)]
     begun, start = directory.exists(), time.perf_counter()
     _seconds_file(directory).unlink(missing_ok=True)
-    status = processes.run([sys.executable, "-m", *arguments], log)
-    settings.unlink()
+    try:
+        status = processes.run(arguments, directory, settings, log)
+    except ClusterError as error:
+        return Outcome(cell, FAILED, f"FAILED: {error}; the same command goes on with it ({log})")
+    finally:
+        settings.unlink()
     if status == 0:
-        if not begun:
+        if not begun and isinstance(processes, Processes):  # on a cluster it has waited for its turn, too
             write_file(_seconds_file(directory), f"{time.perf_counter() - start:.3f}".encode())
         return Outcome(cell, FINISHED, _result(directory))
     said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or [f"exit status {status}"]

@@ -42,6 +42,7 @@ class Study:
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
     together: bool = False  # a method's seeds on an environment in one program, which fills a machine that one seed leaves idle
+    cluster: bool = False  # cells on the Ray cluster at RAY_ADDRESS, or on a Ray of this machine; `jobs` of them at a time
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
     record: str | None = None  # also write results/<record>-<environment>-<method>.json of what was asked for: rows for tables
 
@@ -54,7 +55,7 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     cells = grid.expand(study, out)
     part = grid.part(study, cells, command.seeds, command.environments)
     check_unchanged(cells)
-    outcomes = run_cells(part, command.jobs, console, command.together)
+    outcomes = run_cells(part, command.jobs, console, command.together, command.cluster)
     if outcomes is None:
         return 130
     outcomes += [kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]

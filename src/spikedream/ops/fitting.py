@@ -10,6 +10,7 @@ from jax import Array
 
 from spikedream.types import PyTree
 
+BETTER = 1e-4  # by which a held-out loss must be lower to count as an improvement
 Loss = Callable[[PyTree, Any, Array], Array]  # (one member's parameters, its batch, key) -> ()
 
 
@@ -21,6 +22,7 @@ class FitState(NamedTuple):
     waited: Array  # () int32, checks since any member improved
     step: Array  # () int32, gradient steps made
     train_loss: Array  # () mean over the last block
+    plateau: Any = ()  # state of what lets the learning rate fall, where that is asked for
 
 
 def matrices(params: PyTree, stacked: int = 0) -> PyTree:
@@ -60,6 +62,7 @@ def fit(
     patience: int,
     key: Array,
     settle: Callable[[PyTree, PyTree], PyTree] = lambda before, after: after,
+    plateau: optax.GradientTransformationExtraArgs | None = None,
 ) -> FitState:
     """Up to `updates` steps, rounded up to whole blocks, with a check after each `block`.
 
@@ -72,6 +75,7 @@ def fit(
             `best` holds each member's best parameters; without, `best` are the last.
         optimizer: applied to each member by itself.
         rate: learning rate, which falls to a hundredth along a cosine.
+        plateau: in place of the cosine, an `optax.contrib.reduce_on_plateau` of the members' mean held-out loss; needs `check`.
         settle: (before, after) -> what becomes of all members' parameters in a step.
     """
     members = jax.tree.leaves(params)[0].shape[0]
@@ -81,8 +85,7 @@ def fit(
         batch = draw(state.params, draw_key)
         values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None))(state.params, batch, loss_key)
         directions, moments = jax.vmap(optimizer.update)(gradients, state.optimizer, state.params)
-        along = jnp.minimum(state.step / updates, 1)
-        now = rate * (0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * along)))
+        now = rate * (_cosine(state.step / updates) if plateau is None else state.plateau.scale)
         changes = jax.tree.map(lambda x: -now * x, directions)
         params = settle(state.params, optax.apply_updates(state.params, changes))
         after = state._replace(params=params, optimizer=moments, step=state.step + 1)
@@ -91,7 +94,12 @@ def fit(
     def one_block(state: FitState) -> FitState:
         state, losses = jax.lax.scan(one_update, state, jax.random.split(jax.random.fold_in(key, state.step), block))
         state = state._replace(train_loss=losses.mean())
-        return state._replace(best=state.params) if check is None else _keep_best(state, check(state.params))
+        if check is None:
+            return state._replace(best=state.params)
+        losses = check(state.params)
+        if plateau is not None:
+            state = state._replace(plateau=plateau.update((), state.plateau, value=losses.mean())[1])
+        return _keep_best(state, losses)
 
     first = FitState(
         params,
@@ -101,12 +109,18 @@ def fit(
         jnp.zeros((), jnp.int32),
         jnp.zeros((), jnp.int32),
         jnp.zeros(()),
+        () if plateau is None else plateau.init(jnp.zeros(())),
     )
     return jax.lax.while_loop(lambda s: (s.step < updates) & (s.waited < patience), one_block, first)
 
 
+def _cosine(along: Array) -> Array:
+    """() from 1 to a hundredth, where `along` () goes from 0 to 1."""
+    return 0.01 + 0.99 * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(along, 1)))
+
+
 def _keep_best(state: FitState, losses: Array) -> FitState:
-    better = losses < state.best_loss - 1e-4
+    better = losses < state.best_loss - BETTER
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(better.reshape(better.shape + (1,) * (new.ndim - 1)), new, old)

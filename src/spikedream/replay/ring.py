@@ -34,6 +34,11 @@ class ReplayBuffer:
     def __post_init__(self) -> None:
         check_bounds(self, capacity=(1, None), alpha=(0, None), beta=(0, 1))
 
+    @property
+    def measured_in_fit(self) -> bool:
+        """Whether errors are measured in each fit."""
+        return self.priority in ("model_error", "td_error")
+
     def init(self, spec: Spec, environments: int = 1) -> "Replay":
         rows = -(-self.capacity // environments)
 
@@ -167,6 +172,14 @@ class Replay(eqx.Module):
         index = jnp.where(counts > 0, index, self.priority.tree.leaves)
         return replace(self, priority=Priority(self.priority.tree.set(index, self._weight(error, largest)), largest))
 
+    def measured(self, priority: Priority, rows: Array | int) -> Priority:
+        """How to draw where errors were measured elsewhere, on this experience when it had been given `rows` (): steps that came
+        later have the largest."""
+        index = jnp.arange(self.capacity)
+        index = jnp.where(self.age(index) < self.added - rows, index, priority.tree.leaves)
+        weight = jnp.broadcast_to(self._weight(priority.largest, priority.largest), index.shape)
+        return Priority(priority.tree.set(index, weight), priority.largest)
+
     def _weight(self, error: Array, largest: Array) -> Array:
         adjusted = jnp.maximum(error, 1.0) if self.by_loss else error + 0.01 * largest + 1e-9
         return adjusted**self.alpha
@@ -176,6 +189,10 @@ class Replay(eqx.Module):
     def newest(self) -> Array:
         """(environments,) position of each environment's newest step."""
         return (self.added - 1) % self.rows * self.environments + jnp.arange(self.environments)
+
+    def age(self, index: Array) -> Array:
+        """How many rows have been added since those at `index`, any shape, int32: 0 for the newest."""
+        return (self.added - 1 - index // self.environments) % self.rows
 
     def importance(self, index: Array) -> Array:
         """How much transitions count that were drawn together by their priority; shape of `index`, in (0, 1]."""

@@ -232,8 +232,8 @@ def _spikes(run: Run, episode: Episode, imagined: Imagined | None) -> str:
 # ---- videos
 
 
-def record_video(run: Run, episodes: int = 1) -> Path:
-    """Film greedy episodes, each as `videos/episode-<i>.mp4` in the run's directory; returns the path of the first.
+def record_video(run: Run, episodes: int = 1, name: str = "episode") -> Path:
+    """Film greedy episodes, each as `videos/<name>-<i>.mp4` in the run's directory; returns the path of the first.
 
     Raises:
         BrokenEnvironment: the environment cannot draw itself, or failed.
@@ -243,12 +243,12 @@ def record_video(run: Run, episodes: int = 1) -> Path:
     folder.mkdir(exist_ok=True)
     try:
         for i in range(episodes):
-            _record_episode(run, env, episode_seed(run.config.seed, REPORT, i), folder / f"episode-{i}.mp4")
+            _record_episode(run, env, episode_seed(run.config.seed, REPORT, i), folder / f"{name}-{i}.mp4")
     except Exception as error:
         raise BrokenEnvironment(f"{run.config.env} failed while it was filmed: {type(error).__name__}: {error}") from error
     finally:
         env.close()
-    return folder / "episode-0.mp4"
+    return folder / f"{name}-0.mp4"
 
 
 def _record_episode(run: Run, env: gymnasium.Env, seed: int, path: Path) -> None:

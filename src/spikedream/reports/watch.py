@@ -8,6 +8,7 @@ from typing import Any
 
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.metrics import Listener
 
@@ -25,15 +26,22 @@ def configuration_of(directory: Path) -> Config:
 
 
 def watch(
-    directory: Path, listener: Listener, every: float = 1.0, sleep: Callable[[float], None] = time.sleep
+    directory: Path,
+    listener: Listener,
+    every: float = 1.0,
+    sleep: Callable[[float], None] = time.sleep,
+    film: Callable[[int], object] | None = None,
+    show: Callable[[Path], object] | None = None,
 ) -> dict[str, Any] | None:
-    """Tell `listener` of every evaluation, those that were before first, until the run is through.
+    """Tell `listener` of every evaluation, those that were before first, and of the newest video, until the run is through.
 
     Args:
         directory: of the run, under way or finished.
         listener: is told.
         every: seconds between two looks.
         sleep: waits so long.
+        film: makes a video of what the run has saved last, given the real steps of the newest evaluation.
+        show: shows a video that is new.
 
     Returns:
         `result.json`; None where whoever watches has broken it off: the run itself goes on.
@@ -42,6 +50,7 @@ def watch(
         CheckpointError, ConfigError: there is no run to follow.
     """
     config, rows, quiet = configuration_of(directory), Rows(directory / "metrics.jsonl"), 0.0
+    shown: Path | None = None
     listener.phase("watch", 0, 1)
     try:
         while True:
@@ -52,6 +61,13 @@ def watch(
                 listener.record(row)
             if new:
                 listener.progress(new[-1]["real_steps"], config.budget)
+                if film is not None:
+                    _try(film, new[-1]["real_steps"], listener)
+            if (video := newest_video(directory)) not in (None, shown):
+                shown = video
+                listener.note(f"newest video: {video}")
+                if show is not None and video is not None:
+                    show(video)
             if over:
                 return json.loads(result.read_text())
             before, quiet = quiet, 0.0 if new else quiet + every
@@ -60,6 +76,20 @@ def watch(
             sleep(every)
     except KeyboardInterrupt:
         return None
+
+
+def _try(film: Callable[[int], object], real_steps: int, listener: Listener) -> None:
+    """What the run is just writing or has just dropped is there at the next evaluation."""
+    try:
+        film(real_steps)
+    except (BrokenEnvironment, CheckpointError, OSError) as error:
+        listener.note(f"not filmed at {real_steps} real steps: {error}")
+
+
+def newest_video(directory: Path) -> Path | None:
+    """Of the run in `directory`."""
+    found = [path for path in directory.glob("videos/*.mp4") if not path.stem.endswith(".part")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 class Rows:

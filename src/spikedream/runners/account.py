@@ -20,6 +20,9 @@ from spikedream.runs.evaluate import Evaluated
 from spikedream.runs.metrics import Listener, Recorder
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.snn.product import Precision
+from spikedream.world import HostLearner
+
+LEARNER = "learner."  # names in a checkpoint of what a learner outside holds
 
 
 @dataclass
@@ -190,6 +193,17 @@ class Account:
     def close(self) -> None:
         if self._recorder is not None:
             self._recorder.close()
+
+
+def held_outside(learner: HostLearner | None) -> dict[str, np.ndarray]:
+    """All that a learner outside holds, where there is one, by its names in a checkpoint."""
+    return {} if learner is None else {f"{LEARNER}{name}": array for name, array in learner.save().items()}
+
+
+def restore_outside(learner: HostLearner | None, arrays: Mapping[str, np.ndarray]) -> None:
+    """The inverse: it goes on from there."""
+    if learner is not None:
+        learner.restore({k.removeprefix(LEARNER): x for k, x in arrays.items() if k.startswith(LEARNER)})
 
 
 def _finite(array: np.ndarray) -> bool:

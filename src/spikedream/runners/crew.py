@@ -4,16 +4,20 @@ Ray restarts and retries nothing here: who is lost is reported, once, and whoeve
 and outlives every part.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from spikedream.runners import reaper
 from spikedream.runners.stop import ClusterError
 
 CONNECT = 10.0  # seconds in which a cluster must answer
@@ -33,10 +37,10 @@ class _Question(NamedTuple):
     within: float  # seconds
 
 
-def check_ray() -> None:
+def check_ray(otherwise: str = "use --runner Sync") -> None:
     """Raises ImportError, with what to do, where Ray is not installed. To be called before a run begins."""
     if importlib.util.find_spec("ray") is None:
-        raise ImportError("Ray is not installed: pip install 'spikedream[ray]', or use --runner Sync")
+        raise ImportError(f"Ray is not installed: pip install 'spikedream[ray]', or {otherwise}")
 
 
 class Crew:
@@ -56,9 +60,10 @@ class Crew:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # or its workers come last wherever anything else runs
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of a lost part one error is told, here, and not by Ray
         import ray  # pyright: ignore[reportMissingImports] - an extra
 
-        self._ray, self._home = ray, None
+        self._ray, self._home, self._reaper = ray, None, None
         self._actors: dict[str, Any] = {}
         self._open: dict[Any, _Question] = {}  # by the reference to the answer
         address = None if address == "local" else address
@@ -69,6 +74,9 @@ class Crew:
         else:
             # Ray's records of itself, which go when the run does; a short path, since sockets lie in it.
             self._home = tempfile.mkdtemp(prefix="spikedream-")
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-S", reaper.__file__, str(os.getpid()), self._home], stdin=subprocess.PIPE, start_new_session=True
+            )
             quiet |= {"num_cpus": 0, "include_dashboard": False, "_temp_dir": self._home}
         try:
             with warnings.catch_warnings():
@@ -160,21 +168,49 @@ class Crew:
     def _answer(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference, timeout=GRACE)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        except self._ray.exceptions.RayError as error:
+            return self._lost(error)
+
+    def _lost(self, error: Exception) -> Lost:
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            cause = getattr(error, "cause", None)
+            cause = cause if isinstance(cause, BaseException) else error
             return Lost(_line(cause), cause)
-        except self._ray.exceptions.RayActorError as error:
+        if isinstance(error, self._ray.exceptions.RayActorError):
             # Where it could not be made, the last line of what Ray tells is the reason.
             made = "creation task" not in str(error)
             return Lost("its process died" if made else _line(ValueError(str(error).strip().splitlines()[-1])))
+        return Lost(_line(error))
+
+    # ---- for who asks by himself, from several threads
+
+    def room(self, kind: type, *arguments: Any) -> Any:
+        """An actor; of a cluster that was joined it takes a processor, and waits until one is free."""
+        options = {"num_cpus": 1, "scheduling_strategy": "SPREAD"} if self.joined else {"num_cpus": 0}
+        return self._ray.remote(kind).options(max_restarts=0, **options).remote(*arguments)
+
+    def get(self, reference: Any, within: float | None) -> Any:
+        """An answer, in so many seconds. Raises ClusterError where it does not come."""
+        try:
+            return self._ray.get(reference, timeout=within)
         except self._ray.exceptions.RayError as error:
-            return Lost(_line(error))
+            lost = self._lost(error)
+            raise ClusterError(f"the cluster has lost it: {lost.why}") from error
+
+    def leave(self, room: Any) -> None:
+        """End an actor, after its own `close`."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(room.close.remote(), timeout=GRACE)
+        self._ray.kill(room)
 
     def close(self) -> None:
         """End every part, and Ray where it was started here."""
         for name in list(self._actors):
             self.stop(name)
         self._ray.shutdown()
+        if self._reaper is not None:
+            self._reaper.kill()
+            self._reaper.communicate()
         if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
 

@@ -13,8 +13,8 @@ from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
 from spikedream.runners.account import Account
 from spikedream.runners.lanes import Handover, Lanes, Request, joined, rubbish
-from spikedream.runners.parts import Arrays, remembered
 from spikedream.runners.schedule import Schedule
+from spikedream.runners.states import Arrays, remembered
 from spikedream.types import Spec, Transition
 
 

@@ -20,27 +20,16 @@ from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.envs.workers import processors
 from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
-from spikedream.runners.account import Account, Progress
+from spikedream.runners.account import Account, Progress, restore_outside
 from spikedream.runners.clock import due
 from spikedream.runners.crew import Crew, Lost, check_ray
 from spikedream.runners.inherit import inherit
 from spikedream.runners.intake import Intake
 from spikedream.runners.lanes import Handover
 from spikedream.runners.newest import Newest, Policy
-from spikedream.runners.parts import (
-    Begun,
-    Collecting,
-    Dreaming,
-    Evaluating,
-    Judgement,
-    Learned,
-    Modelling,
-    Seat,
-    Task,
-    copied,
-    state_of,
-)  # fmt: skip
+from spikedream.runners.parts import Begun, Collecting, Dreaming, Evaluating, Judgement, Learned, Modelling, Seat, Task, copied
 from spikedream.runners.schedule import Schedule
+from spikedream.runners.states import ranked, state_of
 from spikedream.runners.stop import ClusterError, Diverged, Interrupted, stopping
 from spikedream.runners.watch import Standing, Watch
 from spikedream.runs import checkpoint, outcome
@@ -120,6 +109,7 @@ class Driver:
             state = self.algorithm.init(jax.random.key(config.seed))
             if config.start_from is not None:
                 state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, state)
+            self.learner = self.algorithm.host_learner(state)
             outcome.begin(config, self.directory)
         else:
             where, extent = self.account.restore(saved.counters)
@@ -127,10 +117,12 @@ class Driver:
             state = state_of(self.algorithm, own, np.zeros((0, 0), np.float32))
             with checkpoint.naming_older(self.directory / "checkpoints"):
                 state = replace(state, replay=self.account.log.load(extent, state.replay))
+            self.learner = self.algorithm.host_learner(state)
+            restore_outside(self.learner, own)
             self.intake.restore(saved.arrays, where)
             model = where["model"]
         self.intake.replay = state.replay
-        self.newest = Newest(self.algorithm, state, model, self.progress.real_steps)
+        self.newest = Newest(self.algorithm, state, model, self.progress.real_steps, self.learner)
         self._dreaming_in = self.newest.model
 
     @property
@@ -283,7 +275,8 @@ class Driver:
         if updates:
             self.listener.phase("fit", 0, 1)
             self._fitting = progress.real_steps
-            self.crew.ask(MODEL, "fit", *self._new_to(MODEL), updates, within=self.runner.fit_seconds)
+            agent = self.newest.agent if self.config.replay.priority == "td_error" else None
+            self.crew.ask(MODEL, "fit", *self._new_to(MODEL), agent, updates, within=self.runner.fit_seconds)
 
     def _measured(self, learned: Learned) -> None:
         self._compiling = max(self._compiling, learned.compiling)
@@ -294,7 +287,7 @@ class Driver:
         self.newest.fitted(learned)
         self.progress.done["fit"] = self._fitting
         self._measured(learned)
-        self.intake.replay = self.replay.forget_episodes()
+        self.intake.replay = ranked(self.replay.forget_episodes(), learned.ranks)
 
     def _ask_agent_trainer(self) -> None:
         """Dreams in the newest model; one that only acts by the model gets it as soon as it is there."""
@@ -302,7 +295,7 @@ class Driver:
         if not self._learning or "fit" not in self.progress.done or self.crew.asked(AGENT):
             return
         blocks = max(0, self.schedule.blocks(self.progress.real_steps, self.progress.first_turn) - self._blocks)
-        new = model.arrays if model.arrays and self._held.get(AGENT) != model.version else None
+        new = model if model.arrays and self._held.get(AGENT) != model.version else None
         if blocks or (new and self.algorithm.agent.acts_in_world):
             self.listener.phase("dream", self._blocks, self._blocks + blocks)
             self._held[AGENT], self._dreaming_in = model.version, model
@@ -359,7 +352,7 @@ class Driver:
             self.newest.policy = policy
         measured = self.watch.measured(self.standing())
         self._try(lambda: self.account.write_row(judgement.evaluated, self.intake.ended, measured))
-        self._try(lambda: self.account.keep_best(judgement.evaluated, lambda: self.newest.state(self.replay, policy)))
+        self._try(lambda: self.account.keep_best(judgement.evaluated, lambda: self.newest.acts(policy, self.replay)))
         self.intake.ended = []
 
     def _try(self, write: Any) -> None:
@@ -388,7 +381,11 @@ class Driver:
         """Everything that decides how the run goes on. Raises as `Account.save`."""
         positions, where = self.intake.save()
         where |= {"starts": self.starts, "model": self.newest.model.version}
-        self.account.save(self.newest.state(self.replay), self.replay, positions, where, self._compiling - self._counted)
+        arrays = self.newest.state(self.replay)
+        if self.learner is not None:
+            restore_outside(self.learner, arrays)
+            self.learner.write(self.directory)
+        self.account.save(arrays, self.replay, positions, where, self._compiling - self._counted)
         self._counted = self._compiling
         self._saved = time.monotonic()
 

@@ -21,17 +21,15 @@ from spikedream.config import Config
 from spikedream.envs.host import REPORT
 from spikedream.envs.make import registered
 from spikedream.envs.spaces import BrokenEnvironment
-from spikedream.replay.ring import Replay
+from spikedream.runners.account import held_outside, restore_outside
 from spikedream.runners.cache import use_compilation_cache
 from spikedream.runners.lanes import Handover, Request
+from spikedream.runners.states import Arrays, Ranks, blank, ranked, remembered, state_of
 from spikedream.runs import checkpoint, outcome
-from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of, filled
+from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
-from spikedream.runs.replay_log import with_rows
 from spikedream.snn.product import Precision
 from spikedream.types import Spec, Transition
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,14 @@ class Begun(NamedTuple):
     rows: np.ndarray  # what was experienced, as `rows_of` gives it
 
 
+class Model(NamedTuple):
+    """A version of the world model, the scales of experience and the bonus."""
+
+    version: int
+    arrays: Arrays  # empty where the agent knows it from the beginning
+    ranks: Ranks | None = None  # where a fit measures them
+
+
 class Learner:
     """What both trainers hold: a training state of their own, which takes in the experience that it is given."""
 
@@ -170,28 +176,15 @@ class Learner:
             rest = jax.tree.map(lambda x: x[known:], steps)
             self.state = replace(self.state, replay=remembered(self.algorithm, self.state.replay, rest))
 
+    def rank(self, ranks: Ranks | None) -> None:
+        """Draw by what a fit has measured."""
+        self.state = replace(self.state, replay=ranked(self.state.replay, ranks))
+
     def take_over(self, arrays: Arrays) -> None:
         """Leaves of the state that another part has learned."""
         held = replace(self.state, replay=replace(self.state.replay, data=None))
         state = checkpoint.unflatten(held, "state", checkpoint.flatten(held, "state") | arrays)
         self.state = replace(state, replay=replace(state.replay, data=self.state.replay.data))
-
-
-def remembered(algorithm: Algorithm, replay: Replay, steps: Transition) -> Replay:
-    """With `steps`, fields (rows, environments, ...)."""
-    most = min(LARGEST_BLOCK, replay.rows)
-    for start in range(0, len(steps.reward), most):
-        block, number = filled(jax.tree.map(lambda x, start=start: x[start : start + most], steps), most)
-        replay = algorithm.remember(replay, block, np.int32(number))
-    return replay
-
-
-def state_of(algorithm: Algorithm, arrays: Arrays, rows: np.ndarray) -> TrainState:
-    template = jax.eval_shape(algorithm.init, jax.random.key(0))
-    replay = template.replay
-    state = checkpoint.unflatten(replace(template, replay=replace(replay, data=None)), "state", arrays)
-    ring = replace(state.replay, data=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), replay.data))
-    return replace(state, replay=with_rows(ring, rows, int(state.replay.added) - len(rows)))
 
 
 class Learned(NamedTuple):
@@ -203,6 +196,7 @@ class Learned(NamedTuple):
     seconds: float
     compiling: float  # seconds that its program took to compile
     policy: Arrays | None = None
+    ranks: Ranks | None = None
 
 
 FITTED = ("world", "bonus")  # fields of the training state
@@ -220,17 +214,22 @@ class Modelling:
     def ready(self) -> None:
         """Answers once it has begun."""
 
-    def fit(self, begun: Begun | None, steps: Transition | None, before: int, updates: int) -> Learned:
-        """See `Learner` and `Algorithm.fit`."""
+    def fit(self, begun: Begun | None, steps: Transition | None, before: int, agent: Arrays | None, updates: int) -> Learned:
+        """See `Learner` and `Algorithm.fit`; `agent` is whose errors are to be measured, None where none are."""
         start, learner = time.perf_counter(), self.learner
         learner.begin(begun)
         learner.remember(steps, before)
+        if agent is not None:
+            learner.take_over(agent)
         learner.state, metrics = self._fit(learner.state, np.int32(updates))
         state = learner.state
         arrays = {k: v for name in FITTED for k, v in checkpoint.flatten(getattr(state, name), f"state.{name}").items()}
         arrays |= checkpoint.flatten(state.replay.normalizer, "state.replay.normalizer")
         arrays |= checkpoint.flatten(state.keys.fit, "state.keys.fit")
-        return Learned(arrays, _numbers(metrics), updates, time.perf_counter() - start, self._compiling)
+        ranks = None
+        if learner.algorithm.buffer.measured_in_fit:
+            ranks = Ranks(checkpoint.flatten(state.replay.priority, "priority"), int(state.replay.added))
+        return Learned(arrays, _numbers(metrics), updates, time.perf_counter() - start, self._compiling, ranks=ranks)
 
 
 class Dreaming:
@@ -238,14 +237,17 @@ class Dreaming:
 
     def __init__(self, task: Task):
         self.learner, start = Learner(task.begin()), time.perf_counter()
-        self._dream = Algorithm.dream.lower(self.learner.algorithm, self.learner.template).compile()
+        algorithm, template = self.learner.algorithm, self.learner.template
+        self._outside = algorithm.host_learner(blank(template))  # goes on from what the driver holds as soon as it begins
+        if self._outside is None:
+            self._dream = Algorithm.dream.lower(algorithm, template).compile()
         self._compiling = time.perf_counter() - start
 
     def ready(self) -> None:
         """Answers once it has begun."""
 
     def dream(
-        self, begun: Begun | None, steps: Transition | None, before: int, model: Arrays | None, blocks: int, seconds: float
+        self, begun: Begun | None, steps: Transition | None, before: int, model: Model | None, blocks: int, seconds: float
     ) -> Learned:
         """See `Learner` and `Algorithm.dream`.
 
@@ -258,19 +260,27 @@ class Dreaming:
         """
         start, learner = time.perf_counter(), self.learner
         learner.begin(begun)
+        if begun is not None:
+            restore_outside(self._outside, begun.arrays)
         learner.remember(steps, before)
         if model is not None:
-            learner.take_over(model)
+            learner.take_over(model.arrays)
+            learner.rank(model.ranks)
         metrics, done = {}, 0
         while done < blocks and (not done or time.perf_counter() - start < seconds):
-            learner.state, metrics = self._dream(learner.state)
+            learner.state, metrics = self._improved(learner.state)
             jax.block_until_ready(learner.state.counters)
             done += 1
         state = learner.state
         arrays = checkpoint.flatten(state.agent, "state.agent") | checkpoint.flatten(state.counters, "state.counters")
-        arrays |= checkpoint.flatten(state.keys.dream, "state.keys.dream")
+        arrays |= checkpoint.flatten(state.keys.dream, "state.keys.dream") | held_outside(self._outside)
         policy = checkpoint.flatten(learner.algorithm.policy(state), "policy")
         return Learned(arrays, _numbers(metrics), done, time.perf_counter() - start, self._compiling, policy)
+
+    def _improved(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        if self._outside is None:
+            return self._dream(state)
+        return self.learner.algorithm.dream_on_host(self._outside, state)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.spaces import BrokenEnvironment
-from spikedream.runners.account import Account, Progress
+from spikedream.runners.account import Account, Progress, held_outside, restore_outside
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
 from spikedream.runners.stop import Interrupted, stopping
@@ -30,8 +30,6 @@ from spikedream.runs.run import Run
 from spikedream.snn.product import fastest
 from spikedream.types import Metrics, Transition
 from spikedream.world import HostLearner
-
-LEARNER = "learner."  # names in a checkpoint of what a learner outside holds
 
 
 class Programs:
@@ -310,9 +308,8 @@ class Trainer:
         replay = self.state.replay
         replay = replace(replay, data=self.held()) if self.held else replay
         self._settle()
-        arrays = self._arrays()
+        arrays = self._arrays() | held_outside(self.learner)
         if self.learner is not None:
-            arrays |= {f"{LEARNER}{name}": array for name, array in self.learner.save().items()}
             self.learner.write(self.directory)
         self.account.save(arrays, replay, *self.collector.save(), self.clock.seconds)
         self.clock.seconds = 0.0
@@ -327,8 +324,7 @@ class Trainer:
         with checkpoint.naming_older(self.directory / "checkpoints"):
             replay = self.account.log.load(extent, replace(state.replay, data=self.state.replay.data))
         self.state = replace(state, replay=replay)
-        if self.learner is not None:
-            self.learner.restore({k.removeprefix(LEARNER): x for k, x in arrays.items() if k.startswith(LEARNER)})
+        restore_outside(self.learner, arrays)
         same = self.collector.restore(arrays, where)
         if not same.all():
             self.listener.note(f"{self.config.env} is not deterministic: the episode under way is given up for a fresh one")

@@ -22,6 +22,7 @@ from spikedream.snn.neurons import LIF
 from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
+from spikedream.world_models.fine_tuning import FineTuning
 
 
 class Member(eqx.Module):
@@ -72,6 +73,7 @@ class Ensemble:
     holdout: float = 0.0  # share of the transitions that are never trained on; 0 switches early stopping and calibration off
     check_every: int = 200  # updates between checks on held-out data
     patience: int = 4  # checks without improvement before fitting stops
+    fine_tuning: FineTuning = FineTuning()
     adversarial: float = 0.0  # radius, in standard deviations, of worst-case perturbations of the observation while fitting
     reward_weight: float = 1.0  # of the reward's error while fitting, as of so many entries of the observation
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
@@ -89,6 +91,19 @@ class Ensemble:
         check_bounds(self, obs_bound=(1, None), adversarial=not_negative)
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
+        plateau = self.fine_tuning.plateau
+        if plateau is not None and not self.holds_out:
+            raise ValueError("fine_tuning.plateau needs steps that are held out; set fine_tuning.holdout_newest")
+        if plateau is not None and plateau.patience >= self.patience:
+            raise ValueError(
+                f"patience is {self.patience}: fitting would stop before its learning rate falls (fine_tuning.plateau.patience is"
+                f" {plateau.patience}); it must be larger"
+            )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a fit is judged by steps that it does not learn from."""
+        return self.holdout > 0 or self.fine_tuning.holdout_newest > 0
 
     def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
         """`latent`: further inputs of the dynamics, beside observation and action."""
@@ -231,11 +246,11 @@ class Ensemble:
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
-            index = self._draw(state.key, experience, key, (self.members, self.batch), held=False)
+            index = self.draw(state.key, experience, key, (self.members, self.batch), fit_key)
             return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index)
 
         def check(members: Member) -> Array:
-            steps = experience.gather(self._draw(state.key, experience, check_key, (self.members, 256), held=True))
+            steps = experience.gather(self.draw_held(state.key, experience, check_key, (self.members, 256)))
             drawn = (steps, jnp.zeros((*steps.reward.shape, 0)), jnp.ones(steps.reward.shape))
             return jax.vmap(loss, in_axes=(0, 0, None))(members, drawn, check_key)
 
@@ -244,7 +259,7 @@ class Ensemble:
             state.optimizer,
             loss,
             draw,
-            check if self.holdout > 0 else None,
+            check if self.holds_out else None,
             self._optimizer(),
             rate=self.learning_rate,
             updates=updates,
@@ -252,13 +267,14 @@ class Ensemble:
             patience=self.patience,
             key=fit_key,
             settle=pruned,
+            plateau=self.fine_tuning.falls(),
         )
         state = self.fitted(state, fitted.best, fitted.optimizer)
         index, counts = experience.survey(survey_key)
-        counts = counts * self._judges(state.key, index, counts)
+        counts = counts * self.judges(state.key, experience, index, counts)
         state, measured = self._validate(state, experience.gather(index), counts, error_key)
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured
-        return state, metrics if self.holdout == 0 else metrics | {"model_holdout_loss": fitted.best_loss.mean()}
+        return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.holds_out else metrics
 
     def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
         """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
@@ -277,29 +293,36 @@ class Ensemble:
         exact = jnp.ones(state.spread.shape)
         return eqx.tree_at(lambda s: (s.members, s.optimizer, s.spread), state, (members, optimizer, exact))
 
-    def _held(self, key: Array, index: Array) -> Array:
-        """Which of the positions `index`, any shape, are held out, bool: each with the probability `holdout`, for the whole run."""
+    def held(self, key: Array, experience: Experience, index: Array, length: int = 1) -> Array:
+        """Which of the positions `index`, any shape, are held out, bool: each with the probability `holdout`, for the whole run,
+        and the newest; `length` as for `FineTuning.newest`."""
         chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index.reshape(-1))
-        return (chance < self.holdout).reshape(index.shape)
+        held = (chance < self.holdout).reshape(index.shape)
+        return held | self.fine_tuning.newest(experience, index, length) if self.fine_tuning.holdout_newest > 0 else held
 
-    def _draw(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], *, held: bool) -> Array:
-        """Positions that are held out, equally often, or that are not, by priority. Of enough tries for each the first right one is
-        taken; where so few are stored that none is, any position serves."""
-        if self.holdout == 0:
+    def draw(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], fit_key: Array) -> Array:
+        """Positions to learn from in the fit of this key, by priority."""
+        if not self.holds_out and self.fine_tuning.share == 1:
             return experience.draw(key, shape)
-        wrong = 1 - self.holdout if held else self.holdout
-        tries = math.ceil(math.log(1e-7) / math.log(wrong))
-        if held:
-            index = jax.random.randint(key, (tries, *shape), 0, jnp.maximum(experience.size, 1))
-        else:
-            index = experience.draw(key, (tries, *shape))
-        right = self._held(hold_key, index) == held
-        return jnp.take_along_axis(index, jnp.argmax(right, axis=0)[None], axis=0)[0]
+        index = experience.draw(key, (self._tries(held=False), *shape))
+        right = jnp.equal(self.held(hold_key, experience, index), False)
+        if self.fine_tuning.share < 1:
+            right &= self.fine_tuning.chosen(experience, index, fit_key)
+        return _first(index, right)
 
-    def _judges(self, key: Array, index: Array, counts: Array) -> Array:
+    def draw_held(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], length: int = 1) -> Array:
+        """Positions that are held out, equally often; `length` as in `held`."""
+        index = jax.random.randint(key, (self._tries(held=True), *shape), 0, jnp.maximum(experience.size, 1))
+        return _first(index, jnp.equal(self.held(hold_key, experience, index, length), True))
+
+    def _tries(self, held: bool) -> int:
+        """After so many draws none serves once in ten million times."""
+        return math.ceil(math.log(1e-7) / math.log(self.fine_tuning.unfit(self.holdout, held)))
+
+    def judges(self, key: Array, experience: Experience, index: Array, counts: Array) -> Array:
         """(rows,) 1 for the transitions at `index`, (rows,), by which the model is judged: those held out, or all that count where
         none is."""
-        held = self._held(key, index).astype(jnp.float32)
+        held = self.held(key, experience, index).astype(jnp.float32)
         return jnp.where((held * counts).sum() > 0, held, 1.0)
 
     def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
@@ -310,7 +333,7 @@ class Ensemble:
         error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
-        if not self.gaussian or self.holdout == 0:
+        if not self.gaussian or not self.holds_out:
             return state, metrics
         half = jnp.arange(held.shape[0]) % 2
         factor = deviation_factor(self._standard_errors(state, steps, key), held * half)
@@ -365,6 +388,11 @@ class Ensemble:
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
         return (likelihood * weight).mean() + 0.01 * (high - low).mean()
+
+
+def _first(index: Array, right: Array) -> Array:
+    """Of the tries `index` (tries, ...) the first right one; where so few steps are stored that none is, any serves."""
+    return jnp.take_along_axis(index, jnp.argmax(right, axis=0)[None], axis=0)[0]
 
 
 def _no_latent(steps: Transition) -> Array:

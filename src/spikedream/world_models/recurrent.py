@@ -67,7 +67,10 @@ class Recurrent:
         if not self.network.persistent:
             raise ValueError("network keeps no state between steps; it must be a GRU or a SpikingNetwork with persistent = true")
         if self.ensemble.holdout > 0:
-            raise ValueError("ensemble.holdout must be 0: sequences overlap, so that none can be held out")
+            raise ValueError(
+                "ensemble.holdout must be 0: sequences overlap, so that none can be held out by chance; the newest can, by"
+                " ensemble.fine_tuning.holdout_newest"
+            )
 
     @property
     def members(self) -> int:
@@ -150,26 +153,33 @@ class Recurrent:
         rest = self.network.start(state.network)
         fit_key, survey_key, error_key = jax.random.split(key, 3)
 
+        def sequences(ends: Array) -> Sequence:
+            return jax.vmap(jax.vmap(lambda end: experience.sequence(end, length)))(ends)
+
         def draw(params: PyTree, key: Array) -> tuple[Sequence, Array]:
-            ends = experience.draw(key, (1, hyper.batch))
-            sequence = jax.vmap(jax.vmap(lambda end: experience.sequence(end, length)))(ends)
-            return sequence, experience.importance(ends)
+            ends = hyper.draw(ensemble.key, experience, key, (1, hyper.batch), fit_key)
+            return sequences(ends), experience.importance(ends)
 
         def loss(params: tuple[PyTree, PyTree], drawn: tuple[Sequence, Array], key: Array) -> Array:
-            (network, members), (sequences, importance) = params, drawn
+            (network, members), (drawn_sequences, importance) = params, drawn
             unroll = jax.vmap(lambda s, k: self._unroll(network, members, ensemble.scale, rest, s, k))
-            obs, latent, age = unroll(sequences, jax.random.split(key, hyper.batch))
-            counts = sequences.valid * importance[:, None] * (age >= self.burn_in)
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (sequences.steps._replace(obs=obs), latent, counts))
+            obs, latent, age = unroll(drawn_sequences, jax.random.split(key, hyper.batch))
+            counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
             losses = jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
+
+        def check(params: tuple[PyTree, PyTree]) -> Array:
+            check_key = jax.random.fold_in(survey_key, 0)
+            ends = hyper.draw_held(ensemble.key, experience, check_key, (1, hyper.batch), length)
+            return jax.vmap(loss, in_axes=(0, 0, None))(params, (sequences(ends), jnp.ones(ends.shape)), check_key)
 
         fitted = fit(
             _alone((state.network, ensemble.members)),
             state.optimizer,
             loss,
             draw,
-            None,
+            check if hyper.holds_out else None,
             self._optimizer(),
             rate=hyper.learning_rate,
             updates=updates,
@@ -177,20 +187,24 @@ class Recurrent:
             patience=hyper.patience,
             key=fit_key,
             settle=pruned,
+            plateau=hyper.fine_tuning.falls(),
         )
         network, members = jax.tree.map(lambda x: x[0], fitted.best)
         ensemble = hyper.fitted(ensemble, members, ())
         after = RecurrentState(network, ensemble, fitted.optimizer, jnp.array(state.idle))
         index, counts = experience.survey(survey_key, 1000)
+        if hyper.holds_out:
+            counts = counts * hyper.judges(ensemble.key, experience, index, counts)
         errors = self.errors(after, experience, index, error_key)
         error = (errors * counts).sum() / jnp.maximum(counts.sum(), 1)
         after = eqx.tree_at(lambda s: s.ensemble.confidence, after, jnp.exp(-error))
-        return after, {
+        metrics = {
             "model_loss": fitted.train_loss,
             "model_updates": fitted.step,
             "model_error": error,
             "model_confidence": after.ensemble.confidence,
         }
+        return after, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if hyper.holds_out else metrics
 
     def _unroll(
         self, network: PyTree, members: PyTree, scale: Array, rest: PyTree, sequence: Sequence, key: Array
