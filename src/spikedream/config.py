@@ -62,14 +62,17 @@ class Collect:
 
     seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
     seed_steps: int | None = None  # in place of seed_episodes: so many real steps with random actions
+    seed_limit: int | None = None  # random steps after which the first turn ends, however many episodes that are
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
+    growth: float = 0.0  # of all experience so far, that a turn adds where that is more than `steps`
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
     threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
     episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None))
+        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None), growth=(0, None))
+        check_period(self, "seed_limit")
         check_period(self, "episode_steps")
         check_period(self, "seed_steps")
 
@@ -147,7 +150,9 @@ class Config:
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
-    action_repeat: int = 1  # the environment's own steps for which an action is held
+    action_repeat: int | None = (
+        1  # the environment's own steps for which an action is held; None: by how fast its observation moves
+    )
     realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops; 0: all that it learns is from the run that it starts from
@@ -172,9 +177,15 @@ class Config:
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None), action_repeat=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None))
+        check_period(self, "action_repeat")
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
+
+    @property
+    def repeat(self) -> int:
+        """Its own steps for which the environment holds an action; 1 until that is measured."""
+        return self.action_repeat or 1
 
     @property
     def environments(self) -> int:

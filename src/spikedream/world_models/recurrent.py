@@ -68,6 +68,8 @@ class Recurrent:
             raise ValueError("network keeps no state between steps; it must be a GRU or a SpikingNetwork with persistent = true")
         if self.ensemble.holdout > 0:
             raise ValueError("ensemble.holdout must be 0: sequences overlap, so that none can be held out")
+        if self.ensemble.search is not None:
+            raise ValueError("ensemble.search must be None: sequences overlap, so that none can be held out")
 
     @property
     def members(self) -> int:
