@@ -205,6 +205,8 @@ class Config:
         self.runner.check(self)
         if isinstance(self.agent, StableBaselines) and isinstance(self.runner, Parallel):
             raise ValueError("an agent of Stable-Baselines3 learns in the process that holds it; use runner Sync")
+        if self.action_repeat is None and self.realtime is not None:
+            raise ValueError("action_repeat is None, which is measured before the clock runs; with realtime give --action-repeat 1")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
@@ -281,6 +283,8 @@ def twin(part: Any) -> Any:
 
 
 # ---- to and from plain data
+
+AUTOMATIC = "automatic"  # the preset that is used where none is named
 
 # Written without a kind: there is no other.
 PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
@@ -404,7 +408,7 @@ def presets() -> dict[str, str]:
 
 
 def named(name: str) -> Config:
-    """The configuration of a preset, of a YAML file, or the defaults on an environment id.
+    """The configuration of a preset or of a YAML file, or the automatic one on an environment id.
 
     Raises:
         ConfigError: when `name` is none of these.
@@ -417,7 +421,7 @@ def named(name: str) -> Config:
         return dataclasses.replace(parse(text, f"preset {name}"), preset=name)
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
-    return Config(preset=name, env=name)
+    return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
 
 
 def parse(text: str, origin: str) -> Config:

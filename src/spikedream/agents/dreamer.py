@@ -252,6 +252,8 @@ class Dreamer:
             "firing_rate/critic": critic_rate,
             "firing_rate/world_model": firing_rate(imagined.prediction.spikes),
         }
+        if self.uncertainty_penalty is None:
+            metrics["pessimism"] = jnp.asarray(self.pessimism(world))
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics

@@ -17,12 +17,12 @@ class BlindState(eqx.Module):
 
 @dataclass(frozen=True)
 class WhileBlind:
-    """Reward beta x min(raw / scale, cap), where beta is `awake`, in root mean squares of the rewards seen, while the agent is blind,
-    and is halved in each fit from then on.
+    """Reward beta x min(raw / scale, cap). While the agent is blind, beta is `awake`, in root mean squares of the rewards seen;
+    from then on each fit halves it.
 
     It is blind while no episode has terminated and the reward depends on the action alone, if on anything: while of the rewards'
-    variance a quadratic function of the action leaves less than `unexplained`. So it is where the only reward stands at a goal that
-    nobody has reached yet, whatever a step or an effort costs.
+    variance a quadratic function of the action leaves less than `unexplained`. So it is where the only reward stands at a goal
+    that nobody has reached yet, whatever a step or an effort costs.
     """
 
     awake: float = 1.0  # beta while blind, in root mean squares of the rewards, or in rewards where all have been zero

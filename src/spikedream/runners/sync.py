@@ -86,6 +86,8 @@ class Trainer:
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
         config.check()
+        if config.action_repeat is None and config.start_from is not None:  # what it knows is of steps of this length
+            config = replace(config, action_repeat=Run(config.start_from).config.repeat)
         if config.realtime is not None and config.collect.environments > 1:
             raise ValueError(
                 f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one:"
@@ -106,7 +108,7 @@ class Trainer:
         self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         self.learner = self.algorithm.host_learner(self.state)
-        if not resume and config.action_repeat is None and config.start_from is None:
+        if not resume and config.action_repeat is None:
             self._measure_repeat()
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:

@@ -9,6 +9,8 @@ from jax import Array
 
 from spikedream.types import Metrics, PyTree, check_bounds
 
+SMALL = 1e-3  # squared error, in typical changes, that makes no difference
+
 
 class Prior(NamedTuple):
     """Of one member."""
@@ -60,7 +62,7 @@ class PriorSearch:
             terminations: () how many are among it; without any, endings stay additive.
         """
         candidates = self.candidates
-        good_enough = change <= (1 + self.margin) * change.min()
+        good_enough = change <= (1 + self.margin) * change.min() + SMALL
         curvature = candidates.curvature[jnp.argmax(good_enough)]
         share = candidates.additive
         additive = (ending * share).sum() / share.sum()
