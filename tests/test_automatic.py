@@ -121,7 +121,20 @@ def test_an_agent_is_as_pessimistic_as_its_model_errs():
     model = small(Ensemble())
     state = jax.eval_shape(lambda k: model.init(DISCRETE, k), KEY)
     state = replace(state, confidence=jnp.exp(jnp.asarray(-0.25)))
-    assert float(Dreamer(uncertainty_penalty=None).pessimism(known(model, state, DISCRETE))) == pytest.approx(0.5)
+    agent, world = Dreamer(uncertainty_penalty=None), known(model, state, DISCRETE)
+    assert float(agent.pessimism(world)) == pytest.approx(0.5)
+    for dread, pessimism in ((0.0, 0.5), (1.0, 1.0)):
+        afraid = replace(world, normalizer=replace(world.normalizer, dread=jnp.asarray(dread)))
+        assert float(agent.pessimism(afraid)) == pytest.approx(pessimism)
+    assert Dreamer(uncertainty_penalty=0.25).pessimism(afraid) == 0.25
+
+
+@pytest.mark.parametrize(("reward", "ends", "dread"), [(1.0, 1.0, 1), (1.0, 0.0, 0), (-1.0, 1.0, 0)])
+def test_an_ending_costs_where_it_ends_rewards(reward, ends, dread):
+    nothing = jnp.zeros((4, 1))
+    steps = steps_of(nothing, nothing, np.full(4, reward), nothing, terminated=ends)
+    found = _scales(no_moments(1, spread=True), jax.tree.map(lambda x: x[:, None], steps), jnp.ones((4, 1)))
+    assert float(found.dread) == dread
 
 
 # ---- curiosity

@@ -84,7 +84,7 @@ class Dreamer:
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
     actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
-    uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: as much as it errs, its rms
+    uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
     activity_target: float = 0.0
@@ -207,10 +207,13 @@ class Dreamer:
         return 1 - 1 / world.normalizer.horizon
 
     def pessimism(self, world: World) -> Array | float:
-        """() reward lost per unit of the model's uncertainty."""
+        """() reward lost per unit of the model's uncertainty. Where it is measured: the root mean square of the model's error, and
+        at least 1 where an ending costs, which may be anywhere that was never seen."""
         if self.uncertainty_penalty is not None:
             return self.uncertainty_penalty
-        return jnp.sqrt(-jnp.log(jnp.clip(world.model.confidence(world.state), 1e-6, 1.0)))
+        error = jnp.sqrt(-jnp.log(jnp.clip(world.model.confidence(world.state), 1e-6, 1.0)))
+        dread = world.normalizer.dread
+        return error if dread is None else jnp.maximum(error, dread)
 
     # ---- one update
 

@@ -23,6 +23,7 @@ class Normalizer(eqx.Module):
     reward_low: Array  # () smallest normalised reward seen
     reward_high: Array  # () largest
     horizon: Array | None = None  # () steps that count ahead, where that is measured
+    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and a step's mean reward is positive; likewise
 
     def obs(self, obs: Array) -> Array:
         """Environment units to normalised; the last axis is (obs_size,), leading axes are kept."""
@@ -45,8 +46,8 @@ class Normalizer(eqx.Module):
 
 def identity(obs_size: int, spread: bool = False) -> Normalizer:
     """For the time before any experience; `spread` as in `no_moments`."""
-    one, ahead = jnp.ones(()), jnp.full((), LONGEST, jnp.float32) if spread else None
-    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), jnp.ones(()), ahead)
+    one, measured = jnp.ones(()), (jnp.full((), LONGEST, jnp.float32), jnp.zeros(())) if spread else (None, None)
+    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), jnp.ones(()), *measured)
 
 
 class Moments(eqx.Module):
@@ -110,6 +111,7 @@ class Moments(eqx.Module):
             reward_low=low / reward_scale,
             reward_high=high / reward_scale,
             horizon=self._horizon(low, high),
+            dread=None if self.rewards is None else ((self.terminated > 0) & (self.rewards.mean > 0)).astype(jnp.float32),
         )
 
     def _horizon(self, low: Array, high: Array) -> Array | None:

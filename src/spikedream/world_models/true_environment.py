@@ -149,4 +149,7 @@ class TrueEnvironment:
 
     def update(self, state: TrueState, experience: Experience, key: Array, updates: Array | int) -> tuple[TrueState, Metrics]:
         # Copied, so that replay and world do not share buffers that the phases donate.
-        return TrueState(jax.tree.map(jnp.array, replace(experience.normalizer, horizon=None))), {"model_loss": jnp.zeros(())}
+        scales = replace(experience.normalizer, horizon=None, dread=None)
+        return TrueState(jax.tree.map(jnp.array, scales)), {"model_loss": jnp.zeros(())}
+            "model_loss": jnp.zeros(())
+        }
