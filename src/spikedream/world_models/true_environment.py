@@ -151,5 +151,3 @@ class TrueEnvironment:
         # Copied, so that replay and world do not share buffers that the phases donate.
         scales = replace(experience.normalizer, horizon=None, dread=None)
         return TrueState(jax.tree.map(jnp.array, scales)), {"model_loss": jnp.zeros(())}
-            "model_loss": jnp.zeros(())
-        }
