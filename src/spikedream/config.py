@@ -150,9 +150,7 @@ class Config:
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
-    action_repeat: int | None = (
-        1  # the environment's own steps for which an action is held; None: by how fast its observation moves
-    )
+    action_repeat: int | None = 1  # the environment's own steps for which an action is held; None: measured, at the start
     realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops; 0: all that it learns is from the run that it starts from
@@ -250,6 +248,14 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
+        self._check_no_probe(name)
+
+    def _check_no_probe(self, name: str) -> None:
+        """Where only steps by the agent's own policy may be learned from."""
+        if self.action_repeat is None:
+            raise ValueError(
+                f"action_repeat is None, which random steps measure, but {name} learns from its own alone; give --action-repeat 1"
+            )
 
     def _check_online(self, name: str) -> None:
         """What learns from each step as it comes."""
@@ -271,6 +277,7 @@ class Config:
             )
         if self.bonus is not None:
             raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
+        self._check_no_probe(name)
 
 
 def twin(part: Any) -> Any:

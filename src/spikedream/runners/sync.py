@@ -145,7 +145,7 @@ class Trainer:
 
     def _measure_repeat(self) -> None:
         """Begin to collect, and hold actions from then on for as long as the environment's clock suggests. Where that is more than
-        one step, what was collected is no experience of what is learned: it only counts."""
+        one step, or nothing random was to be learned from, what was collected only counts."""
         progress, acting = self.progress, Acting(self.state.carry, self.state.keys.collect)
         policy = self.algorithm.policy(self.state)
         while progress.real_steps < min(PROBE, self.config.budget):
@@ -159,7 +159,8 @@ class Trainer:
         self.listener.note(
             f"actions are held for {self.config.repeat} of its steps: an entry of the observation goes round in about {pace:.0f}"
         )
-        if self.config.repeat > 1:
+        explores = self.config.collect.seed_steps or self.config.collect.seed_episodes
+        if self.config.repeat > 1 or not explores:
             self.collector.close()
             self.collector = Collector(self.config, self.algorithm, environments_of(self.config))
             progress.collected = 0
