@@ -213,7 +213,7 @@ def test_an_additive_network_is_one_of_a_single_input_for_each_neuron(convert):
 def test_held_out_experience_tells_a_linear_world_from_a_curved_one():
     network = twin(SpikingNetwork(hidden=(32,), readout=MembraneReadout()))
     model = replace(twin(small(Ensemble())), dynamics=network, updates=800, check_every=800, batch=32)
-    model = replace(model, search=PriorSearch(curvatures=(10.0, 0.1), effort=1.0))
+    model = replace(model, search=PriorSearch(curvatures=(10.0, 0.1), effort=1.0, margin=1.0))
     update = jax.jit(lambda state, replay, key: model.update(state, replay, key, 800))
     state, found = jax.jit(lambda k: model.init(PLANE, k))(KEY), {}
     for name, bend in (("linear", 0.0), ("curved", 1.0)):
