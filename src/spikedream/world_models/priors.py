@@ -9,7 +9,7 @@ from jax import Array
 
 from spikedream.types import Metrics, PyTree, check_bounds
 
-SMALL = 1e-3  # squared error, in typical changes, that makes no difference
+SMALL = 1e-4  # squared error, in typical changes, that makes no difference
 
 
 class Prior(NamedTuple):
