@@ -31,7 +31,6 @@ from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
-from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
 from spikedream.processes import AnyRunner, Parallel, Sync
@@ -294,7 +293,7 @@ def twin(part: Any) -> Any:
 AUTOMATIC = "automatic"  # the preset that is used where none is named
 
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting)
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, Fitting)
 
 
 def to_data(value: Any) -> Any:
