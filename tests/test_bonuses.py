@@ -300,12 +300,12 @@ def test_scale_is_a_running_root_mean_square_of_what_is_stored():
     weight, replay = AdaptiveWeight(scale_rate=0.25), filled(DISCRETE, 2, 4, KEY)
     state = weight.init()
     assert float(weight.reward(state, jnp.asarray(2.0))) == pytest.approx(0.1)  # unmeasured: as it is
-    counts, nothing = jnp.array([1.0, 1.0, 0.0, 0.0]), jnp.zeros(4)
-    state, metrics = weight.update(state, jnp.array([3.0, 4.0, 99.0, jnp.pi]), nothing, counts, replay)
+    counts, steps = jnp.array([1.0, 1.0, 0.0, 0.0]), replay.gather(jnp.arange(4))
+    state, metrics = weight.update(state, jnp.array([3.0, 4.0, 99.0, jnp.pi]), steps, counts, replay)
     assert float(state.scale) == pytest.approx(math.sqrt(12.5))
     paid = float(metrics["bonus_mean"] * replay.normalizer.reward_scale)
     assert paid == pytest.approx(0.05 * 3.5 / math.sqrt(12.5))
-    state, _ = weight.update(state, jnp.array([1.0, 1.0, 0.0, 0.0]), nothing, counts, replay)
+    state, _ = weight.update(state, jnp.array([1.0, 1.0, 0.0, 0.0]), steps, counts, replay)
     assert float(state.scale) == pytest.approx(0.75 * math.sqrt(12.5) + 0.25)
 
 
@@ -342,7 +342,10 @@ def test_disagreement_counts_the_distance_from_everything_seen_unless_told_not_t
     assert paid == pytest.approx([0.05 * 1.5, 0.05 * 0.5])
 
 
-measure = jax.jit(lambda weight, state, replay: weight.update(state, *jnp.ones((3, 12)), replay), static_argnums=0)
+measure = jax.jit(
+    lambda weight, state, replay: weight.update(state, jnp.ones(12), replay.gather(jnp.arange(12)), jnp.ones(12), replay),
+    static_argnums=0,
+)
 
 
 def follow(weight, history, state=None):

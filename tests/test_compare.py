@@ -19,7 +19,8 @@ from small import CONTINUOUS, DISCRETE
 from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
-from spikedream.envs.spaces import decode_actions
+from spikedream.envs.make import spec_of
+from spikedream.envs.spaces import BrokenEnvironment, decode_actions
 from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
@@ -427,9 +428,27 @@ def test_a_baseline_s_settings_survive_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", grid.studies())
 def test_a_study_that_comes_with_spikedream_is_valid(name: str, tmp_path: Path) -> None:
     named = grid.named(name)
-    cells = grid.expand(named, tmp_path)
+    here = [environment for environment in named.environments if usable(environment)]
+    cells = grid.expand(named, tmp_path, here)
     assert named.name == name and {cell.method for cell in cells} == {*named.methods}
-    assert {cell.environment for cell in cells} == {*named.environments}
+    assert {cell.environment for cell in cells} == {*here} and len(here) > len(named.environments) / 3
+
+
+def usable(environment: str) -> bool:
+    """Whether what it needs is installed."""
+    config = configuration.named(environment)
+    try:
+        return bool(spec_of(config.env, config.env_kwargs, config.max_episode_steps))
+    except BrokenEnvironment:
+        return False
+
+
+def test_an_environment_that_cannot_be_used_is_left_out_where_others_are_asked_for(tmp_path: Path) -> None:
+    study = grid.parse("{name: x, seeds: 1, environments: {debug: , Missing-v0: }, methods: {a: }}", "x")
+    assert [cell.environment for cell in grid.expand(study, tmp_path, ["debug"])] == ["debug"]
+    for asked in ([], ["debug", "Missing-v0"]):
+        with pytest.raises(BrokenEnvironment, match="Missing-v0"):
+            grid.expand(study, tmp_path, asked)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,15 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         {"world_model": ENSEMBLE | {"dynamics": PRUNED}},
         "fit", [f"world_model.dynamics.sparsity.{x}" for x in ("density", "begin", "steps", "every")],
     ),
+    "priors that are searched for": (
+        {"world_model": ENSEMBLE | {"search": {"kind": "PriorSearch", "curvatures": [1.0, 0.1], "effort": 0.5}}},
+        "fit", [f"world_model.search.{x}" for x in ("curvatures", "holdout", "effort", "margin")],
+    ),
+    "curiosity while blind": (
+        {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": NETWORK},
+         "bonus": {"kind": "Disagreement", "weight": {"kind": "WhileBlind"}}},
+        "fit and dream", [f"bonus.weight.{x}" for x in ("awake", "unexplained", "cap")],
+    ),
     "planner": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "MPC", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
@@ -170,7 +179,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          *(f"agent.policy.temperature.{x}" for x in ("entropy", "first", "learning_rate"))],
     ),
 }  # fmt: skip
-VERBS = {"fit": ("fit", "fit"), "dream": ("dream",), "act": ()}
+VERBS = {"fit": ("fit", "fit"), "dream": ("dream",), "fit and dream": ("fit", "dream"), "act": ()}
 
 
 def scene(name: str) -> Config:
@@ -240,6 +249,9 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     for part in ("encoder", "readout", "neuron"):
         there = {f"dynamics.{part}.{x}" for x in numbers(getattr(dynamics, part)) - {"currents"}}
         assert there <= found["branched networks"] and "actor.encoder.currents" in found["td7"]
+    for name, prefix in (("priors that are searched for", "world_model.search"), ("curiosity while blind", "bonus.weight")):
+        part = functools.reduce(getattr, prefix.split("."), scene(name))
+        assert {f"{prefix}.{x}" for x in numbers(part) | ({"curvatures"} & set(vars(part)))} == set(SCENES[name][2])
     ppo = scene("ppo").agent
     assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]

@@ -211,6 +211,8 @@ class Algorithm:
             else:
                 errors = self.agent.errors(state.agent, world, replay, index, error_key)
             replay = replay.prioritise(index, errors, counts)
+        if replay.normalizer.horizon is not None:
+            metrics = metrics | {"scale/reward": replay.normalizer.reward_scale, "scale/horizon": replay.normalizer.horizon}
         keys = replace(state.keys, fit=key)
         after = replace(state, world=fitted, bonus=world.bonus_state, replay=replay.forget_episodes(), keys=keys)
         return after, metrics

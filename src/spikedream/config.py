@@ -31,7 +31,6 @@ from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
-from spikedream.bonuses.weight import AdaptiveWeight
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
 from spikedream.processes import AnyRunner, Sync
@@ -63,14 +62,17 @@ class Collect:
 
     seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
     seed_steps: int | None = None  # in place of seed_episodes: so many real steps with random actions
+    seed_limit: int | None = None  # random steps after which the first turn ends, however many episodes that are
     steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
+    growth: float = 0.0  # of all experience so far, that a turn adds where that is more than `steps`
     environments: int = 1  # played side by side
     workers: bool = False  # each environment in a process of its own
     threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
     episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None))
+        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None), growth=(0, None))
+        check_period(self, "seed_limit")
         check_period(self, "episode_steps")
         check_period(self, "seed_steps")
 
@@ -148,7 +150,7 @@ class Config:
     env: str = "CartPole-v1"
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     max_episode_steps: int | None = None  # in place of the environment's own time limit
-    action_repeat: int = 1  # the environment's own steps for which an action is held
+    action_repeat: int | None = 1  # the environment's own steps for which an action is held; None: measured, at the start
     realtime: Pace | None = None  # the wall clock on which the environment advances while experience is collected
     seed: int = 0
     budget: int = 1000  # real steps after which an unsolved run stops; 0: all that it learns is from the run that it starts from
@@ -173,9 +175,15 @@ class Config:
     bonus: AnyBonus | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None), action_repeat=(1, None))
+        check_bounds(self, seed=(0, 2**31 - 1), budget=(0, None))
+        check_period(self, "action_repeat")
         if self.max_episode_steps is not None:
             check_bounds(self, max_episode_steps=(1, None))
+
+    @property
+    def repeat(self) -> int:
+        """Its own steps for which the environment holds an action; 1 until that is measured."""
+        return self.action_repeat or 1
 
     @property
     def environments(self) -> int:
@@ -193,6 +201,8 @@ class Config:
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
         self.runner.check(self)
+        if self.action_repeat is None and self.realtime is not None:
+            raise ValueError("action_repeat is None, which is measured before the clock runs; with realtime give --action-repeat 1")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
@@ -236,6 +246,14 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
+        self._check_no_probe(name)
+
+    def _check_no_probe(self, name: str) -> None:
+        """Where only steps by the agent's own policy may be learned from."""
+        if self.action_repeat is None:
+            raise ValueError(
+                f"action_repeat is None, which random steps measure, but {name} learns from its own alone; give --action-repeat 1"
+            )
 
     def _check_online(self, name: str) -> None:
         """What learns from each step as it comes."""
@@ -257,6 +275,7 @@ class Config:
             )
         if self.bonus is not None:
             raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
+        self._check_no_probe(name)
 
 
 def twin(part: Any) -> Any:
@@ -270,8 +289,10 @@ def twin(part: Any) -> Any:
 
 # ---- to and from plain data
 
+AUTOMATIC = "automatic"  # the preset that is used where none is named
+
 # Written without a kind: there is no other.
-PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, AdaptiveWeight, Fitting,
+PLAIN = (Config, Collect, Fit, Improve, Evaluation, Checkpointing, Logging, Knowledge, Pace, ReplayBuffer, Fitting,
          FineTuning, Plateau)  # fmt: skip
 
 
@@ -393,7 +414,7 @@ def presets() -> dict[str, str]:
 
 
 def named(name: str) -> Config:
-    """The configuration of a preset, of a YAML file, or the defaults on an environment id.
+    """The configuration of a preset or of a YAML file, or the automatic one on an environment id.
 
     Raises:
         ConfigError: when `name` is none of these.
@@ -406,7 +427,7 @@ def named(name: str) -> Config:
         return dataclasses.replace(parse(text, f"preset {name}"), preset=name)
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
-    return Config(preset=name, env=name)
+    return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
 
 
 def parse(text: str, origin: str) -> Config:

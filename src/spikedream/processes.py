@@ -55,6 +55,11 @@ class Parallel:
                 f"runner Parallel has an agent trainer of its own, but {type(config.agent).__name__} learns from each step before"
                 " it takes the next; use runner Sync"
             )
+        if config.action_repeat is None or config.collect.growth:
+            raise ValueError(
+                f"runner Parallel counts in turns of one length and begins at once: action_repeat is {config.action_repeat} and"
+                f" collect.growth {config.collect.growth:g}; give --action-repeat 1, or whatever suits, and --collect.growth 0"
+            )
 
 
 AnyRunner = Sync | Parallel

@@ -38,7 +38,11 @@ class Bonus(Protocol):
 
     @property
     def largest(self) -> float:
-        """No weighted reward is larger, in the environment's units."""
+        """No weighted reward is larger, in the environment's units; 0 where it follows the scale of the environment's own."""
+        ...
+
+    def bound(self, state: PyTree, normalizer: Any) -> Array:
+        """() no weighted reward is larger, in units of the normalised reward."""
         ...
 
     def init(self, spec: Spec, world: "World", key: Array) -> PyTree: ...
@@ -105,8 +109,9 @@ class World(eqx.Module):
         return self.bonus.reward(self.bonus_state, step.obs, step.action, prediction._replace(obs=step.next_obs))
 
     @property
-    def largest_bonus(self) -> float:
-        return 0.0 if self.bonus is None else self.bonus.largest
+    def largest_bonus(self) -> Array | float:
+        """() no normalised bonus is larger."""
+        return 0.0 / self.normalizer.reward_scale if self.bonus is None else self.bonus.bound(self.bonus_state, self.normalizer)
 
     # ---- following real episodes
 

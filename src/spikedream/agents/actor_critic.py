@@ -36,8 +36,6 @@ class Learner(Protocol):
     """An actor-critic that another agent may hold: it proposes, judges where a plan ends, and learns in dreams."""
 
     @property
-    def gamma(self) -> float: ...
-    @property
     def imagined_share(self) -> ImaginedShare: ...
     def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
     def policy_of(self, state: PyTree) -> PyTree: ...
@@ -51,6 +49,10 @@ class Learner(Protocol):
 
     def critic_of(self, state: PyTree) -> PyTree:
         """The critic to judge plans by."""
+        ...
+
+    def discount(self, world: World) -> Array | float:
+        """() gamma, below 1."""
         ...
 
     def value_of(self, critic: PyTree, feature: Array, key: Array) -> Array:
@@ -99,7 +101,7 @@ class ActorCritic:
         """() value of one state, an average of normalised rewards to come."""
         return self.value.mean(self.critic(critic, obs, self.critic.start(critic), key).value)
 
-    def errors(self, critic: PyTree, gamma: float, world: World, experience: Experience, index: Array, key: Array) -> Array:
+    def errors(self, critic: PyTree, gamma: Array | float, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error, in units of the normalised reward, on the transitions at `index`, (rows,)."""
         recall_key, observe_key, value_key = jax.random.split(key, 3)
         steps, memory = experience.gather(index), world.recall(experience, index, recall_key)

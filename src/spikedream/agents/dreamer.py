@@ -73,7 +73,7 @@ class Dreamer:
     context: int = 16  # replayed steps that warm up a memory, where world model or actor have one, before it dreams on
     imagined_share: ImaginedShare = ImaginedShare()  # the rest is learned from replayed real steps
     start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start
-    gamma: float = 0.99
+    gamma: float | None = 0.99  # None: as far ahead as the experience says, with replay.scale "spread"
     return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)
     minibatches: int = 2
@@ -84,7 +84,7 @@ class Dreamer:
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
     actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
-    uncertainty_penalty: float = 0.0  # reward lost per unit of the model's uncertainty
+    uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
     activity_target: float = 0.0
@@ -92,10 +92,14 @@ class Dreamer:
     def __post_init__(self) -> None:
         at_least_one, not_negative, share = (1, None), (0, None), (0, 1)
         check_bounds(self, trajectories=at_least_one, horizon=at_least_one, passes=at_least_one, minibatches=at_least_one)
-        check_bounds(self, context=at_least_one, restart=share, start_noise=not_negative, gamma=(0, 0.99999), return_lambda=share)
+        check_bounds(self, context=at_least_one, restart=share, start_noise=not_negative, return_lambda=share)
         check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
-        check_bounds(self, gradient_clip=(1e-9, None), uncertainty_penalty=not_negative, advantage_floor=(1e-9, None))
+        check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
+        if self.gamma is not None:
+            check_bounds(self, gamma=(0, 0.99999))
+        if self.uncertainty_penalty is not None:
+            check_bounds(self, uncertainty_penalty=not_negative)
         if self.actor_rate is not None:
             check_bounds(self, actor_rate=(1e-6, 1))
         if self.trajectories * self.horizon % self.minibatches:
@@ -134,6 +138,7 @@ class Dreamer:
                 'agent.gradient = "model" differentiates through the action and needs a continuous action space;'
                 ' use "clipped" or "reinforce" for discrete actions'
             )
+        self.discount(world)  # where nothing measures it, that is told now
         distribution = action_distribution(spec)
         actor, critic = self._networks.init(world.model.feature_size(spec), distribution, key)
         slow = jax.tree.map(jnp.array, critic)  # own buffers: the phases donate the state
@@ -190,6 +195,26 @@ class Dreamer:
     def critic_of(self, state: DreamerState) -> PyTree:
         return state.target
 
+    def discount(self, world: World) -> Array | float:
+        """() gamma. Raises ValueError where it is to be measured and nothing does."""
+        if self.gamma is not None:
+            return self.gamma
+        if world.normalizer.horizon is None:
+            raise ValueError(
+                'agent.gamma is None: how far ahead rewards count is measured on experience. Set replay.scale to "spread", which'
+                " measures it, or agent.gamma to a number"
+            )
+        return 1 - 1 / world.normalizer.horizon
+
+    def pessimism(self, world: World) -> Array | float:
+        """() reward lost per unit of the model's uncertainty. Where it is measured: the root mean square of the model's error, and
+        at least 1 where an ending costs, which may be anywhere that was never seen."""
+        if self.uncertainty_penalty is not None:
+            return self.uncertainty_penalty
+        error = jnp.sqrt(-jnp.log(jnp.clip(world.model.confidence(world.state), 1e-6, 1.0)))
+        dread = world.normalizer.dread
+        return error if dread is None else jnp.maximum(error, dread)
+
     # ---- one update
 
     def update(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
@@ -230,6 +255,8 @@ class Dreamer:
             "firing_rate/critic": critic_rate,
             "firing_rate/world_model": firing_rate(imagined.prediction.spikes),
         }
+        if self.uncertainty_penalty is None:
+            metrics["pessimism"] = jnp.asarray(self.pessimism(world))
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
@@ -241,7 +268,7 @@ class Dreamer:
         return None
 
     def errors(self, state: DreamerState, world: World, experience: Experience, index: Array, key: Array) -> Array:
-        return self._networks.errors(state.target, self.gamma, world, experience, index, key)
+        return self._networks.errors(state.target, self.discount(world), world, experience, index, key)
 
     # ---- dreaming
 
@@ -293,6 +320,7 @@ class Dreamer:
     def _real_lessons(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Lesson:
         """What replayed real steps teach, corrected for the policies that took them; leaves (horizon, trajectories, ...)."""
         draw_key, teach_key = jax.random.split(key)
+        gamma = self.discount(world)
         context = self.context if world.model.recurrent or jax.tree.leaves(state.pool.ends.carry) else 0
         index = experience.draw(draw_key, (self.trajectories,))
         sequences = jax.vmap(partial(experience.sequence, length=context + self.horizon))(index)
@@ -310,7 +338,7 @@ class Dreamer:
             value = jax.vmap(partial(self.value_of, state.critic))(feature, value_keys)
             following = jax.vmap(partial(self.value_of, state.target))(jax.vmap(world.feature)(after), value_keys)
             bonus = jax.vmap(world.intrinsic)(memory, steps, jax.random.split(bonus_key, length))
-            reward, discount = (1 - self.gamma) * (steps.reward + bonus), self.gamma * (1 - steps.terminated)
+            reward, discount = (1 - gamma) * (steps.reward + bonus), gamma * (1 - steps.terminated)
             ratio = probability_ratio(log_prob, steps.log_prob)
             goes_on = jnp.concatenate([(1 - sequence.first) * sequence.valid, jnp.zeros(1)])[1:]
             target = vtrace(reward, discount, value, following, ratio, goes_on, self.return_lambda)
@@ -336,11 +364,11 @@ class Dreamer:
         following = self._values(state.target, imagined.following, value_keys)
         low, high = world.normalizer.reward_range()
         prediction = imagined.prediction
-        penalty = self.uncertainty_penalty * prediction.uncertainty
-        reward = (1 - self.gamma) * (jnp.clip(prediction.reward, low, high) - penalty + prediction.bonus)
-        discount = self.gamma * (1 - prediction.terminated)
+        penalty, gamma = self.pessimism(world) * prediction.uncertainty, self.discount(world)
+        reward = (1 - gamma) * (jnp.clip(prediction.reward, low, high) - penalty + prediction.bonus)
+        discount = gamma * (1 - prediction.terminated)
         returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
-            reward, discount, jnp.clip(following, low, high + world.largest_bonus / world.normalizer.reward_scale)
+            reward, discount, jnp.clip(following, low, high + world.largest_bonus)
         )
         weight = jax.lax.stop_gradient(jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated))
         weight = weight * importance[None]

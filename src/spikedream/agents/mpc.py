@@ -87,14 +87,11 @@ class MPC:
     def online(self) -> bool:
         return False
 
-    @property
-    def _discount(self) -> float:
-        return self.gamma if self.policy is None else self.policy.gamma
-
-    @property
-    def _unit(self) -> float:
-        """What one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain sums."""
-        return 1 - self._discount if self._discount < 1 else 1.0
+    def _discount(self, world: World) -> tuple[Array | float, Array | float]:
+        """Gamma, and what one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain
+        sums."""
+        gamma = self.gamma if self.policy is None else self.policy.discount(world)
+        return gamma, 1.0 if self.policy is None and self.gamma == 1 else 1 - gamma
 
     def init(self, spec: Spec, world: World, key: Array) -> MPCState:
         if self.particles == "one" and self.search.candidates % world.model.members:
@@ -185,10 +182,11 @@ class MPC:
         prediction = imagined.prediction
         reward = prediction.reward + prediction.bonus - self.uncertainty_penalty * prediction.uncertainty
         alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)
-        discount = self._discount ** jnp.arange(self.horizon)
-        returns = self._unit * (discount[:, None] * alive * reward).sum(0)
+        gamma, unit = self._discount(world)
+        discount = gamma ** jnp.arange(self.horizon)
+        returns = unit * (discount[:, None] * alive * reward).sum(0)
         if self.policy is not None and self.terminal_value:
-            returns = returns + self._discount**self.horizon * self._terminal(policy, imagined, alive, value_key)
+            returns = returns + gamma**self.horizon * self._terminal(policy, imagined, alive, value_key)
         return returns
 
     def _terminal(self, policy: MPCPolicy, imagined: Dream, alive: Array, key: Array) -> Array:

@@ -243,7 +243,7 @@ class PPO:
 
         value, after = (jax.vmap(value_of)(obs, steps.key) for obs in (steps.obs, steps.following))
         low, high = world.normalizer.reward_range()
-        after = jnp.clip(after, low, high + world.largest_bonus / world.normalizer.reward_scale)
+        after = jnp.clip(after, low, high + world.largest_bonus)
         reward, discount = (1 - self.gamma) * steps.reward, self.gamma * (1 - steps.terminated)
         # With a probability ratio of one, V-trace's targets are the lambda-returns.
         target = vtrace(reward, discount, value, after, jnp.ones(reward.shape), steps.goes_on, self.return_lambda)

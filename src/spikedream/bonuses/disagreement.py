@@ -5,18 +5,19 @@ world models" (Plan2Explore), which seeks it in dreams.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
 from jax import Array
 
-from spikedream.bonuses.weight import AdaptiveWeight, WeightState
-from spikedream.types import Experience, Metrics, Prediction, Spec
+from spikedream.bonuses.weight import AdaptiveWeight, AnyWeight
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec
 from spikedream.world import World
 
 
 class DisagreementState(eqx.Module):
-    weight: WeightState
+    weight: PyTree
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class Disagreement:
     """Raw bonus: the disagreement of the world model's members. Nothing of its own is learned; unlike a prediction error it fades
     where outcomes are random but well known. It needs a world model of at least two members."""
 
-    weight: AdaptiveWeight = AdaptiveWeight()
+    weight: AnyWeight = AdaptiveWeight()
     outside: bool = True  # adds the prediction's distance from the range of all experience: pays for new states, too
 
     @property
     def largest(self) -> float:
         return self.weight.largest
+
+    def bound(self, state: DisagreementState, normalizer: Any) -> Array:
+        return self.weight.bound(state.weight, normalizer)
 
     def init(self, spec: Spec, world: World, key: Array) -> DisagreementState:
         """Raises ValueError where the world model has nobody to disagree."""
@@ -54,5 +58,5 @@ class Disagreement:
         steps, memory = experience.gather(index), world.recall(experience, index, recall_key)
         keys = jax.random.split(step_key, index.shape[0])
         said = jax.vmap(lambda m, a, k: world.model.step(world.state, m, a, k)[1])(memory, steps.action, keys)
-        weight, metrics = self.weight.update(state.weight, self._raw(said), steps.reward, counts, experience)
+        weight, metrics = self.weight.update(state.weight, self._raw(said), steps, counts, experience)
         return DisagreementState(weight), metrics

@@ -4,7 +4,7 @@ Pathak et al. 2017, "Curiosity-driven exploration by self-supervised prediction"
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from spikedream.bonuses.fitting import Fitting
-from spikedream.bonuses.weight import AdaptiveWeight, WeightState
+from spikedream.bonuses.weight import AdaptiveWeight, AnyWeight
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world import World
@@ -29,7 +29,7 @@ class Curious(eqx.Module):
 
 class CuriosityState(eqx.Module):
     networks: Curious
-    weight: WeightState
+    weight: PyTree
     discrete: bool = eqx.field(static=True)
 
 
@@ -50,7 +50,7 @@ class IntrinsicCuriosity:
     encoder: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
     inverse: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
     forward: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
-    weight: AdaptiveWeight = AdaptiveWeight()
+    weight: AnyWeight = AdaptiveWeight()
     features: int = 8
     forward_share: float = 0.2  # of the forward error in the loss
     fitting: Fitting = Fitting()
@@ -61,6 +61,9 @@ class IntrinsicCuriosity:
     @property
     def largest(self) -> float:
         return self.weight.largest
+
+    def bound(self, state: CuriosityState, normalizer: Any) -> Array:
+        return self.weight.bound(state.weight, normalizer)
 
     def init(self, spec: Spec, world: World, key: Array) -> CuriosityState:
         encoder_key, inverse_key, forward_key = jax.random.split(key, 3)
@@ -89,7 +92,7 @@ class IntrinsicCuriosity:
         index, counts = experience.survey(survey_key)
         steps = experience.gather(index)
         raw = errors(networks, steps).forward
-        weight, metrics = self.weight.update(state.weight, raw, steps.reward, counts, experience)
+        weight, metrics = self.weight.update(state.weight, raw, steps, counts, experience)
         return CuriosityState(networks, weight, state.discrete), {"bonus_loss": final, **metrics}
 
     def _errors(self, networks: Curious, obs: Array, action: Array, following: Array, *, discrete: bool) -> Errors:

@@ -4,6 +4,7 @@ Burda et al. 2018, "Exploration by random network distillation".
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.bonuses.fitting import Fitting
-from spikedream.bonuses.weight import AdaptiveWeight, WeightState
+from spikedream.bonuses.weight import AdaptiveWeight, AnyWeight
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world import World
@@ -20,7 +21,7 @@ from spikedream.world import World
 class DistillationState(eqx.Module):
     target: PyTree  # never changes
     predictor: PyTree
-    weight: WeightState
+    weight: PyTree
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RandomNetworkDistillation:
 
     target: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
     predictor: AnyNetwork = SpikingNetwork(hidden=(64,), ticks=4)
-    weight: AdaptiveWeight = AdaptiveWeight()
+    weight: AnyWeight = AdaptiveWeight()
     features: int = 16
     fitting: Fitting = Fitting()
 
@@ -44,6 +45,9 @@ class RandomNetworkDistillation:
     @property
     def largest(self) -> float:
         return self.weight.largest
+
+    def bound(self, state: DistillationState, normalizer: Any) -> Array:
+        return self.weight.bound(state.weight, normalizer)
 
     def init(self, spec: Spec, world: World, key: Array) -> DistillationState:
         target_key, predictor_key = jax.random.split(key)
@@ -65,7 +69,7 @@ class RandomNetworkDistillation:
         index, counts = experience.survey(survey_key)
         steps = experience.gather(index)
         raw = self._novelties(predictor, state.target, steps.next_obs)
-        weight, metrics = self.weight.update(state.weight, raw, steps.reward, counts, experience)
+        weight, metrics = self.weight.update(state.weight, raw, steps, counts, experience)
         return DistillationState(state.target, predictor, weight), {"bonus_loss": final, **metrics}
 
     def _novelty(self, predictor: PyTree, target: PyTree, obs: Array) -> Array:

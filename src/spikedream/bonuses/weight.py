@@ -1,13 +1,15 @@
 """From a raw novelty to a reward: brought to one scale, capped, and weighted the less the better the external return gets."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Experience, Metrics, check_bounds
+from spikedream.bonuses.blind import WhileBlind
+from spikedream.types import Experience, Metrics, Transition, check_bounds
 
 
 class WeightState(eqx.Module):
@@ -56,6 +58,10 @@ class AdaptiveWeight:
         """No weighted bonus is larger, in the environment's units."""
         return self.high * self.cap
 
+    def bound(self, state: WeightState, normalizer: Any) -> Array:
+        """() no weighted bonus is larger, in units of the normalised reward."""
+        return self.largest / normalizer.reward_scale
+
     def init(self) -> WeightState:
         beta = jnp.asarray(self.start, jnp.float32)
         return WeightState(beta, jnp.ones(()), *(jnp.zeros(()) for _ in range(6)))  # each its own buffer: the phases donate them
@@ -66,9 +72,9 @@ class AdaptiveWeight:
         return state.beta / state.reward_scale * jnp.minimum(raw / scale, self.cap)
 
     def update(
-        self, state: WeightState, raw: Array, reward: Array, counts: Array, experience: Experience
+        self, state: WeightState, raw: Array, steps: Transition, counts: Array, experience: Experience
     ) -> tuple[WeightState, Metrics]:
-        """From the bonus `raw` and the normalised `reward` of stored transitions, and which of them count, (rows,) each."""
+        """From the bonus `raw` of stored transitions, (rows,), these themselves, and which of them count, (rows,)."""
         number = jnp.maximum(counts.sum(), 1)
         measured = jnp.sqrt((jnp.square(raw) * counts).sum() / number)
         scale = jnp.where(state.scale > 0, state.scale + self.scale_rate * (measured - state.scale), measured)
@@ -77,7 +83,7 @@ class AdaptiveWeight:
         state = eqx.tree_at(lambda s: (s.scale, s.reward_scale), state, (scale, reward_scale))
         return state, {
             "bonus_mean": (self.reward(state, raw) * counts).sum() / number,
-            "extrinsic_mean": (reward * counts).sum() / number,
+            "extrinsic_mean": (steps.reward * counts).sum() / number,
             "beta": state.beta,
         }
 
@@ -93,3 +99,6 @@ class AdaptiveWeight:
         beta = jnp.clip(state.beta * jnp.exp(-self.rate * trend), self.low, self.high)
         after = WeightState(beta, state.reward_scale, state.scale, recent, usual, lowest, highest, jnp.ones(()))
         return jax.tree.map(lambda new, old: jnp.where(ended, new, old), after, state)
+
+
+AnyWeight = AdaptiveWeight | WhileBlind

@@ -30,6 +30,7 @@ import yaml
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, nearest
 from spikedream.envs.make import spec_of
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
 from spikedream.reports.statistics import Statistic
@@ -169,9 +170,9 @@ def _check_method(settings: dict[str, Any], environments: Iterable[str], where: 
 # ---- from the file to configurations
 
 
-def expand(study: Grid, out: Path) -> list[Cell]:
+def expand(study: Grid, out: Path, asked: Collection[str] = ()) -> list[Cell]:
     """Every cell, its configuration checked against its environment. Seeds come outermost: a study that is stopped early has some
-    seeds of everything.
+    seeds of everything. Where some environments are `asked` for, others that cannot be used here are left out.
 
     Raises:
         ConfigError: a setting is wrong, or a method does not fit an environment.
@@ -181,7 +182,12 @@ def expand(study: Grid, out: Path) -> list[Cell]:
     for environment, settings in study.environments.items():
         where = f"environments.{environment}"
         conditions = _explain(where, lambda e=environment, s=settings: configuration.merge(configuration.named(e), s))
-        spec = spec_of(conditions.env, conditions.env_kwargs, conditions.max_episode_steps)
+        try:
+            spec = spec_of(conditions.env, conditions.env_kwargs, conditions.max_episode_steps)
+        except BrokenEnvironment:
+            if not asked or environment in asked:
+                raise
+            continue
         for method, own in study.methods.items():
             if environment in own.get("only", study.environments):
                 where = f"methods.{method} on {environment}"

@@ -52,7 +52,7 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     typed, for the record."""
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
-    cells = grid.expand(study, out)
+    cells = grid.expand(study, out, command.environments)
     part = grid.part(study, cells, command.seeds, command.environments)
     check_unchanged(cells)
     outcomes = run_cells(part, command.jobs, console, command.together, command.cluster)

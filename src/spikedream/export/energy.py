@@ -150,7 +150,7 @@ def _decisions(run: Run, episodes: int) -> tuple[Parts, int]:
     total, count = None, 0
     for episode in range(episodes):
         seed = episode_seed(config.seed, REPORT, episode)
-        env = HostEnvironments(config.env, config.env_kwargs, config.max_episode_steps, seed, action_repeat=config.action_repeat)
+        env = HostEnvironments(config.env, config.env_kwargs, config.max_episode_steps, seed, action_repeat=config.repeat)
         try:
             env.begin()
             obs, carry = env.obs[0], algorithm.agent.start(policy.policy, policy.world)
@@ -243,7 +243,7 @@ def _totals(run: Run) -> Totals:
     gradient_steps = [row["gradient_steps"] for row in rows if "gradient_steps" in row]
     told = len(rows) == counters["turn"]
     return Totals(
-        decisions=own_steps if config.action_repeat == 1 else None,  # an episode may end while an action is held
+        decisions=own_steps if config.repeat == 1 else None,  # an episode may end while an action is held
         fits=len(fits) if told else None,
         fit_steps=int(sum(fits)) if told else None,
         updates=counters["updates"],

@@ -13,6 +13,7 @@ from spikedream.snn.operations import together
 from spikedream.types import PyTree
 from spikedream.world import Belief
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
+from spikedream.world_models.priors import under
 from spikedream.world_models.recurrent import Recurrent, RecurrentState
 from spikedream.world_models.true_environment import TrueEnvironment
 
@@ -35,7 +36,8 @@ class OfEnsemble:
     def predict(self, state: EnsembleState, inputs: Array, following: Array, key: Array) -> Parts:
         model, members = self.model, state.members
         dynamics = jax.vmap(lambda m: model.dynamics.operations(m.dynamics, inputs, key=key))(members)
-        ending = jax.vmap(lambda m: model.ending.operations(m.ending, following, key=key))(members)
+        prior = None if state.search is None else state.search.chosen
+        ending = jax.vmap(lambda m: model.ending.operations(under(model.ending, m.ending, prior), following, key=key))(members)
         return {"dynamics": together(dynamics), "ending": together(ending)}
 
     def asked(self, state: EnsembleState) -> dict[str, Array | float]:
@@ -51,6 +53,8 @@ class OfEnsemble:
     def fit(self, totals: Totals) -> dict[str, Calls] | None:
         if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.holds_out):
             return None  # with calibration, which goes over held-out data as often as it needs
+        if self.model.search is not None:
+            return None  # its own ensemble is fitted beside
         model, steps = self.model, totals.fit_steps
         samples, checked = steps * model.batch, 256 * steps / model.check_every if model.holds_out else 0
         # The worst perturbation is found by the gradient of the inputs alone.

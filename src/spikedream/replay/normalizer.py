@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Standardise, numbers
+from spikedream.replay.spread import LONGEST, RewardSpread, cycle, horizon, no_spread
 from spikedream.types import Transition
 
 
@@ -12,7 +13,8 @@ class Normalizer(eqx.Module):
     """Scales in use. They change only when a world model is fitted, so that between two fits everything keeps one scale.
 
     Rewards are divided by the largest magnitude seen, so that every normalised reward lies in [-1, 1] and `reward_low`,
-    `reward_high` bound what a step can give; a value function can then be clipped to its possible range.
+    `reward_high` bound what a step can give; a value function can then be clipped to its possible range. Where the scale follows
+    their spread, single ones may be larger.
     """
 
     mean: Array  # (obs_size,)
@@ -20,6 +22,8 @@ class Normalizer(eqx.Module):
     reward_scale: Array  # ()
     reward_low: Array  # () smallest normalised reward seen
     reward_high: Array  # () largest
+    horizon: Array | None = None  # () steps that count ahead, where that is measured
+    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and a step's mean reward is positive; likewise
 
     def obs(self, obs: Array) -> Array:
         """Environment units to normalised; the last axis is (obs_size,), leading axes are kept."""
@@ -40,10 +44,10 @@ class Normalizer(eqx.Module):
         return jnp.minimum(self.reward_low, 0), jnp.maximum(self.reward_high, 0)
 
 
-def identity(obs_size: int) -> Normalizer:
-    """For the time before any experience."""
-    one = jnp.ones(())
-    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), jnp.ones(()))
+def identity(obs_size: int, spread: bool = False) -> Normalizer:
+    """For the time before any experience; `spread` as in `no_moments`."""
+    one, measured = jnp.ones(()), (jnp.full((), LONGEST, jnp.float32), jnp.zeros(())) if spread else (None, None)
+    return Normalizer(jnp.zeros(obs_size), jnp.ones(obs_size), one, jnp.zeros(()), jnp.ones(()), *measured)
 
 
 class Moments(eqx.Module):
@@ -58,6 +62,7 @@ class Moments(eqx.Module):
     reward_low: Array  # ()
     reward_high: Array  # ()
     terminated: Array  # () int32, transitions that ended their task
+    rewards: RewardSpread | None = None  # where scales follow the spread of rewards
 
     def add(self, steps: Transition, valid: Array) -> "Moments":
         """With the transitions where `valid`, (rows, environments), is 1; fields of `steps` (rows, environments, ...).
@@ -85,6 +90,7 @@ class Moments(eqx.Module):
             reward_low=jnp.minimum(self.reward_low, jnp.where(valid > 0, steps.reward, jnp.inf).min()),
             reward_high=jnp.maximum(self.reward_high, jnp.where(valid > 0, steps.reward, -jnp.inf).max()),
             terminated=self.terminated + (steps.terminated * valid).sum().astype(jnp.int32),
+            rewards=None if self.rewards is None else self.rewards.add(share, steps.reward, valid),
         )
 
     def normalizer(self, reward_floor: float = 0.0) -> Normalizer:
@@ -93,7 +99,10 @@ class Moments(eqx.Module):
         deviation = jnp.sqrt(self.variance)
         known = self.count > 0
         low, high = jnp.where(known, self.reward_low, 0), jnp.where(known, self.reward_high, 0)
-        largest = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), reward_floor)
+        largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        if self.rewards is not None:
+            largest = self.rewards.scale(largest)
+        largest = jnp.maximum(largest, reward_floor)
         reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
         return Normalizer(
             mean=jnp.array(self.mean),
@@ -101,11 +110,18 @@ class Moments(eqx.Module):
             reward_scale=reward_scale,
             reward_low=low / reward_scale,
             reward_high=high / reward_scale,
+            horizon=self._horizon(low, high),
+            dread=None if self.rewards is None else ((self.terminated > 0) & (self.rewards.mean > 0)).astype(jnp.float32),
         )
 
+    def _horizon(self, low: Array, high: Array) -> Array | None:
+        if self.rewards is None:
+            return None
+        return jnp.where(self.count > 0, horizon(cycle(self.variance, self.change), self.rewards.rarity(low, high)), LONGEST)
 
-def no_moments(obs_size: int) -> Moments:
-    """Of no transitions."""
+
+def no_moments(obs_size: int, spread: bool = False) -> Moments:
+    """Of no transitions; `spread`: scales are to follow the spread of rewards."""
 
     def zeros() -> Array:
         return jnp.zeros(obs_size)  # every field its own buffer: the phases donate them
@@ -120,4 +136,5 @@ def no_moments(obs_size: int) -> Moments:
         reward_low=jnp.asarray(jnp.inf, jnp.float32),
         reward_high=jnp.asarray(-jnp.inf, jnp.float32),
         terminated=jnp.zeros((), jnp.int32),
+        rewards=no_spread() if spread else None,
     )

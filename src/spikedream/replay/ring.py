@@ -30,6 +30,7 @@ class ReplayBuffer:
     priority: Literal["uniform", "model_error", "td_error", "loss"] = "uniform"
     alpha: float = 0.6
     beta: float = 0.4
+    scale: Literal["largest", "spread"] = "largest"  # of rewards: the largest seen, or 4 root mean squares where that is less
 
     def __post_init__(self) -> None:
         check_bounds(self, capacity=(1, None), alpha=(0, None), beta=(0, 1))
@@ -50,9 +51,11 @@ class ReplayBuffer:
             None if self.priority == "uniform" else Priority(empty_tree(rows * environments), jnp.full((), 1e-6, jnp.float32))
         )
         episodes = Episodes(jnp.zeros(environments), jnp.zeros(()), jnp.zeros((), jnp.int32))
-        size = spec.obs_size
-        moments, by_loss = no_moments(size), self.priority == "loss"
-        return Replay(data, jnp.zeros((), jnp.int32), identity(size), moments, episodes, priority, self.alpha, self.beta, by_loss)
+        size, spread = spec.obs_size, self.scale == "spread"
+        moments, by_loss = no_moments(size, spread), self.priority == "loss"
+        return Replay(
+            data, jnp.zeros((), jnp.int32), identity(size, spread), moments, episodes, priority, self.alpha, self.beta, by_loss
+        )
 
 
 class Episodes(eqx.Module):

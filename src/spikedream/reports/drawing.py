@@ -51,7 +51,7 @@ def greedy_episode(run: Run, env: gymnasium.Env, seed: int) -> Iterator[float]:
     steps, longest = 0, longest_episode(run.config.env, run.config.max_episode_steps)
     while steps < longest:
         action = run.policy(obs)
-        for _ in range(run.config.action_repeat):
+        for _ in range(run.config.repeat):
             obs, reward, terminated, truncated, _ = env.step(action)
             steps += 1
             yield float(reward)

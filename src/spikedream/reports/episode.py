@@ -61,7 +61,7 @@ def play(run: Run) -> Episode:
     # An environment seeded from the report's own stream meets no episode of the learner.
     seed = episode_seed(run.config.seed, REPORT)
     config = run.config
-    env = HostEnvironments(config.env, config.env_kwargs, config.max_episode_steps, seed, action_repeat=config.action_repeat)
+    env = HostEnvironments(config.env, config.env_kwargs, config.max_episode_steps, seed, action_repeat=config.repeat)
     shown = {i * plan_every(run) for i in range(PLANS)} if planned_steps(run) else set()
     try:
         env.begin()

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from spikedream.envs.host import REPORT, episode_seed
 from spikedream.envs.make import reward_threshold
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.reports.chosen import chosen_html
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.drawing import drawing_environment, greedy_episode
 from spikedream.reports.energy_shown import energy_html
@@ -57,6 +58,7 @@ def write_report(run: Run) -> Path:
     sections = [
         Section("summary", "Summary", tiles(_facts(run, rows))),
         Section("learning", "Learning curve", learning_curve(rows, _threshold(run))),
+        Section("chosen", "Chosen by measurement", chosen_html(rows)),
         *(Section(group.anchor, group.title, curves(group, rows)) for group in GROUPS),
         Section("dream", "Dream against reality", _dream_against_reality(run, episode, imagined)),
         Section("plans", "Plans against reality", _plans_against_reality(run, episode)),

@@ -50,12 +50,13 @@ class Intake:
             return False
         if collect.seed_steps is not None:
             return progress.real_steps < collect.seed_steps
-        return self._episodes < collect.seed_episodes
+        limit = collect.seed_limit
+        return self._episodes < collect.seed_episodes and (limit is None or progress.real_steps < limit)
 
     @property
     def steps_of_a_row(self) -> int:
         """The environments' own, of one collector, at most."""
-        return self.config.collect.environments * self.config.action_repeat
+        return self.config.collect.environments * self.config.repeat
 
     # ---- asking
 
@@ -63,7 +64,8 @@ class Intake:
         """Real steps that may have been collected after so many blocks of agent updates."""
         progress, collect, budget = self.account.progress, self.config.collect, self.config.budget
         if self.seeding:
-            return budget if collect.seed_steps is None else min(budget, collect.seed_steps)
+            limit = collect.seed_limit if collect.seed_steps is None else collect.seed_steps
+            return budget if limit is None else min(budget, limit)
         if not (progress.first_turn or progress.inherited_steps):
             return min(budget, self.schedule.turn)
         return min(budget, self.schedule.most(blocks, progress.first_turn, progress.done.get("fit")))
@@ -113,7 +115,7 @@ class Intake:
             return None if handover.serial <= self._serial else "an answer to what nobody asked"
         if request.serial != min(serial for who, serial in self._open if who == collector):
             return "what it was asked for before is missing"
-        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self.config.action_repeat)
+        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self.config.repeat)
         if wrong is not None:
             return wrong
         del self._open[collector, request.serial]

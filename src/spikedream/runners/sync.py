@@ -16,12 +16,13 @@ from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.replay.spread import repeat_for
 from spikedream.runners.account import Account, Progress, held_outside, restore_outside
 from spikedream.runners.clock import CompileClock, due
 from spikedream.runners.inherit import inherit
 from spikedream.runners.stop import Interrupted, stopping
 from spikedream.runs import checkpoint, outcome
-from spikedream.runs.collect import LARGEST_BLOCK, Acting, Collector, environments_of
+from spikedream.runs.collect import LARGEST_BLOCK, PROBE, Acting, Collector, cycle_of, environments_of
 from spikedream.runs.doubts import tell_doubts
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.memory import check_memory
@@ -83,6 +84,8 @@ class Trainer:
 
     def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
         config.check()
+        if config.action_repeat is None and config.start_from is not None:  # what it knows is of steps of this length
+            config = replace(config, action_repeat=Run(config.start_from).config.repeat)
         if config.realtime is not None and config.collect.environments > 1:
             raise ValueError(
                 f"collect.environments is {config.collect.environments}; where acting and learning take turns, real time has one:"
@@ -103,12 +106,14 @@ class Trainer:
         self.collector = Collector(config, self.algorithm, environments)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         self.learner = self.algorithm.host_learner(self.state)
+        if not resume and config.action_repeat is None:
+            self._measure_repeat()
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
-            outcome.begin(config, directory)
+            outcome.begin(self.config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
-        self.evaluator = Evaluator(config, config.evaluation.episodes)
+        self.evaluator = Evaluator(self.config, config.evaluation.episodes)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
         if saved is not None:
             self._restore(*saved)
@@ -136,6 +141,30 @@ class Trainer:
                 self.turn_over()
         self.write_result()
 
+    def _measure_repeat(self) -> None:
+        """Begin to collect, and hold actions from then on for as long as the environment's clock suggests. Where that is more than
+        one step, or nothing random was to be learned from, what was collected only counts."""
+        progress, acting = self.progress, Acting(self.state.carry, self.state.keys.collect)
+        policy = self.algorithm.policy(self.state)
+        while progress.real_steps < min(PROBE, self.config.budget):
+            acting, taken = self.collector.explore(acting, policy, progress.real_steps)
+            progress.real_steps += taken
+            progress.collected += self.config.collect.environments
+        pace = cycle_of(self.collector.pending)
+        self.config = replace(self.config, action_repeat=repeat_for(pace))
+        self.account.config = self.collector.config = self.config
+        progress.measured |= {"scale/cycle": pace, "scale/action_repeat": float(self.config.repeat)}
+        self.listener.note(
+            f"actions are held for {self.config.repeat} of its steps: an entry of the observation goes round in about {pace:.0f}"
+        )
+        explores = self.config.collect.seed_steps or self.config.collect.seed_episodes
+        if self.config.repeat > 1 or not explores:
+            self.collector.close()
+            self.collector = Collector(self.config, self.algorithm, environments_of(self.config))
+            progress.collected = 0
+        else:
+            self._carry_on(acting)
+
     # ---- the four verbs
 
     def collect(self) -> None:
@@ -155,11 +184,13 @@ class Trainer:
                 self.programs.wait()
         explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
         while progress.real_steps < self.config.budget:
-            done, total = progress.collected, collect.steps
+            done, total = progress.collected, self.turn_steps()
             if explores and collect.seed_steps is not None:
                 done, total = progress.real_steps, collect.seed_steps
             elif explores:
                 done, total = self.collector.episodes, collect.seed_episodes
+                if collect.seed_limit is not None and progress.real_steps >= collect.seed_limit:
+                    break
             if done >= total and (self.config.realtime is None or self.collector.between_episodes):
                 break  # in real time an episode would go on while the agent learns
             self.listener.phase("collect", done, total)
@@ -178,6 +209,13 @@ class Trainer:
         if progress.turn == 0 and (given_up := tell_doubts(self.config, self.collector.pending, self.listener.note)):
             self.save()
             raise BrokenEnvironment(given_up)
+
+    def turn_steps(self) -> int:
+        """Of the agent's own, that this turn collects."""
+        collect = self.config.collect
+        if not collect.growth:
+            return collect.steps
+        return max(collect.steps, int(collect.growth * int(self.state.replay.added) * collect.environments))
 
     def _carry_on(self, acting: Acting) -> None:
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))

@@ -1,7 +1,9 @@
 """Acting in the real environments: the collector, which needs a policy and knows nothing of what is learned from its steps."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -10,9 +12,11 @@ from spikedream.config import Config
 from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed
 from spikedream.envs.make import registered
 from spikedream.envs.spaces import random_action, random_log_prob
+from spikedream.replay.spread import cycle
 from spikedream.types import PyTree, Transition
 
 LARGEST_BLOCK = 1024  # rows of real steps that enter the replay in one call
+PROBE = 100  # real steps by which it is measured for how many an action is held
 
 
 class Acting(NamedTuple):
@@ -146,6 +150,12 @@ def filled(steps: Transition, most: int) -> tuple[Transition, int]:
     return Transition(*(cast(Any, field[index]) for field in steps)), number
 
 
+def cycle_of(steps: Sequence[Transition]) -> float:
+    """How many of `steps`, fields (environments, ...), the observation would take to go round once."""
+    obs, after = (np.stack([np.asarray(getattr(step, name), np.float64) for step in steps]) for name in ("obs", "next_obs"))
+    return float(cycle(jnp.asarray(obs.var((0, 1))), jnp.asarray(np.square(after - obs).mean((0, 1)))))
+
+
 def environments_of(config: Config) -> HostEnvironments:
     """The environments that a run's experience comes from; raises BrokenEnvironment as its text says."""
     limits = (config.collect.episode_steps, config.max_episode_steps or registered(config.env).max_episode_steps)
@@ -156,7 +166,7 @@ def environments_of(config: Config) -> HostEnvironments:
         config.seed,
         config.collect.environments,
         config.collect.workers,
-        config.action_repeat,
+        config.repeat,
         config.realtime,
         config.collect.threads,
     )

@@ -96,7 +96,7 @@ class Evaluator:
                 seconds, decisions = seconds + time.perf_counter() - start, decisions + self.batch
             rates.append(np.asarray(act.rate)[running].mean())
             decoded = decode_actions(algorithm.spec, chosen)
-            for _ in range(self.config.action_repeat):
+            for _ in range(self.config.repeat):
                 obs, reward, terminated, truncated, info = self._call("step", decoded)
                 if not np.isfinite(reward[running]).all() or not np.isfinite(obs[running]).all():
                     raise BrokenEnvironment(f"{self.config.env} returned numbers that are not finite during evaluation")

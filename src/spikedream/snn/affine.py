@@ -43,5 +43,11 @@ def thin(synapse: Affine, fan_in: int | None) -> Affine:
     return Affine(synapse.weight * kept * (inputs / fan_in) ** 0.5, synapse.bias)
 
 
+def additive(synapse: Affine, share: Array) -> Affine:
+    """With one input for each neuron where `share`, (), is 1, with all where it is 0."""
+    one = thin(synapse, 1)
+    return Affine(jnp.where(share > 0, one.weight, synapse.weight), synapse.bias)
+
+
 def l1(readout: PyTree) -> Array:
     return jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(readout) if x.ndim == 2]).sum()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Activation, Dense, LayerNorm, Node, Unexportable
-from spikedream.snn.affine import Affine, affine, l1, thin
+from spikedream.snn.affine import Affine, additive, affine, l1, thin
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, SIGMOID, Activity, Operations, product_operations, standardising, tally
 from spikedream.snn.protocols import Output
 from spikedream.types import PyTree, check_bounds
@@ -88,6 +88,9 @@ class MLP:
     def readout_l1(self, params: MLPParams) -> Array:
         return l1(params.layers[-1])
 
+    def additive(self, params: MLPParams, share: Array) -> MLPParams:
+        return eqx.tree_at(lambda p: p.layers[0], params, additive(params.layers[0], share))
+
     def operations(self, params: MLPParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         found, entering = [], self._entering(params, x)
         for i, (layer, into) in enumerate(zip(params.layers, entering, strict=True)):
@@ -145,6 +148,9 @@ class Linear:
     def readout_l1(self, params: Affine) -> Array:
         return l1(params)
 
+    def additive(self, params: Affine, share: Array) -> Affine:
+        return params  # as it is
+
     def operations(self, params: Affine, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         return params.operations("layer 1", x[None])
 
@@ -193,6 +199,9 @@ class GRU:
 
     def readout_l1(self, params: GRUParams) -> Array:
         return l1(params.output)
+
+    def additive(self, params: GRUParams, share: Array) -> GRUParams:
+        raise ValueError("a GRU has no first layer that could listen to one input for each neuron")
 
     def operations(self, params: GRUParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         before = self.start(params) if isinstance(carry, tuple) else carry

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Layer, Node, Window, described
-from spikedream.snn.affine import affine, l1, thin
+from spikedream.snn.affine import additive, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent
 from spikedream.snn.fixed_point import FixedPoint
@@ -149,6 +149,9 @@ class SpikingNetwork:
 
     def readout_l1(self, params: SpikingParams) -> Array:
         return l1(params.present.readout)
+
+    def additive(self, params: SpikingParams, share: Array) -> SpikingParams:
+        return eqx.tree_at(lambda p: p.layers[0].synapse, params, additive(params.layers[0].synapse, share))
 
     def operations(self, params: SpikingParams, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         network, params = self._acting(params)

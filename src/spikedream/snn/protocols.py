@@ -34,6 +34,11 @@ class Network(Protocol):
         """Sum of the magnitudes of the readout's weights; a penalty on it leaves few hidden neurons in use."""
         ...
 
+    def additive(self, params: PyTree, share: Array) -> PyTree:
+        """With weights of the first layer as if `fan_in` were 1 where `share`, (), is 1; as they are where it is 0. Raises
+        ValueError where there is no such layer."""
+        ...
+
     def operations(self, params: PyTree, x: Array, carry: PyTree = (), key: Array | None = None) -> tuple[Operations, ...]:
         """Of one call with the same arguments, by the spikes that occur in it."""
         ...

@@ -23,6 +23,9 @@ from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world_models.fine_tuning import FineTuning
+from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
+
+SURVEYED = 2000  # transitions, of which those that are held out judge a prior
 
 
 class Member(eqx.Module):
@@ -44,6 +47,7 @@ class EnsembleState(eqx.Module):
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
     spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
     confidence: Array  # () exp(-mean squared error) on held-out transitions, or on all where none are; 0 before the first fit
+    search: SearchState | None = None  # where priors are chosen
 
 
 class EnsembleMemory(NamedTuple):
@@ -79,6 +83,7 @@ class Ensemble:
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
+    search: PriorSearch | None = None  # chooses curvature_penalty and whether the ending's fan_in is 1; None: they are as given
     obs_bound: float = 20.0  # imagined observations stay within this many standard deviations
 
     def __post_init__(self) -> None:
@@ -108,12 +113,21 @@ class Ensemble:
     def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
         """`latent`: further inputs of the dynamics, beside observation and action."""
         member_key, holdout_key = jax.random.split(key)
+        found = None
+        if self.search is not None:
+            member_key, search_key = jax.random.split(member_key)
+            found = self._init_search(spec, latent, self.search, search_key)
         members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(jax.random.split(member_key, self.members))
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
         optimizer = start(self._optimizer(), members)
         scale, nothing = jnp.ones(spec.obs_size), jnp.zeros(2)
-        return EnsembleState(members, optimizer, holdout_key, scale, low, high, nothing, jnp.zeros(()), spread, unknown)
+        return EnsembleState(members, optimizer, holdout_key, scale, low, high, nothing, jnp.zeros(()), spread, unknown, found)
+
+    def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
+        keys = jax.random.split(key, len(search.curvatures))
+        members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(keys)
+        return search.init(members, start(self._optimizer(), members))
 
     def _optimizer(self) -> optax.GradientTransformation:
         return adamw(self.weight_decay, self.gradient_clip)
@@ -190,7 +204,8 @@ class Ensemble:
         """Of each member, value (members, 1). Nothing is computed in environments where no episode has terminated yet."""
 
         def predict(obs: Array) -> Output:
-            return jax.vmap(lambda m: self.ending(m.ending, obs, key=key))(state.members)
+            prior = None if state.search is None else state.search.chosen
+            return jax.vmap(lambda m: self.ending(under(self.ending, m.ending, prior), obs, key=key))(state.members)
 
         def skip(obs: Array) -> Output:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(predict, obs))
@@ -242,7 +257,12 @@ class Ensemble:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
         state, weight = self.rescale(state, experience)
         fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
-        loss = partial(self.loss, scale=state.scale, weight=weight)
+        searched: Metrics = {}
+        if self.search is not None:
+            key, search_key = jax.random.split(key)
+            state, searched = self._choose(state, experience, search_key, updates, weight)
+        prior = None if state.search is None else state.search.chosen
+        loss = partial(self.loss, scale=state.scale, weight=weight, prior=prior)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
@@ -273,8 +293,57 @@ class Ensemble:
         index, counts = experience.survey(survey_key)
         counts = counts * self.judges(state.key, experience, index, counts)
         state, measured = self._validate(state, experience.gather(index), counts, error_key)
-        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured
+        metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured | searched
         return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.holds_out else metrics
+
+    def _choose(
+        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weight: Array
+    ) -> tuple[EnsembleState, Metrics]:
+        """The state with the prior that is best on held-out transitions, and what decided."""
+        search, found = self.search, state.search
+        assert search is not None and found is not None
+        fit_key, survey_key, error_key = jax.random.split(key, 3)
+        holding, candidates = replace(self, holdout=search.holdout), search.candidates
+        loss = partial(self.loss, scale=state.scale, weight=weight)
+
+        def draw(members: Member, key: Array) -> tuple[Transition, Array, Array, Prior]:
+            index = holding.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
+            return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index), candidates
+
+        fitted = fit(
+            found.members,
+            found.optimizer,
+            lambda member, drawn, key: loss(member, drawn[:3], key, prior=drawn[3]),
+            draw,
+            None,
+            self._optimizer(),
+            rate=self.learning_rate,
+            updates=jnp.maximum(search.effort * updates, 1),
+            block=min(self.check_every, self.updates),
+            patience=1,
+            key=fit_key,
+            settle=pruned,
+        )
+        index, counts = experience.survey(survey_key, most=SURVEYED)
+        steps, held = experience.gather(index), counts * holding.held(state.key, experience, index)
+        errors = jax.vmap(partial(self._held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
+        prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
+        after = SearchState(fitted.params, fitted.optimizer, prior)
+        return eqx.tree_at(lambda s: s.search, state, after), metrics
+
+    def _held_out(
+        self, steps: Transition, held: Array, scale: Array, weight: Array, key: Array, member: Member, prior: Prior
+    ) -> tuple[Array, Array]:
+        """Mean squared error of one member's dynamics and mean cross-entropy of its ending, () each, on the transitions where
+        `held`, (rows,), is 1; fields of `steps` (rows, ...)."""
+        number = jnp.maximum(held.sum(), 1)
+        inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
+        mean = jax.vmap(lambda x: self.moments(member, x, key)[0])(inputs)
+        error = jnp.square(mean - self._targets(scale, steps)).mean(1)
+        params = under(self.ending, member.ending, prior)
+        logit = jax.vmap(lambda obs: self.ending(params, obs, key=key).value[0])(steps.next_obs)
+        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated) * jnp.where(steps.terminated > 0, weight, 1.0)
+        return (error * held).sum() / number, (surprise * held).sum() / number
 
     def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
         """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
@@ -355,8 +424,18 @@ class Ensemble:
         total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
         return (self._targets(state.scale, steps) - mean.mean(0)) / total
 
-    def loss(self, member: Member, drawn: tuple[Transition, Array, Array], key: Array, *, scale: Array, weight: Array) -> Array:
-        """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,)."""
+    def loss(
+        self,
+        member: Member,
+        drawn: tuple[Transition, Array, Array],
+        key: Array,
+        *,
+        scale: Array,
+        weight: Array,
+        prior: Prior | None = None,
+    ) -> Array:
+        """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,), under
+        the `prior` that was found, or that which is given."""
         batch, latent, importance = drawn
         keys = jax.random.split(key, batch.reward.shape[0])
         regression = partial(self._regression, member, batch, latent, importance, keys, scale)
@@ -364,12 +443,14 @@ class Ensemble:
         if self.adversarial > 0:
             # The fast gradient sign method (Goodfellow et al. 2015, section 4).
             shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
-        regression = regression(shift) + self.curvature_penalty * self.dynamics.curvature(member.dynamics)
+        curvature_penalty = self.curvature_penalty if prior is None else prior.curvature
+        regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
+        ending = under(self.ending, member.ending, prior)
         sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         # Every state that was acted in is an example of not having ended.
-        ended = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(batch.next_obs, keys)
+        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(batch.next_obs, keys)
         acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
-        alive = jax.vmap(lambda obs, key: self.ending(member.ending, obs, key=key).value[0])(acted_in, keys)
+        alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
         cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
         cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0) * importance
         return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())

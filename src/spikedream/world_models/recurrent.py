@@ -71,6 +71,8 @@ class Recurrent:
                 "ensemble.holdout must be 0: sequences overlap, so that none can be held out by chance; the newest can, by"
                 " ensemble.fine_tuning.holdout_newest"
             )
+        if self.ensemble.search is not None:
+            raise ValueError("ensemble.search must be None: sequences overlap, so that none can be held out")
 
     @property
     def members(self) -> int:

@@ -5,7 +5,7 @@ Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics of 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -149,4 +149,5 @@ class TrueEnvironment:
 
     def update(self, state: TrueState, experience: Experience, key: Array, updates: Array | int) -> tuple[TrueState, Metrics]:
         # Copied, so that replay and world do not share buffers that the phases donate.
-        return TrueState(jax.tree.map(jnp.array, experience.normalizer)), {"model_loss": jnp.zeros(())}
+        scales = replace(experience.normalizer, horizon=None, dread=None)
+        return TrueState(jax.tree.map(jnp.array, scales)), {"model_loss": jnp.zeros(())}

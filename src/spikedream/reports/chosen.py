@@ -1,0 +1,56 @@
+"""What a run chose by measurement, why, and the setting that fixes it: a table from the rows of its metrics."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from spikedream.reports.page import html_table, number
+
+Row = dict[str, Any]
+
+
+class Choice(NamedTuple):
+    metric: str
+    title: str
+    shown: Callable[[float], str]
+    why: Callable[[Row], str]
+    setting: str
+
+
+def _prior(row: Row) -> str:
+    errors = {name.removeprefix("prior/error_"): row[name] for name in row if name.startswith("prior/error_")}
+    told = ", ".join(f"{error:.3g} with {strength}" for strength, error in errors.items())
+    return f"the strongest whose squared error on held-out steps was near the least: {told}"
+
+
+CHOICES = (
+    Choice("scale/action_repeat", "Steps for which an action is held", number,
+           lambda row: f"an entry of the observation goes round in about {row['scale/cycle']:.0f} of the environment's steps",
+           "--action-repeat"),
+    Choice("scale/reward", "Rewards are divided by", number,
+           lambda row: "the largest seen, or four root mean squares of all where that is less", "--replay.scale largest"),
+    Choice("scale/horizon", "Steps that count ahead", lambda steps: f"{steps:.0f} (gamma {1 - 1 / steps:.3f})",
+           lambda row: "one and a half cycles of the observation where every step has a reward, 100 where rewards are rare",
+           "--agent.gamma"),
+    Choice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
+    Choice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
+           lambda row: f"cross-entropy on held-out steps {row['prior/loss_additive']:.3g}, free {row['prior/loss_free']:.3g}",
+           "--world-model.search None"),
+    Choice("pessimism", "Reward lost per unit of uncertainty", number,
+           lambda row: "the root of the model's mean squared error; at least 1 where episodes end and rewards are positive",
+           "--agent.uncertainty-penalty"),
+    Choice("beta", "Weight of curiosity", number,
+           lambda row: "no reward has told one state from another" if row["blind"] else "rewards or endings tell states apart",
+           "--bonus None"),
+)  # fmt: skip
+
+
+def chosen_html(rows: list[Row]) -> str:
+    """Of the last row that tells each choice; empty where nothing was chosen."""
+    found = []
+    for choice in CHOICES:
+        told = [row for row in rows if choice.metric in row and (choice.metric != "beta" or "blind" in row)]
+        if told:
+            row = told[-1]
+            shown = choice.shown(row[choice.metric])
+            found.append((choice.title, shown, choice.why(row), f"<code>{choice.setting}</code>"))
+    return html_table(("what", "chosen", "why", "fixed by"), found) if found else ""
