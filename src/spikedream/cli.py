@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import spikedream
 from spikedream import config as configuration
+from spikedream import flags
 from spikedream.config import Config, ConfigError
 from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
@@ -153,69 +153,21 @@ def parse_train(arguments: list[str]) -> Train:
     changes: dict[str, Any] = {}
     out: Path | None = None
     asks_help = False
-    for path, values in _flags(arguments[len(names) :]):
+    for path, values in flags.split(arguments[len(names) :]):
         if path in (["help"], ["h"]):
             asks_help = True
         elif path == ["realtime"] and not values:
-            _put(changes, path, True)
+            flags.put(changes, path, True)
         elif path == ["out"]:
-            out = Path(_single(path, values))
+            out = Path(flags.single(path, values))
         else:
-            _put(changes, path, _value(path, values))
+            flags.put(changes, path, flags.value(path, values))
     config = configuration.merge(base, changes)
     if asks_help or not names:
         default = Train(name=names[0] if names else tyro.MISSING, config=config)
         settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
     return Train(names[0], config, out)
-
-
-def _flags(arguments: list[str]) -> list[tuple[list[str], list[str]]]:
-    """`--a-b.c x y` as (["a_b", "c"], ["x", "y"])."""
-    flags: list[tuple[list[str], list[str]]] = []
-    for argument in arguments:
-        if argument.startswith("--") or argument == "-h":
-            flag, given, value = argument.lstrip("-").partition("=")
-            flags.append((flag.replace("-", "_").split("."), [value] if given else []))
-        elif flags:
-            flags[-1][1].append(argument)
-        else:
-            raise ConfigError(f"{argument!r} is no setting; settings are written as --agent.horizon 20")
-    return flags
-
-
-def _flag(path: list[str]) -> str:
-    return "--" + ".".join(path).replace("_", "-")
-
-
-def _single(path: list[str], values: list[str]) -> str:
-    if len(values) != 1:
-        raise ConfigError(f"{_flag(path)} takes one value, not {len(values)}")
-    return values[0]
-
-
-def _value(path: list[str], values: list[str]) -> Any:
-    """As YAML reads it; several values are a list."""
-    if not values:
-        raise ConfigError(f"{_flag(path)} takes a value: {_flag(path)} True, for instance")
-    try:
-        read = [None if value == "None" else yaml.safe_load(value) for value in values]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{_flag(path)} {' '.join(values)} cannot be read: {' '.join(str(error).split())}") from error
-    return read if len(read) > 1 else read[0]
-
-
-def _put(changes: dict[str, Any], path: list[str], value: Any) -> None:
-    """A part's name and its settings may come in any order."""
-    *parents, last = path
-    for name in parents:
-        inner = changes.get(name)
-        changes[name] = inner if isinstance(inner, dict) else {} if inner is None else {"kind": inner}
-        changes = changes[name]
-    if isinstance(changes.get(last), dict) and isinstance(value, str):
-        changes[last]["kind"] = value
-    else:
-        changes[last] = value
 
 
 def resume(arguments: list[str], console: Console) -> int:
@@ -372,7 +324,7 @@ def energy(arguments: list[str], console: Console) -> int:
 
 def serve_env(arguments: list[str], console: Console) -> int:
     command = tyro.cli(ServeEnv, prog="spikedream serve-env", args=arguments)
-    kwargs = configuration.merge(Config(), {"env_kwargs": _value(["env_kwargs"], [command.env_kwargs])}).env_kwargs
+    kwargs = configuration.merge(Config(), {"env_kwargs": flags.value(["env_kwargs"], [command.env_kwargs])}).env_kwargs
 
     def say(text: str) -> None:
         print(f"spikedream: {text}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from spikedream.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
-WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "__main__.py")  # on what a run gives
+WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "flags.py", "__main__.py")  # on what a run gives
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LOOPS, DESCRIPTION = {"Sync": "runners/sync.py", "Parallel": "runners/parallel.py"}, ("config.py", "processes.py")
 OF_BASELINES = ("envs", "runs", "experiments/baselines.py")
