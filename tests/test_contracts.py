@@ -243,7 +243,7 @@ def test_confidence_and_errors_are_those_of_held_out_steps():
     model = small(Ensemble(), holdout=0.5)
     state, replay = jax.jit(lambda k: model.init(DISCRETE, k))(KEY), experience(DISCRETE)
     after, metrics = fitted(model, state, replay, KEY)
-    held = np.asarray(model.held(state.key, replay, jnp.arange(20)))
+    held = np.asarray(model.split.held(state.key, replay, jnp.arange(20)))
     assert 3 < held.sum() < 17
     errors = np.asarray(model.errors(after, replay, jnp.arange(20), KEY))
     wanted = errors[held].mean()
@@ -325,24 +325,24 @@ def test_ensemble_members_start_differently_and_see_different_data():
 
 def test_what_is_held_out_stays_held_out_and_is_never_trained_on():
     model, replay = small(Ensemble(), holdout=0.3), experience(DISCRETE)
-    held = np.asarray(model.held(KEY, replay, jnp.arange(200)))
-    np.testing.assert_array_equal(held[:100], model.held(KEY, replay, jnp.arange(100)))
+    held = np.asarray(model.split.held(KEY, replay, jnp.arange(200)))
+    np.testing.assert_array_equal(held[:100], model.split.held(KEY, replay, jnp.arange(100)))
     assert 0.15 < held.mean() < 0.45
-    trained = np.asarray(model.draw(KEY, replay, OTHER, (50, 40), KEY))
-    judged = np.asarray(model.draw_held(KEY, replay, OTHER, (50, 40)))
+    trained = np.asarray(model.split.draw(KEY, replay, OTHER, (50, 40), KEY))
+    judged = np.asarray(model.split.draw_held(KEY, replay, OTHER, (50, 40)))
     assert set(trained.ravel()) == set(np.flatnonzero(~held[:20])) and set(judged.ravel()) == set(np.flatnonzero(held[:20]))
 
 
 def test_where_nothing_or_all_is_held_out_by_chance_everything_serves_as_both():
     model = small(Ensemble(), holdout=0.3)
     replay = experience(DISCRETE)
-    held = np.asarray(model.held(KEY, replay, jnp.arange(20)))
+    held = np.asarray(model.split.held(KEY, replay, jnp.arange(20)))
     for only in (int(held.argmax()), int(held.argmin())):
         alone = (jnp.arange(20) == only).astype(jnp.float32)
-        assert float((model.judges(KEY, replay, jnp.arange(20), alone) * alone).sum()) == 1
+        assert float((model.split.judges(KEY, replay, jnp.arange(20), alone) * alone).sum()) == 1
     one = filled(DISCRETE, 1, CAPACITY, KEY)
-    assert not np.asarray(model.draw(KEY, one, OTHER, (9,), KEY)).any()
-    assert not np.asarray(model.draw_held(KEY, one, OTHER, (9,))).any()
+    assert not np.asarray(model.split.draw(KEY, one, OTHER, (9,), KEY)).any()
+    assert not np.asarray(model.split.draw_held(KEY, one, OTHER, (9,))).any()
 
 
 def test_without_holdout_the_model_is_judged_on_all_that_it_has_seen():

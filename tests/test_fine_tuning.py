@@ -41,31 +41,31 @@ def test_the_age_of_a_step_counts_the_rows_since(number: int, ages: list[int]) -
 def test_a_share_of_what_is_not_held_out_is_learned_from(of: Any, learned: list[int]) -> None:
     model = small(Ensemble(fine_tuning=FineTuning(holdout_newest=0.2, share=0.5, of=of)))
     replay = rows(13)
-    drawn = np.unique(replay.age(model.draw(KEY, replay, OTHER, (300,), KEY)))
-    judging = np.unique(replay.age(model.draw_held(KEY, replay, OTHER, (300,))))
+    drawn = np.unique(replay.age(model.split.draw(KEY, replay, OTHER, (300,), KEY)))
+    judging = np.unique(replay.age(model.split.draw_held(KEY, replay, OTHER, (300,))))
     assert drawn.tolist() == learned and judging.tolist() == [0, 1]
-    assert np.asarray(model.judges(KEY, replay, jnp.arange(20), jnp.ones(20))).sum() == 4
+    assert np.asarray(model.split.judges(KEY, replay, jnp.arange(20), jnp.ones(20))).sum() == 4
 
 
 def test_a_random_share_is_the_same_during_a_fit_and_another_in_the_next() -> None:
     model, replay = small(Ensemble(fine_tuning=FineTuning(share=0.5, of="random"))), rows(10)
-    first, again, later = (set(np.unique(model.draw(KEY, replay, key, (400,), fit))) for key, fit in (
+    first, again, later = (set(np.unique(model.split.draw(KEY, replay, key, (400,), fit))) for key, fit in (
         (KEY, KEY), (OTHER, KEY), (KEY, OTHER)))  # fmt: skip
     assert first == again != later and 4 < len(first) < 16
 
 
 def test_beside_the_newest_some_are_held_out_by_chance() -> None:
     model, replay = small(Ensemble(holdout=0.3, fine_tuning=FineTuning(holdout_newest=0.2))), rows(10)
-    drawn = set(np.unique(model.draw(KEY, replay, OTHER, (600,), KEY)))
-    judging = set(np.unique(model.draw_held(KEY, replay, OTHER, (600,))))
+    drawn = set(np.unique(model.split.draw(KEY, replay, OTHER, (600,), KEY)))
+    judging = set(np.unique(model.split.draw_held(KEY, replay, OTHER, (600,))))
     assert drawn | judging == set(range(20)) and not drawn & judging and {16, 17, 18, 19} < judging
 
 
 def test_a_sequence_judges_only_if_it_is_held_out_from_its_beginning() -> None:
     model, replay = small(Ensemble(fine_tuning=FineTuning(holdout_newest=0.4))), rows(10)
-    ends = model.draw_held(KEY, replay, OTHER, (200,), 3)
+    ends = model.split.draw_held(KEY, replay, OTHER, (200,), 3)
     assert np.unique(replay.age(ends)).tolist() == [0, 1]  # of the newest 4 rows, sequences of 3 end in the last 2
-    assert replay.age(model.draw(KEY, replay, OTHER, (200,), KEY)).min() == 4
+    assert replay.age(model.split.draw(KEY, replay, OTHER, (200,), KEY)).min() == 4
 
 
 def test_the_learning_rate_falls_on_a_plateau_and_each_fit_begins_anew() -> None:

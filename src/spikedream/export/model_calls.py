@@ -51,12 +51,12 @@ class OfEnsemble:
         return {}
 
     def fit(self, totals: Totals) -> dict[str, Calls] | None:
-        if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.holds_out):
+        if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.split.holds_out):
             return None  # with calibration, which goes over held-out data as often as it needs
         if self.model.search is not None:
             return None  # its own ensemble is fitted beside
         model, steps = self.model, totals.fit_steps
-        samples, checked = steps * model.batch, 256 * steps / model.check_every if model.holds_out else 0
+        samples, checked = steps * model.batch, 256 * steps / model.check_every if model.split.holds_out else 0
         # The worst perturbation is found by the gradient of the inputs alone.
         perturbed = samples if model.adversarial else 0
         return {

@@ -4,7 +4,6 @@ Spiking or conventional by the fields `dynamics` and `ending`; the members diffe
 they see the data. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -22,7 +21,7 @@ from spikedream.snn.neurons import LIF
 from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
-from spikedream.world_models.fine_tuning import FineTuning
+from spikedream.world_models.fine_tuning import FineTuning, Split
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
@@ -97,7 +96,7 @@ class Ensemble:
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
         plateau = self.fine_tuning.plateau
-        if plateau is not None and not self.holds_out:
+        if plateau is not None and not self.split.holds_out:
             raise ValueError("fine_tuning.plateau needs steps that are held out; set fine_tuning.holdout_newest")
         if plateau is not None and plateau.patience >= self.patience:
             raise ValueError(
@@ -106,9 +105,9 @@ class Ensemble:
             )
 
     @property
-    def holds_out(self) -> bool:
-        """Whether a fit is judged by steps that it does not learn from."""
-        return self.holdout > 0 or self.fine_tuning.holdout_newest > 0
+    def split(self) -> Split:
+        """Of the experience, into what a fit learns from and what it is judged by."""
+        return Split(self.holdout, self.fine_tuning)
 
     def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
         """`latent`: further inputs of the dynamics, beside observation and action."""
@@ -266,11 +265,11 @@ class Ensemble:
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
-            index = self.draw(state.key, experience, key, (self.members, self.batch), fit_key)
+            index = self.split.draw(state.key, experience, key, (self.members, self.batch), fit_key)
             return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index)
 
         def check(members: Member) -> Array:
-            steps = experience.gather(self.draw_held(state.key, experience, check_key, (self.members, 256)))
+            steps = experience.gather(self.split.draw_held(state.key, experience, check_key, (self.members, 256)))
             drawn = (steps, jnp.zeros((*steps.reward.shape, 0)), jnp.ones(steps.reward.shape))
             return jax.vmap(loss, in_axes=(0, 0, None))(members, drawn, check_key)
 
@@ -279,7 +278,7 @@ class Ensemble:
             state.optimizer,
             loss,
             draw,
-            check if self.holds_out else None,
+            check if self.split.holds_out else None,
             self._optimizer(),
             rate=self.learning_rate,
             updates=updates,
@@ -291,10 +290,10 @@ class Ensemble:
         )
         state = self.fitted(state, fitted.best, fitted.optimizer)
         index, counts = experience.survey(survey_key)
-        counts = counts * self.judges(state.key, experience, index, counts)
+        counts = counts * self.split.judges(state.key, experience, index, counts)
         state, measured = self._validate(state, experience.gather(index), counts, error_key)
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured | searched
-        return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.holds_out else metrics
+        return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.split.holds_out else metrics
 
     def _choose(
         self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weight: Array
@@ -303,11 +302,11 @@ class Ensemble:
         search, found = self.search, state.search
         assert search is not None and found is not None
         fit_key, survey_key, error_key = jax.random.split(key, 3)
-        holding, candidates = replace(self, holdout=search.holdout), search.candidates
+        split, candidates = Split(search.holdout, self.fine_tuning), search.candidates
         loss = partial(self.loss, scale=state.scale, weight=weight)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array, Prior]:
-            index = holding.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
+            index = split.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
             return experience.gather(index), jnp.zeros((*index.shape, 0)), experience.importance(index), candidates
 
         fitted = fit(
@@ -325,7 +324,7 @@ class Ensemble:
             settle=pruned,
         )
         index, counts = experience.survey(survey_key, most=SURVEYED)
-        steps, held = experience.gather(index), counts * holding.held(state.key, experience, index)
+        steps, held = experience.gather(index), counts * split.held(state.key, experience, index)
         errors = jax.vmap(partial(self._held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
         prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
         after = SearchState(fitted.params, fitted.optimizer, prior)
@@ -362,38 +361,6 @@ class Ensemble:
         exact = jnp.ones(state.spread.shape)
         return eqx.tree_at(lambda s: (s.members, s.optimizer, s.spread), state, (members, optimizer, exact))
 
-    def held(self, key: Array, experience: Experience, index: Array, length: int = 1) -> Array:
-        """Which of the positions `index`, any shape, are held out, bool: each with the probability `holdout`, for the whole run,
-        and the newest; `length` as for `FineTuning.newest`."""
-        chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index.reshape(-1))
-        held = (chance < self.holdout).reshape(index.shape)
-        return held | self.fine_tuning.newest(experience, index, length) if self.fine_tuning.holdout_newest > 0 else held
-
-    def draw(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], fit_key: Array) -> Array:
-        """Positions to learn from in the fit of this key, by priority."""
-        if not self.holds_out and self.fine_tuning.share == 1:
-            return experience.draw(key, shape)
-        index = experience.draw(key, (self._tries(held=False), *shape))
-        right = jnp.equal(self.held(hold_key, experience, index), False)
-        if self.fine_tuning.share < 1:
-            right &= self.fine_tuning.chosen(experience, index, fit_key)
-        return _first(index, right)
-
-    def draw_held(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], length: int = 1) -> Array:
-        """Positions that are held out, equally often; `length` as in `held`."""
-        index = jax.random.randint(key, (self._tries(held=True), *shape), 0, jnp.maximum(experience.size, 1))
-        return _first(index, jnp.equal(self.held(hold_key, experience, index, length), True))
-
-    def _tries(self, held: bool) -> int:
-        """After so many draws none serves once in ten million times."""
-        return math.ceil(math.log(1e-7) / math.log(self.fine_tuning.unfit(self.holdout, held)))
-
-    def judges(self, key: Array, experience: Experience, index: Array, counts: Array) -> Array:
-        """(rows,) 1 for the transitions at `index`, (rows,), by which the model is judged: those held out, or all that count where
-        none is."""
-        held = self.held(key, experience, index).astype(jnp.float32)
-        return jnp.where((held * counts).sum() > 0, held, 1.0)
-
     def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
@@ -402,7 +369,7 @@ class Ensemble:
         error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
-        if not self.gaussian or not self.holds_out:
+        if not self.gaussian or not self.split.holds_out:
             return state, metrics
         half = jnp.arange(held.shape[0]) % 2
         factor = deviation_factor(self._standard_errors(state, steps, key), held * half)
@@ -469,11 +436,6 @@ class Ensemble:
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
         return (likelihood * weight).mean() + 0.01 * (high - low).mean()
-
-
-def _first(index: Array, right: Array) -> Array:
-    """Of the tries `index` (tries, ...) the first right one; where so few steps are stored that none is, any serves."""
-    return jnp.take_along_axis(index, jnp.argmax(right, axis=0)[None], axis=0)[0]
 
 
 def _no_latent(steps: Transition) -> Array:

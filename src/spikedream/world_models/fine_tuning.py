@@ -4,6 +4,7 @@ After the trainer of a world model that refits in parallel with its data generat
 the newest, the oldest or a random part, and a learning rate that falls on a plateau.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,3 +75,53 @@ class FineTuning:
         if self.plateau is None:
             return None
         return reduce_on_plateau(self.plateau.factor, self.plateau.patience, rtol=0.0, atol=BETTER)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Of the experience, into what a fit learns from and what it is judged by."""
+
+    holdout: float  # share of all positions that is held out by chance, for the whole run
+    fine_tuning: FineTuning
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a fit is judged by steps that it does not learn from."""
+        return self.holdout > 0 or self.fine_tuning.holdout_newest > 0
+
+    def held(self, key: Array, experience: Experience, index: Array, length: int = 1) -> Array:
+        """Which of the positions `index`, any shape, are held out, bool: each with the probability `holdout`, for the whole run,
+        and the newest; `length` as for `FineTuning.newest`."""
+        chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index.reshape(-1))
+        held = (chance < self.holdout).reshape(index.shape)
+        return held | self.fine_tuning.newest(experience, index, length) if self.fine_tuning.holdout_newest > 0 else held
+
+    def draw(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], fit_key: Array) -> Array:
+        """Positions to learn from in the fit of this key, by priority."""
+        if not self.holds_out and self.fine_tuning.share == 1:
+            return experience.draw(key, shape)
+        index = experience.draw(key, (self._tries(held=False), *shape))
+        right = jnp.equal(self.held(hold_key, experience, index), False)
+        if self.fine_tuning.share < 1:
+            right &= self.fine_tuning.chosen(experience, index, fit_key)
+        return _first(index, right)
+
+    def draw_held(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], length: int = 1) -> Array:
+        """Positions that are held out, equally often; `length` as in `held`."""
+        index = jax.random.randint(key, (self._tries(held=True), *shape), 0, jnp.maximum(experience.size, 1))
+        return _first(index, jnp.equal(self.held(hold_key, experience, index, length), True))
+
+    def _tries(self, held: bool) -> int:
+        """After so many draws none serves once in ten million times."""
+        return math.ceil(math.log(1e-7) / math.log(self.fine_tuning.unfit(self.holdout, held)))
+
+    def judges(self, key: Array, experience: Experience, index: Array, counts: Array) -> Array:
+        """(rows,) 1 for the transitions at `index`, (rows,), by which the model is judged: those held out, or all that count where
+        none is."""
+        held = self.held(key, experience, index).astype(jnp.float32)
+        return jnp.where((held * counts).sum() > 0, held, 1.0)
+
+
+def _first(index: Array, right: Array) -> Array:
+    """Of the tries `index` (tries, ...) the first right one; where so few steps are stored that none is, any serves."""
+    return jnp.take_along_axis(index, jnp.argmax(right, axis=0)[None], axis=0)[0]

@@ -159,7 +159,7 @@ class Recurrent:
             return jax.vmap(jax.vmap(lambda end: experience.sequence(end, length)))(ends)
 
         def draw(params: PyTree, key: Array) -> tuple[Sequence, Array]:
-            ends = hyper.draw(ensemble.key, experience, key, (1, hyper.batch), fit_key)
+            ends = hyper.split.draw(ensemble.key, experience, key, (1, hyper.batch), fit_key)
             return sequences(ends), experience.importance(ends)
 
         def loss(params: tuple[PyTree, PyTree], drawn: tuple[Sequence, Array], key: Array) -> Array:
@@ -173,7 +173,7 @@ class Recurrent:
 
         def check(params: tuple[PyTree, PyTree]) -> Array:
             check_key = jax.random.fold_in(survey_key, 0)
-            ends = hyper.draw_held(ensemble.key, experience, check_key, (1, hyper.batch), length)
+            ends = hyper.split.draw_held(ensemble.key, experience, check_key, (1, hyper.batch), length)
             return jax.vmap(loss, in_axes=(0, 0, None))(params, (sequences(ends), jnp.ones(ends.shape)), check_key)
 
         fitted = fit(
@@ -181,7 +181,7 @@ class Recurrent:
             state.optimizer,
             loss,
             draw,
-            check if hyper.holds_out else None,
+            check if hyper.split.holds_out else None,
             self._optimizer(),
             rate=hyper.learning_rate,
             updates=updates,
@@ -195,8 +195,8 @@ class Recurrent:
         ensemble = hyper.fitted(ensemble, members, ())
         after = RecurrentState(network, ensemble, fitted.optimizer, jnp.array(state.idle))
         index, counts = experience.survey(survey_key, 1000)
-        if hyper.holds_out:
-            counts = counts * hyper.judges(ensemble.key, experience, index, counts)
+        if hyper.split.holds_out:
+            counts = counts * hyper.split.judges(ensemble.key, experience, index, counts)
         errors = self.errors(after, experience, index, error_key)
         error = (errors * counts).sum() / jnp.maximum(counts.sum(), 1)
         after = eqx.tree_at(lambda s: s.ensemble.confidence, after, jnp.exp(-error))
@@ -206,7 +206,7 @@ class Recurrent:
             "model_error": error,
             "model_confidence": after.ensemble.confidence,
         }
-        return after, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if hyper.holds_out else metrics
+        return after, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if hyper.split.holds_out else metrics
 
     def _unroll(
         self, network: PyTree, members: PyTree, scale: Array, rest: PyTree, sequence: Sequence, key: Array
