@@ -112,25 +112,14 @@ class Dreamer:
                 'imagined_share is below 1, but gradient = "model" learns from dreams alone; use "clipped" or "reinforce"'
             )
 
-    @property
-    def uses_world(self) -> bool:
-        return True
-
-    @property
-    def acts_in_world(self) -> bool:
-        return False
+    uses_world = True
+    acts_in_world = False
+    on_policy_steps = None
+    online = False
 
     @property
     def actor_steps(self) -> float:
         return {"clipped": self.passes * self.minibatches, "reinforce": self.minibatches, "model": 1}[self.gradient]
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
-
-    @property
-    def online(self) -> bool:
-        return False
 
     def init(self, spec: Spec, world: World, key: Array) -> DreamerState:
         if self.gradient == "model" and spec.discrete:

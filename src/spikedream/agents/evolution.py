@@ -84,21 +84,10 @@ class Evolution:
         if self.population % 2:
             raise ValueError(f"population is {self.population}; candidates come in pairs, so that it must be even")
 
-    @property
-    def uses_world(self) -> bool:
-        return True
-
-    @property
-    def acts_in_world(self) -> bool:
-        return False
-
-    @property
-    def online(self) -> bool:
-        return False
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
+    uses_world = True
+    acts_in_world = False
+    online = False
+    on_policy_steps = None
 
     def init(self, spec: Spec, world: World, key: Array) -> EvolutionState:
         distribution = action_distribution(spec)

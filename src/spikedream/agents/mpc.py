@@ -71,21 +71,10 @@ class MPC:
                 ' set when = "evaluate"'
             )
 
-    @property
-    def uses_world(self) -> bool:
-        return True
-
-    @property
-    def acts_in_world(self) -> bool:
-        return True
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
-
-    @property
-    def online(self) -> bool:
-        return False
+    uses_world = True
+    acts_in_world = True
+    on_policy_steps = None
+    online = False
 
     def _discount(self, world: World) -> tuple[Array | float, Array | float]:
         """Gamma, and what one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain

@@ -138,21 +138,13 @@ class OffPolicy:
     def uses_world(self) -> bool:
         return self.dreams is not None
 
-    @property
-    def acts_in_world(self) -> bool:
-        return False
+    acts_in_world = False
+    on_policy_steps = None
+    online = False
 
     @property
     def actor_steps(self) -> float:
         return 1 / self.policy_delay
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
-
-    @property
-    def online(self) -> bool:
-        return False
 
     # ---- making
 

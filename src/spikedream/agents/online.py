@@ -116,21 +116,10 @@ class StreamActorCritic:
         check_bounds(self, gamma=(0, 0.99999), trace_decay=share, step_size=not_negative, critic_step_size=not_negative)
         check_bounds(self, caution=(1, None), critic_caution=(1, None), entropy=not_negative, sparsity=share)
 
-    @property
-    def uses_world(self) -> bool:
-        return False
-
-    @property
-    def acts_in_world(self) -> bool:
-        return False
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
-
-    @property
-    def online(self) -> bool:
-        return True
+    uses_world = False
+    acts_in_world = False
+    on_policy_steps = None
+    online = True
 
     def init(self, spec: Spec, world: World, key: Array) -> StreamState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""

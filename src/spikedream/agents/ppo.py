@@ -114,17 +114,12 @@ class PPO:
     def uses_world(self) -> bool:
         return self.imagination is not None
 
-    @property
-    def acts_in_world(self) -> bool:
-        return False
+    acts_in_world = False
+    online = False
 
     @property
     def on_policy_steps(self) -> int:
         return self.rollout
-
-    @property
-    def online(self) -> bool:
-        return False
 
     def init(self, spec: Spec, world: World, key: Array) -> PPOState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""

@@ -65,21 +65,10 @@ class StableBaselines:
                 " run's, and there is no state-dependent exploration"
             )
 
-    @property
-    def uses_world(self) -> bool:
-        return True
-
-    @property
-    def acts_in_world(self) -> bool:
-        return False
-
-    @property
-    def online(self) -> bool:
-        return False
-
-    @property
-    def on_policy_steps(self) -> None:
-        return None
+    uses_world = True
+    acts_in_world = False
+    online = False
+    on_policy_steps = None
 
     # ---- acting
 
