@@ -289,7 +289,18 @@ def test_a_hidden_velocity_is_learned_from_the_command_line(tmp_path: Path, caps
             "needs a continuous action space; Dreamer, PPO and MPC act in discrete ones",
         ),
         (
-            ["train", "Pendulum-v1", "--agent", "OffPolicy", "--agent.dreams", "Dreams", "--world-model.members", "1"],
+            [
+                "train",
+                "Pendulum-v1",
+                "--agent",
+                "OffPolicy",
+                "--agent.dreams",
+                "Dreams",
+                "--world-model.members",
+                "1",
+                "--bonus",
+                "None",
+            ],
             "asks whether the members of an ensemble agree, but the world model has one; set world_model.members to 2",
         ),
         (

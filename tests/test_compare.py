@@ -1,6 +1,7 @@
 """Comparisons of runs and studies, mostly of run directories that are written here by hand."""
 
 import io
+import functools
 import json
 import subprocess
 import sys
@@ -502,7 +503,10 @@ def test_a_wrong_study_is_explained_before_anything_is_run(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "no study 'nothing'; spikedream comes with debug, dreams-on-mujoco, model-based-against-model-free"),
+        (
+            ["nothing"],
+            "no study 'nothing'; spikedream comes with debug, dreams-on-mujoco, embedded, model-based-against-model-free",
+        ),
         (["no/such.yaml"], "cannot read no/such.yaml"),
         (["debug", "--jobs", "0"], "jobs is 0; it must be at least 1"),
     ],
@@ -685,14 +689,15 @@ def test_a_baseline_is_run_where_it_is_installed(tmp_path: Path, monkeypatch: py
 
 def test_processes_are_stopped_together_and_none_is_begun_afterwards(tmp_path: Path) -> None:
     processes, statuses = Processes(), []
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    thread = threading.Thread(target=lambda: statuses.append(processes.run(sleep, tmp_path / "log")))
+    sleep = ["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"]
+    run = functools.partial(processes.run, sleep, tmp_path, tmp_path / "settings.yaml", tmp_path / "log")
+    thread = threading.Thread(target=lambda: statuses.append(run()))
     thread.start()
-    while not processes.running:
+    while thread.is_alive() and not processes.running:
         time.sleep(0.01)
     processes.stop()
     thread.join(10)
-    assert not thread.is_alive() and statuses == [-15] and processes.run(sleep, tmp_path / "log") == -15
+    assert not thread.is_alive() and statuses == [-15] and run() == -15
 
 
 # ---- baselines

@@ -441,6 +441,9 @@ class Surprise:
 
     largest: float = 9.0
 
+    def bound(self, state, normalizer):
+        return self.largest / normalizer.reward_scale
+
     def reward(self, state, obs, action, prediction):
         return state * (prediction.uncertainty + (prediction.obs - obs)[1] - action[1])
 
