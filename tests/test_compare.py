@@ -1,7 +1,7 @@
 """Comparisons of runs and studies, mostly of run directories that are written here by hand."""
 
-import io
 import functools
+import io
 import json
 import subprocess
 import sys
