@@ -53,4 +53,4 @@ def chosen_html(rows: list[Row]) -> str:
             row = told[-1]
             shown = choice.shown(row[choice.metric])
             found.append((choice.title, shown, choice.why(row), f"<code>{choice.setting}</code>"))
-    return html_table(("what", "chosen", "why", "fixed by"), found) if found else ""
+    return html_table(("what", "chosen", "why", "fixed by"), found, "prose") if found else ""

@@ -32,6 +32,7 @@ table {{ border-collapse: collapse; font-size: 14px; font-variant-numeric: tabul
 th, td {{ padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid #eef0f3; white-space: nowrap; }}
 td small {{ color: {MUTED}; font-size: 12px; }}
 th {{ color: {MUTED}; font-weight: 400; font-size: 13px; }} th:first-child, td:first-child {{ text-align: left; }}
+.prose td, .prose th {{ text-align: left; vertical-align: top; white-space: normal; }} .prose code {{ white-space: nowrap; }}
 .shaded td, .shaded th {{ padding: 6px 10px; border: 2px solid #fff; text-align: center; }}
 .shaded td:first-child {{ padding-left: 0; text-align: left; }} .shaded td small {{ color: #5d6875; }} a {{ color: {MODEL}; }}
 """
