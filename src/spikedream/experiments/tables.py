@@ -218,10 +218,10 @@ def iqm(row: Row, column: Mapping[str, Any], *_: Any) -> str:
 
 
 def spread(row: Row, column: Mapping[str, Any], *_: Any) -> str:
-    """`20.8 (19.9 to 24.7)`: median, or the mean where the column says `middle: mean`, and range of the column's `score`."""
-    f, digits = row.figure(column["score"]), column.get("digits")
-    middle = number(f.get(column.get("middle", "median")), digits)
-    return f"{middle} ({number(f['lowest'], digits)} to {number(f['highest'], digits)})" if f.get("lowest") is not None else middle
+    """`20.8 (19.9 to 24.7)`: what `value` says, and the range; of the solved seeds, where it is of steps to solve."""
+    lowest, highest = (value(row, {**column, "middle": end}) for end in ("lowest", "highest"))
+    middle = value(row, column)
+    return middle if lowest in (UNKNOWN, highest) else f"{middle} ({lowest} to {highest})"
 
 
 def value(row: Row, column: Mapping[str, Any], *_: Any) -> str:
