@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax import Array
 from small import finite, known, same
 
 from spikedream.ops.calibration import LEVELS, coverage, deviation_factor, half_width
@@ -17,6 +18,7 @@ from spikedream.ops.dream import dream
 from spikedream.ops.fitting import adamw, fit, matrices, start
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.ops.when import when
 from spikedream.types import Decision, Prediction, Spec, Transition
 
 KEY = jax.random.key(0)
@@ -468,3 +470,22 @@ def test_dream_reduces_spikes_to_rates_and_draws_fresh_keys(dreamt):
     np.testing.assert_allclose(seen.decision.spikes[0], np.full(5, 0.25))
     np.testing.assert_allclose(seen.prediction.spikes[0], np.ones(5))
     assert len(np.unique(seen.decision.log_prob)) == 15
+
+
+# ---- a branch that stays one
+
+
+@pytest.mark.parametrize("due", [(False, False, False), (True, False, True), (True, True, True)])
+def test_a_branch_is_taken_by_those_that_are_due_and_computed_where_there_are_any(due: tuple[bool, ...]) -> None:
+    made = []
+
+    def double(x: Array) -> Array:
+        jax.debug.callback(lambda: made.append(1))
+        return 2 * x
+
+    x = jnp.asarray([1.0, 2.0, 3.0])
+    wanted = np.where(due, 2 * x, x)
+    np.testing.assert_array_equal(jax.vmap(lambda d, x: when(d, double, x))(jnp.asarray(due), x), wanted)
+    jax.effects_barrier()
+    assert bool(made) == any(due)
+    np.testing.assert_array_equal([when(jnp.asarray(d), double, y) for d, y in zip(due, x, strict=True)], wanted)

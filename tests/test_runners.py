@@ -22,6 +22,7 @@ from spikedream.runners.clock import due
 from spikedream.runners.sync import Trainer
 from spikedream.runners.together import Together
 from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.rollout_worker import RolloutWorker
 from spikedream.runs.run import Run
 
 TINY: dict[str, Any] = {
@@ -159,6 +160,23 @@ def test_seeds_that_run_together_and_are_stopped_go_on_with_what_they_remember(t
         int(trainer.state.replay.added) for trainer in first.trainers
     ]
     second.close()
+
+
+@pytest.mark.learning
+def test_seeds_that_run_together_where_processors_are_idle_play_in_processes_and_come_to_the_same(
+    tmp_path: Path, monkeypatch
+) -> None:
+    configs = [config(seed=seed, budget=60) for seed in (3, 4)]
+    for folder, idle in ("here", False), ("apart", True):
+        monkeypatch.setattr(together, "processors", lambda idle=idle: 3 if idle else 2)
+        several = Together(configs, [tmp_path / f"{folder}{c.seed}" for c in configs], [Notes(), Notes()])
+        assert all(isinstance(trainer.collector, RolloutWorker) is idle for trainer in several.trainers)
+        try:
+            several.train()
+        finally:
+            several.close()
+    for c in configs:
+        assert outcome(tmp_path / f"here{c.seed}") == outcome(tmp_path / f"apart{c.seed}")
 
 
 def test_seeds_with_other_settings_do_not_run_together(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ class Act(NamedTuple):
     key: Array  # for the next decision
 
 
+def _moved(tree: PyTree, device: Any) -> PyTree:
+    return tree if device == jax.devices()[0] == jax.devices("cpu")[0] else jax.device_put(tree, device)
+
+
 def _at_its_precision(verb: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(verb)
     def traced(algorithm: "Algorithm", *arguments: Any) -> Any:
@@ -116,6 +120,16 @@ class Algorithm:
         if not (self.agent.acts_in_world or self.world_model.recurrent):
             world = World(self.world_model, (), state.replay.normalizer)
         return PolicyState(self.agent.policy_of(state.agent), world)
+
+    def to_act(self, tree: PyTree) -> PyTree:
+        """Moved to where decisions are computed: to the host's processor, which has the environments, since a single decision is
+        not worth the way to an accelerator; but planning and beliefs are, and what learns from each step stays where it learns."""
+        heavy = self.agent.acts_in_world or self.world_model.recurrent or self.agent.online
+        return tree if heavy else _moved(tree, jax.devices("cpu")[0])
+
+    def to_learn(self, tree: PyTree) -> PyTree:
+        """Moved back from there."""
+        return _moved(tree, jax.devices()[0])
 
     def describe(self, policy: PolicyState) -> tuple[Node, ...]:
         """The greedy policy, from a raw observation to a choice or to an action in [-1, 1], for export.

@@ -13,6 +13,7 @@ from spikedream.agents.transitions import Batch, mixed
 from spikedream.ops.dream import Policy, dream, playback
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
+from spikedream.ops.when import when
 from spikedream.types import Experience, Metrics, Spec, check_bounds
 from spikedream.world import World
 
@@ -106,7 +107,7 @@ class Dreams:
         """
         dream_key, batch_key = jax.random.split(key)
         due, rows = self.due(updates, experience), batch.reward.shape[0]
-        state = jax.lax.cond(due, lambda s: self.dream(s, world, experience, policy, dream_key), lambda s: s, state)
+        state = when(due, lambda s: self.dream(s, world, experience, policy, dream_key), state)
         imagined = jnp.arange(rows) < jnp.round(self.share_now(state, experience) * rows)
         batch = mixed(self.batch(state, experience, gamma, rows, batch_key), batch, imagined)
         metrics = {

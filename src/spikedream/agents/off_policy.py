@@ -28,6 +28,7 @@ from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
 from spikedream.ops.slow_copy import AnySlowCopy, HardCopy, Polyak
 from spikedream.ops.value_range import ValueRange
+from spikedream.ops.when import when
 from spikedream.snn.batch_norm import BatchNormMLP
 from spikedream.snn.conventional import MLP
 from spikedream.snn.encoders import GaussianPopulation
@@ -249,9 +250,7 @@ class OffPolicy:
         state, encoder_loss = self._learn_representation(state, batch)
         state, batch, imagined, dreamt = self._dream(state, world, experience, batch, dream_key)
         state, (critic_loss, error, target) = self._learn_critics(state, batch, target_key)
-        state = jax.lax.cond(
-            state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), lambda s: s, state
-        )
+        state = when(state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), state)
         state = self._copy(state)
         metrics = dreamt | {
             "critic_loss": critic_loss,

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from spikedream.config import Config
+from spikedream.envs.interpreters import processors
 from spikedream.envs.make import spec_of
 from spikedream.envs.spaces import BrokenEnvironment
-from spikedream.envs.workers import processors
 from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
 from spikedream.runners.account import Account, Progress, restore_outside

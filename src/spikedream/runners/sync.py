@@ -27,6 +27,7 @@ from spikedream.runs.doubts import tell_doubts
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.memory import check_memory
 from spikedream.runs.metrics import Listener, check_wandb
+from spikedream.runs.rollout_worker import RolloutWorker
 from spikedream.runs.run import Run
 from spikedream.snn.product import fastest
 from spikedream.types import Metrics, Transition
@@ -76,13 +77,16 @@ class Trainer:
         listener: told how it goes.
         resume: go on from the newest checkpoint in `directory`.
         alone: compile its own programs; False where whoever drives it has programs for several runs at once.
+        apart: play the environments in another process.
 
     Raises:
         BrokenEnvironment, CheckpointError: as their texts say.
         ImportError: the agent needs a library that is not installed.
     """
 
-    def __init__(self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True):
+    def __init__(
+        self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True, apart: bool = False
+    ):
         config.check()
         if config.action_repeat is None and config.start_from is not None:  # what it knows is of steps of this length
             config = replace(config, action_repeat=Run(config.start_from).config.repeat)
@@ -98,12 +102,12 @@ class Trainer:
         self._stop = False  # as soon as it is safe
         self.clock = CompileClock()
         saved = checkpoint.load(directory / "checkpoints") if resume else None
-        environments = environments_of(config)
+        player = RolloutWorker(config) if apart else environments_of(config)
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
-        self.algorithm = config.algorithm(environments.spec, self.progress.precision)
+        self.algorithm = config.algorithm(player.spec, self.progress.precision)
         check_memory(self.algorithm)
-        self.collector = Collector(config, self.algorithm, environments)
+        self.collector = player if isinstance(player, RolloutWorker) else Collector(config, self.algorithm, player)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         self.learner = self.algorithm.host_learner(self.state)
         if not resume and config.action_repeat is None:
@@ -113,7 +117,7 @@ class Trainer:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(self.config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
-        self.evaluator = Evaluator(self.config, config.evaluation.episodes)
+        self.evaluator = player if isinstance(player, RolloutWorker) else Evaluator(self.config, config.evaluation.episodes)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
         if saved is not None:
             self._restore(*saved)
@@ -144,8 +148,8 @@ class Trainer:
     def _measure_repeat(self) -> None:
         """Begin to collect, and hold actions from then on for as long as the environment's clock suggests. Where that is more than
         one step, or nothing random was to be learned from, what was collected only counts."""
-        progress, acting = self.progress, Acting(self.state.carry, self.state.keys.collect)
-        policy = self.algorithm.policy(self.state)
+        progress, (acting, policy) = self.progress, self._to_act()
+        assert isinstance(self.collector, Collector)
         while progress.real_steps < min(PROBE, self.config.budget):
             acting, taken = self.collector.explore(acting, policy, progress.real_steps)
             progress.real_steps += taken
@@ -177,31 +181,35 @@ class Trainer:
         progress, collect = self.progress, self.config.collect
         if progress.turn == 0 and progress.inherited_steps:
             return  # there is something to learn from already
-        acting, policy = Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
+        acting, policy = self._to_act()
         if self.config.realtime is not None:  # nothing may be compiled while the clock runs
+            assert isinstance(self.collector, Collector)
             self.collector.warm_up(acting, policy)
             if self.programs is not None:
                 self.programs.wait()
         explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
+        longest = collect.environments * self.config.repeat  # steps of their own that the environments take in one
         while progress.real_steps < self.config.budget:
-            done, total = progress.collected, self.turn_steps()
+            done, total, counted = progress.collected, self.turn_steps(), collect.environments
             if explores and collect.seed_steps is not None:
-                done, total = progress.real_steps, collect.seed_steps
+                done, total, counted = progress.real_steps, collect.seed_steps, longest
             elif explores:
-                done, total = self.collector.episodes, collect.seed_episodes
+                done, total, counted = self.collector.episodes, collect.seed_episodes, math.inf
                 if collect.seed_limit is not None and progress.real_steps >= collect.seed_limit:
                     break
             if done >= total and (self.config.realtime is None or self.collector.between_episodes):
                 break  # in real time an episode would go on while the agent learns
             self.listener.phase("collect", done, total)
+            left = min((total - done) / counted, (self.config.budget - progress.real_steps) / longest)
+            steps = min(self.collector.stride, max(1, math.ceil(left)))
             if explores:
-                acting, taken = self.collector.explore(acting, policy, progress.real_steps)
+                acting, taken = self.collector.explore(acting, policy, progress.real_steps, steps)
             else:
-                acting, taken = self.collector.act(acting, policy)
+                acting, taken = self.collector.act(acting, policy, steps)
             if self.algorithm.agent.online:
                 acting, policy = self.learn(acting)
             progress.real_steps += taken
-            progress.collected += collect.environments
+            progress.collected += steps * collect.environments
             if self._stop:
                 self._carry_on(acting)
                 self._heed_stop()
@@ -217,7 +225,12 @@ class Trainer:
             return collect.steps
         return max(collect.steps, int(collect.growth * int(self.state.replay.added) * collect.environments))
 
+    def _to_act(self) -> tuple[Acting, PolicyState]:
+        acting = Acting(self.state.carry, self.state.keys.collect)
+        return self.algorithm.to_act((acting, self.algorithm.policy(self.state)))
+
     def _carry_on(self, acting: Acting) -> None:
+        acting = self.algorithm.to_learn(acting)
         self.state = replace(self.state, carry=acting.carry, keys=replace(self.state.keys, collect=acting.key))
 
     def learn(self, acting: Acting) -> tuple[Acting, PolicyState]:
@@ -225,7 +238,7 @@ class Trainer:
         self._carry_on(acting)
         self.state, metrics = self.algorithm.learn(self.state, self.collector.fetch(1)[0])
         self.account.metrics |= metrics
-        return Acting(self.state.carry, self.state.keys.collect), self.algorithm.policy(self.state)
+        return self._to_act()
 
     def remember(self) -> None:
         while self.collector.pending:
@@ -293,7 +306,7 @@ class Trainer:
             progress.solved_at = progress.real_steps
             progress.fresh = self._fresh()
         progress.finished = spent or (verdict.solved and evaluation.stop)
-        progress.measured |= verdict.evaluated.successes() | self.collector.environments.take_timing().metrics()
+        progress.measured |= verdict.evaluated.successes() | self.collector.take_timing().metrics()
         progress.done["evaluation"] = progress.real_steps
         progress.evaluations += 1
         self._settle()
@@ -305,7 +318,8 @@ class Trainer:
         """As `runs.outcome` asks for it."""
         if stream == CONFIRM:
             self.listener.phase("confirm", index[-1], self.config.evaluation.confirmations)
-        return self.evaluator(self.algorithm, self.algorithm.policy(self.state), self.state.keys.evaluate, stream, *index)
+        policy, key = self.algorithm.to_act((self.algorithm.policy(self.state), self.state.keys.evaluate))
+        return self.evaluator(self.algorithm, policy, key, stream, *index)
 
     def _fresh(self) -> tuple[float, float]:
         fresh = self._play(REPORT, 0)

@@ -6,6 +6,7 @@ which is most of a state, stays where it is, one array for all seeds; the rest i
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax import Array
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Config
+from spikedream.envs.interpreters import processors
 from spikedream.processes import Sync
 from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Interrupted, stopping
@@ -43,16 +45,18 @@ class Together:
     def __init__(self, configs: Sequence[Config], directories: Sequence[Path], listeners: Sequence[Listener]):
         if not all(isinstance(config.runner, Sync) for config in configs):
             raise ValueError("seeds run together in one process; with runner Parallel each takes its own turn")
+        apart = all(_plays_apart(config) for config in configs) and processors() > len(configs)
         self.trainers: list[Trainer] = []
         for config, directory, listener in zip(configs, directories, listeners, strict=True):
             resume = bool(checkpoint.heads(directory / "checkpoints"))
-            self.trainers.append(Trainer(config, directory, listener, resume, alone=False))
+            self.trainers.append(Trainer(config, directory, listener, resume, alone=False, apart=apart))
         self.algorithm = self.trainers[0].algorithm
         if any(trainer.algorithm != self.algorithm for trainer in self.trainers):
             raise ValueError("seeds that run together must have the same settings")
         if self.trainers[0].learner is not None:
             name = type(self.algorithm.agent).__name__
             raise ValueError(f"{name} improves outside compiled programs, each seed by itself: leave --together out")
+        self._threads = ThreadPoolExecutor(len(self.trainers))
         self.data = _stack([trainer.state.replay.data for trainer in self.trainers])  # leaves (seeds, rows, environments, ...)
         for i, trainer in enumerate(self.trainers):
             trainer.held = partial(self._data_of, i)
@@ -81,17 +85,21 @@ class Together:
                 raise
 
     def _turn(self, going: list[Trainer]) -> None:
-        for trainer in going:
-            trainer.play()
+        self._each(Trainer.play, going)
         self._remember()
         self._fit(going)
         while self._dream(going):
             pass
+        self._each(Trainer.evaluate, going)
         for trainer in going:
-            trainer.evaluate()
             trainer.turn_over()
             if trainer.progress.finished:
                 trainer.write_result()
+
+    def _each(self, verb: Callable[[Trainer], None], going: list[Trainer]) -> None:
+        """In threads, of which one decides while the environments of another move."""
+        for _ in self._threads.map(verb, going):
+            pass
 
     def _remember(self) -> None:
         """What waits in the collectors."""
@@ -100,7 +108,8 @@ class Together:
             fetched = [t.collector.fetch(most) if t.collector.pending else None for t in self.trainers]
             largest = max((steps for steps, _ in filter(None, fetched)), key=lambda steps: len(steps.reward))
             numbers = np.array([number for _, number in (some or (None, 0) for some in fetched)], np.int32)
-            steps = _stack([_filled(some[0] if some else largest, len(largest.reward)) for some in fetched])
+            filled = [_filled(some[0] if some else largest, len(largest.reward)) for some in fetched]
+            steps = jax.tree.map(lambda *x: np.stack(x), *filled)
             replays = [trainer.state.replay for trainer in self.trainers]
             replays, self.data = _remember(self.algorithm, replays, self.data, steps, numbers)
             for trainer, replay in zip(self.trainers, replays, strict=True):
@@ -134,8 +143,14 @@ class Together:
             trainer.ask_to_stop(signal_name)
 
     def close(self) -> None:
+        self._threads.shutdown()
         for trainer in self.trainers:
             trainer.close()
+
+
+def _plays_apart(config: Config) -> bool:
+    """Whether its environments can be played in another process, by a policy that needs no more than a processor."""
+    return config.realtime is None and config.action_repeat is not None and not config.agent.acts_in_world
 
 
 def _filled(steps: Transition, rows: int) -> Transition:

@@ -11,6 +11,7 @@ from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
 from spikedream.envs.host import EXPLORE, HostEnvironments, Position, episode_seed
 from spikedream.envs.make import registered
+from spikedream.envs.real_time import Timing
 from spikedream.envs.spaces import random_action, random_log_prob
 from spikedream.replay.spread import cycle
 from spikedream.types import PyTree, Transition
@@ -26,7 +27,21 @@ class Acting(NamedTuple):
     key: Array
 
 
-class Collector:
+class Unfetched:
+    """Real steps that nobody has fetched yet."""
+
+    def __init__(self) -> None:
+        self.pending: list[Transition] = []  # leaves (environments, ...)
+        self.ended: list[float] = []  # returns of the episodes that have ended
+
+    def fetch(self, most: int) -> tuple[Transition, int]:
+        """The oldest pending steps, at least one and at most `most`, as rows, leaves (rows, environments, ...), filled up to one of
+        few sizes, so that few programs are compiled; and how many rows there are."""
+        taken, self.pending = self.pending[:most], self.pending[most:]
+        return filled(Transition(*(cast(Any, np.stack(field)) for field in zip(*taken, strict=True))), most)
+
+
+class Collector(Unfetched):
     """The real environments of a run, and the steps taken in them that nobody has fetched yet.
 
     Args:
@@ -35,11 +50,12 @@ class Collector:
         environments: as `environments_of` makes them.
     """
 
+    stride = 1  # steps that are taken at once
+
     def __init__(self, config: Config, algorithm: Algorithm, environments: HostEnvironments):
+        super().__init__()
         self.config, self.algorithm, self.environments = config, algorithm, environments
-        self.pending: list[Transition] = []  # leaves (environments, ...)
         self.returns = np.zeros(config.collect.environments)  # of the episodes under way, so far
-        self.ended: list[float] = []  # returns of those that have ended and nobody has fetched yet
 
     @property
     def episodes(self) -> int:
@@ -55,20 +71,28 @@ class Collector:
     def positions(self) -> list[Position]:
         return self.environments.positions
 
-    def explore(self, acting: Acting, policy: PolicyState, salt: int) -> tuple[Acting, int]:
-        """One random step in each environment, which `salt` decides; and how many steps of their own the environments took."""
-        acting = self._begin(acting, policy)
-        spec, count = self.algorithm.spec, len(self.positions)
-        rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, salt))
-        actions = np.stack([random_action(spec, rng) for _ in range(count)])
-        return acting, self._step(actions, np.full(count, random_log_prob(spec), np.float32))
+    def explore(self, acting: Acting, policy: PolicyState, salt: int, steps: int = 1) -> tuple[Acting, int]:
+        """Random steps in each environment, which `salt` decides; and how many steps of their own the environments took."""
+        spec, count, taken = self.algorithm.spec, len(self.positions), 0
+        for _ in range(steps):
+            acting = self._begin(acting, policy)
+            rng = np.random.default_rng(episode_seed(self.config.seed, EXPLORE, salt + taken))
+            actions = np.stack([random_action(spec, rng) for _ in range(count)])
+            taken += self._step(actions, np.full(count, random_log_prob(spec), np.float32))
+        return acting, taken
 
-    def act(self, acting: Acting, policy: PolicyState) -> tuple[Acting, int]:
-        """One step of the noisy policy in each environment; and how many steps of their own the environments took."""
-        acting = self._begin(acting, policy)
-        act = self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False)
-        taken = self._step(np.asarray(act.action), np.asarray(act.log_prob))
-        return Acting(act.carry, act.key), taken
+    def act(self, acting: Acting, policy: PolicyState, steps: int = 1) -> tuple[Acting, int]:
+        """Steps of the noisy policy in each environment; and how many steps of their own the environments took."""
+        taken = 0
+        for _ in range(steps):
+            acting = self._begin(acting, policy)
+            act = self.algorithm.act(policy, acting.carry, self.environments.obs, acting.key, False)
+            taken += self._step(np.asarray(act.action), np.asarray(act.log_prob))
+            acting = Acting(act.carry, act.key)
+        return acting, taken
+
+    def take_timing(self) -> Timing:
+        return self.environments.take_timing()
 
     def warm_up(self, acting: Acting, policy: PolicyState) -> None:
         """Have the next decision compiled, while no clock runs."""
@@ -90,12 +114,6 @@ class Collector:
                 self.ended.append(float(self.returns[i]))
                 self.returns[i] = 0.0
         return taken
-
-    def fetch(self, most: int) -> tuple[Transition, int]:
-        """The oldest pending steps, at least one and at most `most`, as rows, leaves (rows, environments, ...), filled up to one of
-        few sizes, so that few programs are compiled; and how many rows there are."""
-        taken, self.pending = self.pending[:most], self.pending[most:]
-        return filled(Transition(*(cast(Any, np.stack(field)) for field in zip(*taken, strict=True))), most)
 
     # ---- saving
 
