@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from spikedream.config import ConfigError, nearest
 from spikedream.experiments import record
 from spikedream.experiments.record import END, FRESH, STEPS, Row
+from spikedream.reports.statistics import summary
 
 FEW = 3  # solved seeds, up to which each one's steps are told where not all are solved
 BLOCK = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -217,6 +219,16 @@ def iqm(row: Row, column: Mapping[str, Any], *_: Any) -> str:
     return UNKNOWN if f.get("iqm") is None else f"{number(f['iqm'])} [{number(f['low'])}, {number(f['high'])}]"
 
 
+def mean(row: Row, column: Mapping[str, Any], *_: Any) -> str:
+    """`8,645 [8,423, 8,903]`: mean over seeds of the column's `score`, and its 95 % interval; of a single seed that seed."""
+    values = row.figure(column["score"]).get("values")
+    if values is None:
+        return UNKNOWN
+    found = summary(np.array(values), "mean")
+    bracket = f" [{number(found['low'])}, {number(found['high'])}]" if len(values) > 1 else ""
+    return f"{number(found['mean'])}{bracket}"
+
+
 def spread(row: Row, column: Mapping[str, Any], *_: Any) -> str:
     """`20.8 (19.9 to 24.7)`: what `value` says, and the range; of the solved seeds, where it is of steps to solve."""
     lowest, highest = (value(row, {**column, "middle": end}) for end in ("lowest", "highest"))
@@ -232,7 +244,7 @@ def value(row: Row, column: Mapping[str, Any], *_: Any) -> str:
 
 SHOW: dict[str, Callable[..., str]] = {
     "steps": steps, "peers": peers, "one": one, "ratio": ratio, "solved": solved, "interval": interval, "fresh": fresh,
-    "still": still, "end": end, "iqm": iqm, "spread": spread, "value": value,
+    "still": still, "end": end, "iqm": iqm, "mean": mean, "spread": spread, "value": value,
 }  # fmt: skip
 
 
