@@ -50,6 +50,7 @@ class Train:
     name: tyro.conf.Positional[str]  # a preset (`spikedream presets`) or a Gymnasium id, also as module:Id-v0
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: Path | None = None  # the run directory; runs/<name>/<date-time>-s<seed> when absent
+    given_up: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # a line each, for a person
 
 
 @dataclass
@@ -143,13 +144,14 @@ def train(arguments: list[str], console: Console) -> int:
     command = parse_train(arguments)
     title = f"{command.config.preset} · {command.config.env} · seed {command.config.seed}"
     with display(console, title) as listener:
+        for line in command.given_up:
+            listener.note(line)
         run = spikedream.train(command.config, out=command.out, listener=listener)
     return _conclude(run, console)
 
 
 def parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
-    base = configuration.named(names[0]) if names else Config()
     changes: dict[str, Any] = {}
     out: Path | None = None
     asks_help = False
@@ -162,12 +164,12 @@ def parse_train(arguments: list[str]) -> Train:
             out = Path(flags.single(path, values))
         else:
             flags.put(changes, path, flags.value(path, values))
-    config = configuration.merge(base, changes)
+    config, given_up = configuration.resolve(names[0], changes) if names else (configuration.merge(Config(), changes), ())
     if asks_help or not names:
         default = Train(name=names[0] if names else tyro.MISSING, config=config)
         settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
-    return Train(names[0], config, out)
+    return Train(names[0], config, out, given_up)
 
 
 def resume(arguments: list[str], console: Console) -> int:
@@ -278,7 +280,10 @@ def bench(arguments: list[str], console: Console) -> int:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
     line = shlex.join(["spikedream", "bench", *arguments])
-    return run_bench(command, parse_train([command.name, *settings]).config, console, line)
+    trained = parse_train([command.name, *settings])
+    for given_up in trained.given_up:
+        console.print(given_up, highlight=False, soft_wrap=True)
+    return run_bench(command, trained.config, console, line)
 
 
 def compare(arguments: list[str], console: Console) -> int:

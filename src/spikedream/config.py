@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 import yaml
 
+from spikedream import constraints
 from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.evolution import Evolution
@@ -201,8 +202,6 @@ class Config:
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
         self.runner.check(self)
-        if self.action_repeat is None and self.realtime is not None:
-            raise ValueError("action_repeat is None, which is measured before the clock runs; with realtime give --action-repeat 1")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
@@ -213,32 +212,17 @@ class Config:
             raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
-        if self.agent.online:
-            self._check_online(name)
-        if steps is None:
-            return
-        if self.start_from is not None:
+        if self.start_from is not None and (self.agent.online or steps is not None):
             raise ValueError(
                 f"start_from needs an agent that learns from any experience, which {name} does not; Dreamer and MPC do"
             )
-        collect, improve, environments = self.collect, self.improve, self.collect.environments
-        explores = collect.seed_steps is not None or collect.seed_episodes > 0
-        whole_turns = not explores and collect.steps == steps and self.fit.every is None
-        if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
+        constraints.refuse_unmet(self)
+        if steps is None:
+            return
+        if steps % self.collect.environments:
             raise ValueError(
-                f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
-                f" 0 and no collect.seed_steps, collect.steps to {steps} (agent.rollout), improve.first, improve.then and"
-                " improve.block to 1, and neither fit.every nor improve.ratio"
-            )
-        if steps % environments:
-            raise ValueError(
-                f"agent.rollout is {steps}, which {environments} environments (collect.environments) cannot share equally"
-            )
-        if self.budget % steps:
-            whole = -(-self.budget // steps) * steps
-            raise ValueError(
-                f"budget is {self.budget}, but {name} learns from {steps} steps at a time (agent.rollout); {whole} is the next"
-                " multiple"
+                f"agent.rollout is {steps}, which {self.collect.environments} environments (collect.environments) cannot share"
+                " equally"
             )
         if self.replay.capacity < steps:
             raise ValueError(
@@ -246,36 +230,6 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
-        self._check_no_probe(name)
-
-    def _check_no_probe(self, name: str) -> None:
-        """Where only steps by the agent's own policy may be learned from."""
-        if self.action_repeat is None:
-            raise ValueError(
-                f"action_repeat is None, which random steps measure, but {name} learns from its own alone; give --action-repeat 1"
-            )
-
-    def _check_online(self, name: str) -> None:
-        """What learns from each step as it comes."""
-        collect, improve = self.collect, self.improve
-        if collect.environments != 1:
-            raise ValueError(
-                f"{name} learns from one step after the other, of one environment; collect.environments is {collect.environments},"
-                " set it to 1"
-            )
-        if collect.seed_steps is not None or collect.seed_episodes > 0 or self.start_from is not None:
-            raise ValueError(
-                f"{name} learns from its own steps alone; set collect.seed_episodes to 0, and neither collect.seed_steps nor"
-                " start_from"
-            )
-        if improve.first or improve.then or improve.ratio is not None:
-            raise ValueError(
-                f"{name} learns while it collects, and there is nothing left to do after that; set improve.first and improve.then"
-                " to 0, and no improve.ratio"
-            )
-        if self.bonus is not None:
-            raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
-        self._check_no_probe(name)
 
 
 def twin(part: Any) -> Any:
@@ -428,6 +382,18 @@ def named(name: str) -> Config:
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
     return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
+
+
+def resolve(name: str, asked: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """`named` with the settings `asked` for. What the automatic configuration chooses gives way where it does not go with them; a
+    line for each reason says what was given up.
+
+    Raises:
+        ConfigError: when `name` or a setting is wrong.
+    """
+    config = merge(named(name), asked)
+    automatic = name == AUTOMATIC or not (name in presets() or name.endswith((".yaml", ".yml")))
+    return constraints.give_way(config, asked) if automatic else (config, ())
 
 
 def parse(text: str, origin: str) -> Config:
