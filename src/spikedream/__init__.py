@@ -21,7 +21,7 @@ from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.envs import hidden_velocity, ini_cartpole, remote
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
-from spikedream.export.energy import energy, record
+from spikedream.export.energy import energy, write_energy
 from spikedream.export.learner import ExportedLearner, export_learner
 from spikedream.nodes import Unexportable
 from spikedream.processes import Parallel, Sync
@@ -161,7 +161,7 @@ def _go(config: Config, directory: Path, listener: Listener | None, report: bool
         training.close()
     run = Run(directory)
     if report:
-        record(run)
+        write_energy(run)
         write_report(run)
     return run
 
