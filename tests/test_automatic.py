@@ -10,9 +10,11 @@ import pytest
 from small import CONTINUOUS, DISCRETE, holding, known, same, small
 from test_resume import Notes
 
+import spikedream
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
 from spikedream.bonuses.blind import BlindState, WhileBlind, left_by_action
+from spikedream.cli import parse_train
 from spikedream.config import twin
 from spikedream.replay.normalizer import identity, no_moments
 from spikedream.replay.ring import ReplayBuffer
@@ -266,8 +268,66 @@ def test_an_environment_without_a_preset_gets_the_automatic_configuration():
     given, automatic = configuration.named("Acrobot-v1"), configuration.named("automatic")
     assert replace(given, preset="automatic", env=automatic.env) == automatic and given.env == "Acrobot-v1"
     assert given.action_repeat is None and given.agent.gamma is None and given.world_model.search is not None
-    ppo = {"agent": {"kind": "PPO"}, "collect": {"seed_episodes": 0, "steps": 256}, "budget": 256}
-    once = {"improve": {"first": 1, "then": 1, "block": 1}}
-    for changes in ({"runner": "Parallel"}, {"realtime": True}, ppo | once):
-        with pytest.raises(ValueError, match="--action-repeat 1"):
-            configuration.merge(given, changes).check()
+
+
+REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns of one length", "of its own policy"
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "why"),
+    [
+        ({}, {}, []),
+        ({"realtime": True}, {"action_repeat": 1}, [REALTIME]),
+        ({"realtime": True, "action_repeat": 2}, {}, []),
+        ({"runner": "Parallel"}, {"action_repeat": 1, "collect": {"growth": 0.0}}, [SPREAD]),
+        ({"runner": "Parallel", "action_repeat": 3}, {"collect": {"growth": 0.0}}, [SPREAD]),
+        ({"runner": "Parallel", "realtime": {"tick": 0.1}}, {"action_repeat": 1, "collect": {"growth": 0.0}}, [REALTIME, SPREAD]),
+        (
+            {"agent": {"kind": "PPO", "rollout": 300}},
+            {"action_repeat": 1, "collect": {"seed_episodes": 0, "steps": 300, "growth": 0.0}, "budget": 1200,
+             "improve": {"first": 1, "then": 1, "block": 1}},
+            [f"PPO learns once from each 300 steps {OWN}", "PPO learns from 300 steps at a time"],
+        ),
+        (
+            {"agent": "StreamActorCritic", "budget": 70},
+            {"action_repeat": 1, "collect": {"seed_episodes": 0}, "improve": {"first": 0, "then": 0}, "bonus": None},
+            ["StreamActorCritic learns from each step as it comes", "own rewards: bonus is None instead of Disagreement"],
+        ),
+        ({"agent": "StableBaselines"}, {}, []),
+        ({"world_model": {"members": 1}}, {"bonus": None}, ["Disagreement needs a world model of at least 2 members"]),
+        ({"replay": {"scale": "largest"}}, {"agent": {"gamma": 0.99}}, ['measured where replay.scale is "spread"']),
+    ],
+)  # fmt: skip
+def test_what_the_automatic_configuration_chooses_gives_way_and_says_so(asked, given, why):
+    for name in ("CartPole-v1", "automatic"):
+        config, lines = configuration.resolve(name, asked)
+        config.check()
+        assert config == configuration.merge(configuration.merge(configuration.named(name), asked), given)
+        assert len(lines) == len(why) and all(text in line for text, line in zip(why, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "says"),
+    [
+        ("CartPole-v1", {"realtime": True, "action_repeat": None}, r"before a clock runs.*; set action_repeat to 1 \(it is None\)"),
+        ("CartPole-v1", {"runner": "Parallel", "collect": {"growth": 0.05}}, r"set collect.growth to 0.0 \(it is 0.05\)"),
+        ("CartPole-v1", {"agent": "PPO", "collect": {"steps": 25}}, r"set collect.steps to 256 \(it is 25\)$"),
+        ("CartPole-v1", {"agent": "PPO", "budget": 300}, r"set budget to 512 \(it is 300\)"),
+        ("CartPole-v1", {"agent": "StreamActorCritic", "bonus": "Disagreement"}, r"set bonus to None \(it is Disagreement\)"),
+        ("ppo-cartpole", {"collect": {"growth": 0.1}}, r"set collect.growth to 0.0 \(it is 0.1\)"),
+        ("pendulum", {"action_repeat": None, "realtime": True}, r"set action_repeat to 1"),
+    ],
+)  # fmt: skip
+def test_what_somebody_asked_for_himself_does_not_give_way(name, asked, says):
+    config, _ = configuration.resolve(name, asked)
+    with pytest.raises(ValueError, match=says):
+        config.check()
+
+
+def test_who_trains_is_told_what_was_given_up(tmp_path, monkeypatch):
+    begun, notes = [], Notes()
+    monkeypatch.setattr(spikedream, "_go", lambda config, *rest, **more: begun.append(config))
+    spikedream.train("CartPole-v1", out=tmp_path / "run", settings={"realtime": True}, listener=notes)
+    assert begun[0].action_repeat == 1 and "action_repeat is 1 instead of None" in notes.texts[0]
+    command = parse_train(["CartPole-v1", "--realtime"])
+    assert command.config == begun[0] and list(command.given_up) == notes.texts

@@ -116,7 +116,7 @@ def test_reward_is_a_bounded_scalar_with_finite_gradients(kind, spec, convert):
     inputs = obs, action, obs + 0.3, jnp.asarray(0.2)
     reward = jax.value_and_grad(lambda o, a, n, u: bonus.reward(state, o, a, said(n, u)), argnums=(0, 1, 2, 3))
     value, gradient = jax.jit(reward)(*inputs)
-    assert value.shape == () and value.dtype == jnp.float32 and 0 < float(value) <= bonus.largest
+    assert value.shape == () and value.dtype == jnp.float32 and 0 < float(value) <= bonus.reward_floor
     assert finite(gradient)
     used = {RandomNetworkDistillation: [2], IntrinsicCuriosity: [0, 1, 2], Disagreement: [3]}[kind]
     assert [i for i in range(4) if bool((gradient[i] != 0).any())] == used
@@ -309,10 +309,10 @@ def test_scale_is_a_running_root_mean_square_of_what_is_stored():
     assert float(state.scale) == pytest.approx(0.75 * math.sqrt(12.5) + 0.25)
 
 
-def test_no_reward_is_larger_than_largest():
+def test_no_reward_is_larger_than_the_floor_of_rewards():
     weight = AdaptiveWeight(start=0.1, cap=4.0)
-    assert weight.largest == pytest.approx(0.4) and Disagreement(weight).largest == weight.largest
-    assert AdaptiveWeight().largest == pytest.approx(0.5)
+    assert weight.reward_floor == pytest.approx(0.4) and Disagreement(weight).reward_floor == weight.reward_floor
+    assert AdaptiveWeight().reward_floor == pytest.approx(0.5)
     paid = weight.reward(weight.init(), jnp.array([3.9, 4.0, 4.1, 1e30]))
     np.testing.assert_allclose(paid, [0.39, 0.4, 0.4, 0.4], rtol=1e-6)
 

@@ -252,7 +252,7 @@ def test_confidence_and_errors_are_those_of_held_out_steps():
     # By hand: of the members' mean, in units of the typical change, over the observation's entries and the reward.
     steps = replay.gather(jnp.arange(20))
     inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
-    mean = jax.vmap(lambda m: jax.vmap(lambda x: model.moments(m, x, KEY)[0])(inputs))(after.members).mean(0)
+    mean = jax.vmap(lambda m: jax.vmap(lambda x: model.each.moments(m, x, KEY)[0])(inputs))(after.members).mean(0)
     change = (steps.next_obs - steps.obs) / after.scale[None]
     by_hand = jnp.square(mean - jnp.concatenate([change, steps.reward[:, None]], axis=1)).mean(1)
     np.testing.assert_allclose(errors, by_hand, rtol=1e-4)

@@ -117,10 +117,10 @@ GOOD = {"agent": "StreamActorCritic", "collect": {"seed_episodes": 0}, "improve"
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"collect": {"environments": 2}}, "collect.environments is 2, set it to 1"),
+        ({"collect": {"environments": 2}}, r"set collect.environments to 1 \(it is 2\)"),
         ({"collect": {"seed_episodes": 4}}, "set collect.seed_episodes to 0"),
-        ({"collect": {"seed_steps": 4}}, "neither collect.seed_steps nor start_from"),
-        ({"improve": {"then": 1}}, "set improve.first and improve.then to 0"),
+        ({"collect": {"seed_steps": 4}}, "set collect.seed_steps to None"),
+        ({"improve": {"then": 1}}, "set improve.then to 0"),
         ({"bonus": "Disagreement"}, "set bonus to None"),
     ],
 )

@@ -15,7 +15,7 @@ from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import DirectCurrent, GaussianPopulation
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF, AnyNeuron, CubaLIF
-from spikedream.snn.operations import memory, product_operations, scaled, together
+from spikedream.snn.operations import memory, product_operations, scaled, summed
 from spikedream.snn.readouts import AnyReadout, LeakyReadout, MembraneReadout, PopulationReadout, RateReadout
 
 KEY = jax.random.key(0)
@@ -169,7 +169,7 @@ def test_members_are_added_up() -> None:
     network = SpikingNetwork(hidden=(4,), ticks=2, readout=RateReadout())
     params = jax.vmap(lambda k: network.init(3, 2, k))(jax.random.split(KEY, 3))
     each = [network.operations(jax.tree.map(lambda x, i=i: x[i], params), X) for i in range(3)]
-    for whole, *parts in zip(together(jax.vmap(lambda p: network.operations(p, X))(params)), *each, strict=True):
+    for whole, *parts in zip(summed(jax.vmap(lambda p: network.operations(p, X))(params)), *each, strict=True):
         assert float(whole.number) == sum(float(part.number) for part in parts)
         if whole.connections is not None:
             assert whole.connections.weights == sum(part.connections.weights for part in parts)

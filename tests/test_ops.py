@@ -441,10 +441,10 @@ PLANE = Spec(2, 2, discrete=False)
 class Surprise:
     """Pays what was uncertain, and the way that was made."""
 
-    largest: float = 9.0
+    reward_floor: float = 9.0
 
     def bound(self, state, normalizer):
-        return self.largest / normalizer.reward_scale
+        return self.reward_floor / normalizer.reward_scale
 
     def reward(self, state, obs, action, prediction):
         return state * (prediction.uncertainty + (prediction.obs - obs)[1] - action[1])

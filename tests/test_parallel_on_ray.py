@@ -397,8 +397,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 lock = threading.Lock()
 gymnasium.register("Mine-v0", lambda **kwargs: CartPoleEnv() if lock else None, max_episode_steps=50)
 from spikedream.cli import main
-turns = ["--action-repeat", "1", "--collect.growth", "0"]
-main(["train", "Mine-v0", "--runner", "Parallel", *turns, "--out", {str(tmp_path / "run")!r}])
+main(["train", "Mine-v0", "--runner", "Parallel", "--out", {str(tmp_path / "run")!r}])
 """
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent / "src")}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)

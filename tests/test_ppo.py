@@ -97,10 +97,10 @@ class Proportional:
 
 @dataclass(frozen=True)
 class Praise:
-    largest: float = 0.25
+    reward_floor: float = 0.25
 
     def bound(self, state, normalizer):
-        return self.largest / normalizer.reward_scale
+        return self.reward_floor / normalizer.reward_scale
 
     def reward(self, state, obs, action, prediction):
         return jnp.asarray(0.25)

@@ -167,7 +167,7 @@ def test_errors_stand_at_the_ring_positions_of_their_steps(fitted):
     sequence = rolled.sequence(jnp.asarray(107), 6)  # its episode began with it
     memory = jax.tree.map(lambda x: x[-1], world.memories(sequence, KEY))
     inputs = jnp.concatenate([sequence.steps.obs[-1], memory.latent, sequence.steps.action[-1]])
-    mean = jax.vmap(lambda m: model.ensemble.moments(m, inputs, KEY)[0])(state.ensemble.members).mean(0)
+    mean = jax.vmap(lambda m: model.ensemble.each.moments(m, inputs, KEY)[0])(state.ensemble.members).mean(0)
     change = (sequence.steps.next_obs[-1] - sequence.steps.obs[-1]) / state.ensemble.scale
     by_hand = np.square(mean - jnp.append(change, sequence.steps.reward[-1])).mean()
     assert errors[107] == pytest.approx(float(by_hand), rel=1e-3, abs=1e-6)

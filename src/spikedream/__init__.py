@@ -21,7 +21,7 @@ from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.envs import hidden_velocity, ini_cartpole, remote
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.export.directory import Exported, export_policy
-from spikedream.export.energy import energy, record
+from spikedream.export.energy import energy, write_energy
 from spikedream.export.learner import ExportedLearner, export_learner
 from spikedream.nodes import Unexportable
 from spikedream.processes import Parallel, Sync
@@ -74,7 +74,8 @@ def train(
         what: a preset's name, a Gymnasium id, or a whole configuration.
         seed: in place of the configuration's.
         out: the run directory; by default `runs/<name>/<date-time>-s<seed>`.
-        settings: changes to the configuration, nested as in a preset file: `{"agent": {"horizon": 20}}`.
+        settings: changes to the configuration, nested as in a preset file: `{"agent": {"horizon": 20}}`. Where it is the automatic
+            one of an environment's id, what it chooses gives way to them.
         listener: is told how it goes.
         report: write `report.html` at the end, and into `result.json` what a decision takes.
 
@@ -82,12 +83,15 @@ def train(
         ConfigError, BrokenEnvironment, Diverged: as their messages say.
         FileExistsError: `out` holds a run already.
     """
-    config = _configuration.named(what) if isinstance(what, str) else what
-    config = _configuration.merge(config, settings or {})
+    asked = settings or {}
+    config, given_up = _configuration.resolve(what, asked) if isinstance(what, str) else (_configuration.merge(what, asked), ())
     config = config if seed is None else replace(config, seed=seed)
     directory = Path(out) if out is not None else _new_directory(config)
     if (directory / "config.yaml").exists():
         raise FileExistsError(f"{directory} holds a run already; go on with it by `resume`, or choose another directory")
+    if listener is not None:
+        for line in given_up:
+            listener.note(line)
     return _go(config, directory, listener, report, resume=False)
 
 
@@ -157,7 +161,7 @@ def _go(config: Config, directory: Path, listener: Listener | None, report: bool
         training.close()
     run = Run(directory)
     if report:
-        record(run)
+        write_energy(run)
         write_report(run)
     return run
 

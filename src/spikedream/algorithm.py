@@ -197,7 +197,7 @@ class Algorithm:
         online agent learn from it."""
         key, learn_key = jax.random.split(state.keys.dream)
         replay = state.replay.add(self.knowledge.retold(self.spec, step), 1)
-        replay = replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
+        replay = replay.normalise(0.0 if self.bonus is None else self.bonus.reward_floor)
         world = self._world(state.world, replay.normalizer, state.bonus)
         agent, metrics = cast(OnlineAgent, self.agent).learn(state.agent, world, replay, learn_key)
         imagined = state.counters.imagined_steps + metrics.pop("imagined_steps").astype(jnp.uint32)
@@ -210,7 +210,7 @@ class Algorithm:
         """Take the scales of all experience into use, fit the world model, in about `updates` () gradient steps, and the bonus, and
         set priorities."""
         key, fit_key, bonus_key, error_key, survey_key = jax.random.split(state.keys.fit, 5)
-        replay = state.replay.normalise(0.0 if self.bonus is None else self.bonus.largest)
+        replay = state.replay.normalise(0.0 if self.bonus is None else self.bonus.reward_floor)
         fitted, metrics = state.world, {}
         if self.agent.uses_world or self.bonus is not None:
             fitted, metrics = self.world_model.update(fitted, replay, fit_key, updates)

@@ -6,9 +6,8 @@ import shlex
 import sys
 import webbrowser
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.text import Text
 import spikedream
 from spikedream import config as configuration
 from spikedream import flags
+from spikedream.commands import Compress, Energy, Evaluate, Export, Presets, Resume, ServeEnv, Train, Watch
 from spikedream.config import Config, ConfigError
 from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
@@ -25,8 +25,7 @@ from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.embedded import Embedded, run_embedded
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
-from spikedream.export.directory import Target
-from spikedream.export.energy import record
+from spikedream.export.energy import write_energy
 from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
@@ -43,113 +42,18 @@ EXPECTED = (
 )  # fmt: skip
 
 
-@dataclass
-class Train:
-    """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part."""
-
-    name: tyro.conf.Positional[str]  # a preset (`spikedream presets`) or a Gymnasium id, also as module:Id-v0
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path | None = None  # the run directory; runs/<name>/<date-time>-s<seed> when absent
-
-
-@dataclass
-class Evaluate:
-    """Greedy episodes of a run on fresh seeds."""
-
-    run: tyro.conf.Positional[Path]
-    episodes: int | None = None  # 100 when absent; 3 with --render
-    repetition: int = 0  # another number, other seeds
-    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
-    video: bool = False  # also record one episode
-    render: bool = False  # in the environment's own window, at its own pace
-
-
-@dataclass
-class Export:
-    """The greedy policy of a run as files that need neither Python nor JAX, with test vectors beside it."""
-
-    run: tyro.conf.Positional[Path]
-    to: Target = "c"  # C99, or a NIR graph for neuromorphic tool chains
-    out: Path | None = None  # RUN/export/c or RUN/export/nir when absent
-    board: str | None = None  # a small computer that must hold it, emulated by QEMU: cortex-m4, cortex-m3 or rv32
-    bits: int | None = None  # of its weights, in fixed point, without fine-tuning: `spikedream compress` does that
-    learner: bool = False  # what learns, too: C that goes on learning from each of its own steps; --board lets it, on CartPole-v1
-    dyna: bool = False  # with --learner: also the model that it learns, and dreams in
-    best: bool = False  # what acted in its best evaluation, where `--checkpoint.best True` has kept that
-    vectors: int = 32  # observations of the environment, and what the policy does there, to test it by
-
-
-@dataclass
-class Compress:
-    """Fine-tune a run's policy, without a real step, to fewer weights, fewer spikes and fewer bits: a run of its own."""
-
-    run: tyro.conf.Positional[Path]
-    density: float | None = None  # share of the actor's weights that is left
-    rate: float | None = None  # firing rate that its neurons are quieted to
-    bits: int | None = None  # of its weights, in fixed point from then on: 2 to 8
-    updates: int = 2000  # of the agent, in dreams where it dreams, else on replayed steps
-    out: Path | None = None  # the new run's directory; that of the run with -compressed behind when absent
-    episodes: int = 100  # fresh ones, in which the return is measured before and after
-
-
-@dataclass
-class Resume:
-    """Go on with a stopped run, to the numbers of an undisturbed one."""
-
-    run: tyro.conf.Positional[Path]
-
-
-@dataclass
-class Watch:
-    """Follow a run that is going on elsewhere, or look at what a finished one did. Ctrl-C ends the watching, not the run."""
-
-    run: tyro.conf.Positional[Path]
-    every: float = 1.0  # seconds between two looks
-    video: bool = False  # film an episode of what it has saved, after each evaluation: RUN/videos/step<real steps>-0.mp4
-    open: bool = False  # show each new video in what this system shows videos with
-
-
-@dataclass
-class Energy:
-    """Count a run's operations and price them: what a decision takes and what learning took, beside the conventional twin."""
-
-    run: tyro.conf.Positional[Path]
-    table: str = prices.DEFAULT  # 45nm, 45nm-int8, 45nm-int32, 45nm-sram, loihi, or a YAML file of your own
-    episodes: int = 1  # greedy ones in which decisions are counted
-    json: bool = False  # everything, for programs
-
-
-@dataclass
-class ServeEnv:
-    """Play an environment in real time for a learner elsewhere, who trains on RemoteEnvironment-v0: docs/hardware.md."""
-
-    env: tyro.conf.Positional[str]  # a Gymnasium id, also as module:Id-v0
-    env_kwargs: str = "{}"  # its keyword arguments, as YAML
-    host: str = "127.0.0.1"  # 0.0.0.0 listens to everybody on the network: there is no password
-    port: int = 7777  # 0: any that is free
-    tick: float = 0.02  # seconds of one of its steps
-    late: Literal["hold", "idle"] = "hold"  # what it is given in a tick without an action: the last one, or none
-    silence: int = 10  # ticks without an action after which it is given none
-    patience: float = 5.0  # seconds for which a lost line may come back
-    sessions: int = 1  # episodes at a time
-
-
-@dataclass
-class Presets:
-    """List the named experiments."""
-
-
 def train(arguments: list[str], console: Console) -> int:
     command = parse_train(arguments)
     title = f"{command.config.preset} · {command.config.env} · seed {command.config.seed}"
     with display(console, title) as listener:
+        for line in command.given_up:
+            listener.note(line)
         run = spikedream.train(command.config, out=command.out, listener=listener)
     return _conclude(run, console)
 
 
 def parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
-    base = configuration.named(names[0]) if names else Config()
     changes: dict[str, Any] = {}
     out: Path | None = None
     asks_help = False
@@ -162,12 +66,12 @@ def parse_train(arguments: list[str]) -> Train:
             out = Path(flags.single(path, values))
         else:
             flags.put(changes, path, flags.value(path, values))
-    config = configuration.merge(base, changes)
+    config, given_up = configuration.resolve(names[0], changes) if names else (configuration.merge(Config(), changes), ())
     if asks_help or not names:
         default = Train(name=names[0] if names else tyro.MISSING, config=config)
         settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
-    return Train(names[0], config, out)
+    return Train(names[0], config, out, given_up)
 
 
 def resume(arguments: list[str], console: Console) -> int:
@@ -278,7 +182,10 @@ def bench(arguments: list[str], console: Console) -> int:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
     line = shlex.join(["spikedream", "bench", *arguments])
-    return run_bench(command, parse_train([command.name, *settings]).config, console, line)
+    trained = parse_train([command.name, *settings])
+    for given_up in trained.given_up:
+        console.print(given_up, highlight=False, soft_wrap=True)
+    return run_bench(command, trained.config, console, line)
 
 
 def compare(arguments: list[str], console: Console) -> int:
@@ -314,7 +221,7 @@ def energy(arguments: list[str], console: Console) -> int:
     run = spikedream.load(command.run)
     found = spikedream.energy(run, command.table, command.episodes)
     if command.table == prices.DEFAULT:
-        record(run, found)
+        write_energy(run, found)
     if command.json:
         print(json.dumps(found, indent=2))
     else:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 import yaml
 
+from spikedream import constraints
 from spikedream.agents.actor_critic import Learner
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.evolution import Evolution
@@ -38,6 +39,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
 from spikedream.types import Spec, check_bounds
+from spikedream.verbs import Checkpointing, Collect, Evaluation, Fit, Improve, check_period
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.fine_tuning import FineTuning, Plateau
 from spikedream.world_models.recurrent import Recurrent
@@ -57,89 +59,10 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True)
-class Collect:
-    """How much real experience a turn adds. A turn collects, and then does whatever else is due."""
-
-    seed_episodes: int = 4  # with random actions, in the first turn; with 0 the agent acts from the start
-    seed_steps: int | None = None  # in place of seed_episodes: so many real steps with random actions
-    seed_limit: int | None = None  # random steps after which the first turn ends, however many episodes that are
-    steps: int = 25  # with the agent's own, in each turn after that, rounded up to a step of all environments
-    growth: float = 0.0  # of all experience so far, that a turn adds where that is more than `steps`
-    environments: int = 1  # played side by side
-    workers: bool = False  # each environment in a process of its own
-    threads: bool = False  # each in a thread of its own, for those that wait: for a clock, a device or another process
-    episode_steps: int | None = None  # after which an episode is cut short, to see more starts; None: as evaluation's last
-
-    def __post_init__(self) -> None:
-        check_bounds(self, seed_episodes=(0, None), steps=(1, None), environments=(1, None), growth=(0, None))
-        check_period(self, "seed_limit")
-        check_period(self, "episode_steps")
-        check_period(self, "seed_steps")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """When the world model is fitted, and the scale of experience brought up to date; always in the first turn."""
-
-    every: int | None = None  # real steps; None: in each turn
-    then: int | None = None  # gradient steps of each fit after the first; None: the world model's own `updates`
-
-    def __post_init__(self) -> None:
-        check_period(self, "every")
-        check_period(self, "then")
-
-
-@dataclass(frozen=True)
-class Improve:
-    """How many agent updates a turn makes (for Dreamer: dreams), in whole blocks."""
-
-    first: int = 600  # in the first turn, rounded up
-    then: int = 200  # in each turn after that, rounded up
-    ratio: float | None = None  # in place of `then`: updates for each real step after the first turn; what is left over waits
-    block: int = 50  # updates in one compiled call
-
-    def __post_init__(self) -> None:
-        check_bounds(self, first=(0, None), then=(0, None), block=(1, None))
-        if self.ratio is not None:
-            check_bounds(self, ratio=(0, None))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Greedy episodes on fresh seeds; their steps do not count as real steps."""
-
-    every: int | None = None  # real steps; None: in each turn. Always in the first turn and in the last
-    episodes: int = 100
-    confirmations: int = 0  # further evaluations that must also reach the threshold before the run counts as solved
-    stop: bool = True  # as soon as it is solved; otherwise it goes on to the end of its budget
-
-    def __post_init__(self) -> None:
-        check_period(self, "every")
-        check_bounds(self, episodes=(1, None), confirmations=(0, None))
-
-
-@dataclass(frozen=True)
-class Checkpointing:
-    """When the run is saved; always when it stops."""
-
-    every: int | None = None  # real steps; None: in each turn
-    best: bool = False  # whether what acted in the best evaluation so far is kept, too
-
-    def __post_init__(self) -> None:
-        check_period(self, "every")
-
-
-@dataclass(frozen=True)
 class Logging:
     """Where the numbers go, beside the run's own directory."""
 
     wandb: str | None = None  # a project of W&B
-
-
-def check_period(part: object, name: str) -> None:
-    """Raises ValueError unless the field `name` is None or at least 1."""
-    if getattr(part, name) is not None:
-        check_bounds(part, **{name: (1, None)})
 
 
 @dataclass(frozen=True)
@@ -201,8 +124,6 @@ class Config:
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
         self.knowledge.check()
         self.runner.check(self)
-        if self.action_repeat is None and self.realtime is not None:
-            raise ValueError("action_repeat is None, which is measured before the clock runs; with realtime give --action-repeat 1")
         if self.replay.capacity < self.environments:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
@@ -213,32 +134,17 @@ class Config:
             raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
-        if self.agent.online:
-            self._check_online(name)
-        if steps is None:
-            return
-        if self.start_from is not None:
+        if self.start_from is not None and (self.agent.online or steps is not None):
             raise ValueError(
                 f"start_from needs an agent that learns from any experience, which {name} does not; Dreamer and MPC do"
             )
-        collect, improve, environments = self.collect, self.improve, self.collect.environments
-        explores = collect.seed_steps is not None or collect.seed_episodes > 0
-        whole_turns = not explores and collect.steps == steps and self.fit.every is None
-        if not whole_turns or (improve.first, improve.then, improve.ratio, improve.block) != (1, 1, None, 1):
+        constraints.refuse_unmet(self)
+        if steps is None:
+            return
+        if steps % self.collect.environments:
             raise ValueError(
-                f"{name} learns once from each {steps} steps of its own policy; set collect.seed_episodes to"
-                f" 0 and no collect.seed_steps, collect.steps to {steps} (agent.rollout), improve.first, improve.then and"
-                " improve.block to 1, and neither fit.every nor improve.ratio"
-            )
-        if steps % environments:
-            raise ValueError(
-                f"agent.rollout is {steps}, which {environments} environments (collect.environments) cannot share equally"
-            )
-        if self.budget % steps:
-            whole = -(-self.budget // steps) * steps
-            raise ValueError(
-                f"budget is {self.budget}, but {name} learns from {steps} steps at a time (agent.rollout); {whole} is the next"
-                " multiple"
+                f"agent.rollout is {steps}, which {self.collect.environments} environments (collect.environments) cannot share"
+                " equally"
             )
         if self.replay.capacity < steps:
             raise ValueError(
@@ -246,36 +152,6 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
-        self._check_no_probe(name)
-
-    def _check_no_probe(self, name: str) -> None:
-        """Where only steps by the agent's own policy may be learned from."""
-        if self.action_repeat is None:
-            raise ValueError(
-                f"action_repeat is None, which random steps measure, but {name} learns from its own alone; give --action-repeat 1"
-            )
-
-    def _check_online(self, name: str) -> None:
-        """What learns from each step as it comes."""
-        collect, improve = self.collect, self.improve
-        if collect.environments != 1:
-            raise ValueError(
-                f"{name} learns from one step after the other, of one environment; collect.environments is {collect.environments},"
-                " set it to 1"
-            )
-        if collect.seed_steps is not None or collect.seed_episodes > 0 or self.start_from is not None:
-            raise ValueError(
-                f"{name} learns from its own steps alone; set collect.seed_episodes to 0, and neither collect.seed_steps nor"
-                " start_from"
-            )
-        if improve.first or improve.then or improve.ratio is not None:
-            raise ValueError(
-                f"{name} learns while it collects, and there is nothing left to do after that; set improve.first and improve.then"
-                " to 0, and no improve.ratio"
-            )
-        if self.bonus is not None:
-            raise ValueError(f"{name} learns from the environment's own rewards; set bonus to None")
-        self._check_no_probe(name)
 
 
 def twin(part: Any) -> Any:
@@ -428,6 +304,18 @@ def named(name: str) -> Config:
     if "-v" not in name and ":" not in name:
         raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
     return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
+
+
+def resolve(name: str, asked: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """`named` with the settings `asked` for. What the automatic configuration chooses gives way where it does not go with them; a
+    line for each reason says what was given up.
+
+    Raises:
+        ConfigError: when `name` or a setting is wrong.
+    """
+    config = merge(named(name), asked)
+    automatic = name == AUTOMATIC or not (name in presets() or name.endswith((".yaml", ".yml")))
+    return constraints.give_way(config, asked) if automatic else (config, ())
 
 
 def parse(text: str, origin: str) -> Config:

@@ -11,6 +11,7 @@ class Sync:
     """One process, one verb after the other; it resumes to the same numbers."""
 
     collectors: ClassVar[int] = 1
+    even_turns: ClassVar[bool] = False  # whether it counts in turns of one length, and collects from the beginning
 
     def check(self, config: Any) -> None: ...
 
@@ -23,6 +24,7 @@ class Parallel:
     where experience may not run further ahead of learning the collectors wait.
     """
 
+    even_turns: ClassVar[bool] = True
     collectors: int = 1  # each with `collect.environments` of its own
     ahead: float = 1.0  # dreams and fits for each real step, as a multiple of what Sync makes; no more, however slow collectors are
     lead: float | None = 1.0  # turns that experience may be ahead of learning; None: collectors never wait, as where time is dear
@@ -54,11 +56,6 @@ class Parallel:
             raise ValueError(
                 f"runner Parallel has an agent trainer of its own, but {type(config.agent).__name__} learns from each step before"
                 " it takes the next; use runner Sync"
-            )
-        if config.action_repeat is None or config.collect.growth:
-            raise ValueError(
-                f"runner Parallel counts in turns of one length and begins at once: action_repeat is {config.action_repeat} and"
-                f" collect.growth {config.collect.growth:g}; give --action-repeat 1, or whatever suits, and --collect.growth 0"
             )
 
 

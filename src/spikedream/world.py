@@ -37,12 +37,13 @@ class Bonus(Protocol):
     """Intrinsic reward for curiosity; `spikedream.bonuses` holds the implementations."""
 
     @property
-    def largest(self) -> float:
-        """No weighted reward is larger, in the environment's units; 0 where it follows the scale of the environment's own."""
+    def reward_floor(self) -> float:
+        """What all rewards are divided by at the least, in the environment's units, so that weighted ones stay within 1: the
+        largest that these can be; 0 where they follow the scale of the environment's own, whatever that is."""
         ...
 
     def bound(self, state: PyTree, normalizer: Any) -> Array:
-        """() no weighted reward is larger, in units of the normalised reward."""
+        """() no weighted reward is larger as things stand, in units of the normalised reward."""
         ...
 
     def init(self, spec: Spec, world: "World", key: Array) -> PyTree: ...

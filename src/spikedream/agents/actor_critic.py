@@ -128,9 +128,14 @@ def activity_above(target: float, rate: Array) -> Array:
     return jnp.maximum(rate - target, 0)
 
 
-def optimizers(rate: float, critic_rate: float, clip: float) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Of actor and critic; `clip` bounds each gradient's global norm."""
-    return adam(rate, clip), adam(critic_rate, clip)
+def networks_of(agent: Any) -> ActorCritic:
+    """Of an agent with these fields: a property of it."""
+    return ActorCritic(agent.actor, agent.critic, agent.value)
+
+
+def optimizers_of(agent: Any) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Of its actor and critic, by its fields: a property of it. `gradient_clip` bounds each gradient's global norm."""
+    return adam(agent.learning_rate, agent.gradient_clip), adam(agent.critic_learning_rate, agent.gradient_clip)
 
 
 def apply_gradient(

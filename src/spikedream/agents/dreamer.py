@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
-from spikedream.nodes import Node, described
+from spikedream.agents import acting
+from spikedream.agents.acting import ActorPolicy
+from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
@@ -23,7 +24,7 @@ from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
-from spikedream.world import Belief, World
+from spikedream.world import World
 
 
 class Pool(NamedTuple):
@@ -34,11 +35,6 @@ class Pool(NamedTuple):
     alive: Array  # () probability that it was still going
 
 
-class DreamerCarry(NamedTuple):
-    belief: Belief
-    actor: PyTree
-
-
 class DreamerState(eqx.Module):
     actor: PyTree
     critic: PyTree
@@ -47,14 +43,6 @@ class DreamerState(eqx.Module):
     critic_optimizer: PyTree
     pool: Pool
     slow_actor: PyTree  # its running average, which acts; () where the actor itself does
-    distribution: ActionDistribution = eqx.field(static=True)
-    spec: Spec = eqx.field(static=True)
-
-
-class DreamerPolicy(eqx.Module):
-    """What acting needs."""
-
-    actor: PyTree
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
 
@@ -96,12 +84,8 @@ class Dreamer:
         check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
-        if self.gamma is not None:
-            check_bounds(self, gamma=(0, 0.99999))
-        if self.uncertainty_penalty is not None:
-            check_bounds(self, uncertainty_penalty=not_negative)
-        if self.actor_rate is not None:
-            check_bounds(self, actor_rate=(1e-6, 1))
+        measured = {"gamma": (0, 0.99999), "uncertainty_penalty": not_negative, "actor_rate": (1e-6, 1)}  # or absent, where None
+        check_bounds(self, **{name: bounds for name, bounds in measured.items() if getattr(self, name) is not None})
         if self.trajectories * self.horizon % self.minibatches:
             raise ValueError(
                 f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
@@ -141,39 +125,20 @@ class Dreamer:
             actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, slow_actor, distribution, spec
         )
 
-    @property
-    def _networks(self) -> ActorCritic:
-        return ActorCritic(self.actor, self.critic, self.value)
-
-    @property
-    def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        return optimizers(self.learning_rate, self.critic_learning_rate, self.gradient_clip)
+    _networks, _optimizers = property(networks_of), property(optimizers_of)
 
     # ---- acting
 
-    def policy_of(self, state: DreamerState) -> DreamerPolicy:
+    def policy_of(self, state: DreamerState) -> ActorPolicy:
         actor = state.actor if self.actor_rate is None else state.slow_actor
-        return DreamerPolicy(actor, state.distribution, state.spec)
+        return ActorPolicy(actor, state.distribution, state.spec)
 
-    def rest(self, policy: DreamerPolicy) -> PyTree:
+    def rest(self, policy: ActorPolicy) -> PyTree:
         return self.actor.start(policy.actor)
 
-    def start(self, policy: DreamerPolicy, world: World) -> DreamerCarry:
-        return DreamerCarry(world.blank(policy.spec), self.rest(policy))
+    start, act, intended, describe = acting.start, acting.act, acting.intended, acting.describe
 
-    def act(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array, greedy: bool) -> Decision:
-        follow_key, decide_key = jax.random.split(key)
-        memory = world.follow(carry.belief, obs, follow_key)
-        decision = self.decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
-        return decision._replace(carry=DreamerCarry(world.belief(memory, decision.action), decision.carry))
-
-    def intended(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, key: Array) -> None:
-        return None
-
-    def describe(self, policy: DreamerPolicy) -> tuple[Node, ...]:
-        return *described(self.actor, policy.actor), described(policy.distribution)
-
-    def decide(self, policy: DreamerPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
+    def decide(self, policy: ActorPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """By the actor alone; `carry` is its own memory."""
         return self._networks.decide(policy.actor, policy.distribution, carry, feature, key, greedy)
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.agents import acting
+from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import apply_gradient
-from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, action_distribution
 from spikedream.ops.dream import dream
 from spikedream.ops.returns import survival
@@ -24,7 +25,7 @@ from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import NeuronParams
 from spikedream.snn.readouts import PopulationReadout
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
-from spikedream.world import Belief, World
+from spikedream.world import World
 
 
 class EvolutionState(eqx.Module):
@@ -33,19 +34,6 @@ class EvolutionState(eqx.Module):
     optimizer: PyTree
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
-
-
-class EvolutionPolicy(eqx.Module):
-    """What acting needs."""
-
-    actor: PyTree
-    distribution: ActionDistribution = eqx.field(static=True)
-    spec: Spec = eqx.field(static=True)
-
-
-class EvolutionCarry(NamedTuple):
-    belief: Belief
-    actor: PyTree  # the actor's own memory
 
 
 class Fitness(NamedTuple):
@@ -101,33 +89,18 @@ class Evolution:
 
     # ---- acting
 
-    def policy_of(self, state: EvolutionState) -> EvolutionPolicy:
-        return EvolutionPolicy(state.actor, state.distribution, state.spec)
+    def policy_of(self, state: EvolutionState) -> ActorPolicy:
+        return ActorPolicy(state.actor, state.distribution, state.spec)
 
-    def start(self, policy: EvolutionPolicy, world: World) -> EvolutionCarry:
-        return EvolutionCarry(world.blank(policy.spec), self.actor.start(policy.actor))
+    start, act, intended, describe = acting.start, acting.act, acting.intended, acting.describe
 
-    def act(self, policy: EvolutionPolicy, world: World, carry: EvolutionCarry, obs: Array, key: Array, greedy: bool) -> Decision:
-        follow_key, decide_key = jax.random.split(key)
-        memory = world.follow(carry.belief, obs, follow_key)
-        decision = self._decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
-        return decision._replace(carry=EvolutionCarry(world.belief(memory, decision.action), decision.carry))
-
-    def _decide(self, policy: EvolutionPolicy, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
+    def decide(self, policy: ActorPolicy, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         network_key, action_key = jax.random.split(key)
         out, distribution = self.actor(policy.actor, feature, carry, network_key), policy.distribution
         if greedy:
             return Decision(distribution.mode(out.value), out.carry, jnp.zeros(()), out.spikes)
         action = distribution.sample(out.value, action_key)
         return Decision(action, out.carry, distribution.log_prob(out.value, action), out.spikes)
-
-    def intended(self, policy: EvolutionPolicy, world: World, carry: EvolutionCarry, obs: Array, key: Array) -> None:
-        return None
-
-    def describe(self, policy: EvolutionPolicy) -> tuple[Node, ...]:
-        return *described(self.actor, policy.actor), described(policy.distribution)
-
-    # ---- one update
 
     def update(self, state: EvolutionState, world: World, experience: Experience, key: Array) -> tuple[EvolutionState, Metrics]:
         """One generation."""
@@ -177,9 +150,9 @@ class Evolution:
         self, state: EvolutionState, actor: PyTree, world: World, memory: PyTree, importance: Array, key: Array
     ) -> Fitness:
         """Of one candidate, whose own memory is at rest when a dream begins."""
-        policy, resting = EvolutionPolicy(actor, state.distribution, state.spec), self.actor.start(actor)
+        policy, resting = ActorPolicy(actor, state.distribution, state.spec), self.actor.start(actor)
         carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.trajectories, *x.shape)), resting)
-        decide = lambda carry, feature, key: self._decide(policy, carry, feature, key, greedy=False)  # noqa: E731
+        decide = lambda carry, feature, key: self.decide(policy, carry, feature, key, greedy=False)  # noqa: E731
         imagined, _ = dream(world, decide, carry, memory, self.horizon, key)
         prediction = imagined.prediction
         alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)

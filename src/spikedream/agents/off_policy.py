@@ -161,16 +161,16 @@ class OffPolicy:
         actor: PyTree = self.actor.init(self._seen_size(spec), self.policy.parameters(spec.action_size), actor_key)
         critics: PyTree = self._critics.init(spec, critic_key)
         now, zero = Learned(actor, critics, encoder), jnp.zeros(())
-        temperature = self.policy.temperature and jnp.asarray(jnp.log(self.policy.temperature.first), jnp.float32)
+        temperature, temperature_moments = self.policy.temperature.init() if self.policy.temperature else (None, ())
         state = OffPolicyState(
             now=now,
             slow=None if self.slow is None else now,
             encoder=encoder,
             actor_optimizer=self._optimizer.init(actor),
             critic_optimizer=self._critic_optimizer.init(critics),
-            encoder_optimizer=() if self.representation is None else self._encoder_optimizer.init(encoder),
+            encoder_optimizer=() if self.representation is None else self.representation.optimizer.init(encoder),
             temperature=temperature,
-            temperature_optimizer=() if temperature is None else self._temperature_optimizer.init(temperature),
+            temperature_optimizer=temperature_moments,
             range=ValueRange(zero, zero, zero, zero),
             updates=jnp.zeros((), jnp.int32),
             dreams=None if self.dreams is None else self.dreams.init(spec, world),
@@ -197,16 +197,6 @@ class OffPolicy:
     def _critic_optimizer(self) -> optax.GradientTransformation:
         mask = partial(matrices, stacked=1)
         return optax.adamw(self.critic_learning_rate, b1=self.momentum, weight_decay=self.weight_decay, mask=mask)
-
-    @property
-    def _encoder_optimizer(self) -> optax.GradientTransformation:
-        assert self.representation is not None
-        return optax.adam(self.representation.learning_rate)
-
-    @property
-    def _temperature_optimizer(self) -> optax.GradientTransformation:
-        assert self.policy.temperature is not None
-        return optax.adam(self.policy.temperature.learning_rate)
 
     # ---- acting
 
@@ -247,20 +237,22 @@ class OffPolicy:
         index = experience.draw(draw_key, (self.batch,))
         batch = real(world, experience, index, self.gamma, self.n_step, bonus_key)
         state = eqx.tree_at(lambda s: s.updates, state, state.updates + 1)
-        state, encoder_loss = self._learn_representation(state, batch)
+        metrics: Metrics = {}
+        if self.representation is not None:
+            moments, pairs = state.encoder_optimizer, (batch.obs, batch.action, batch.next_obs)
+            *learned, metrics["representation_loss"] = self.representation.update(state.encoder, moments, *pairs)
+            state = eqx.tree_at(lambda s: (s.encoder, s.encoder_optimizer), state, learned)
         state, batch, imagined, dreamt = self._dream(state, world, experience, batch, dream_key)
         state, (critic_loss, error, target) = self._learn_critics(state, batch, target_key)
         state = when(state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), state)
         state = self._copy(state)
-        metrics = dreamt | {
+        metrics |= dreamt | {
             "critic_loss": critic_loss,
             "td_error": error.mean(),
             "target_value": target.mean(),
             "actor_value": state.told.value,
             "firing_rate/actor": state.told.firing_rate,
         }
-        if self.representation is not None:
-            metrics["representation_loss"] = encoder_loss
         if state.temperature is not None:
             metrics["temperature"] = state.told.temperature
         # A transition that was drawn twice has one error.
@@ -296,18 +288,6 @@ class OffPolicy:
         return jnp.square(self._target(state, batch, target_key)[:, None] - value).max(1)
 
     # ---- learning
-
-    def _learn_representation(self, state: OffPolicyState, batch: Batch) -> tuple[OffPolicyState, Array]:
-        if self.representation is None:
-            return state, jnp.zeros(())
-
-        def loss(encoder: PyTree) -> Array:
-            assert self.representation is not None
-            return jax.vmap(partial(self.representation.loss, encoder))(batch.obs, batch.action, batch.next_obs).mean()
-
-        value, gradient = jax.value_and_grad(loss)(state.encoder)
-        encoder, moments = apply_gradient(self._encoder_optimizer, gradient, state.encoder_optimizer, state.encoder)
-        return eqx.tree_at(lambda s: (s.encoder, s.encoder_optimizer), state, (encoder, moments)), value
 
     def _slow(self, state: OffPolicyState) -> Learned:
         return state.now if state.slow is None else state.slow
@@ -375,8 +355,7 @@ class OffPolicy:
 
     def _learn_actor(self, state: OffPolicyState, batch: Batch, key: Array) -> OffPolicyState:
         network_key, action_key, value_key = jax.random.split(key, 3)
-        rows = batch.reward.shape[0]
-        keys = jax.random.split(network_key, rows), jax.random.split(action_key, rows)
+        keys = [jax.random.split(k, batch.reward.shape[0]) for k in (network_key, action_key)]
 
         def loss(actor: PyTree) -> tuple[Array, tuple[Array, Array, Array]]:
             def decide(obs: Array, network_key: Array, action_key: Array) -> tuple[Array, Array, Array]:
@@ -401,11 +380,11 @@ class OffPolicy:
         return eqx.tree_at(lambda s: s.told, state, Told(value, rate, temperature))
 
     def _learn_temperature(self, state: OffPolicyState, log_prob: Array) -> OffPolicyState:
-        if self.policy.temperature is None:
+        if self.policy.temperature is None or state.temperature is None:
             return state
-        gradient = jax.grad(self.policy.temperature.loss)(state.temperature, log_prob, state.spec.action_size)
-        temperature, moments = apply_gradient(self._temperature_optimizer, gradient, state.temperature_optimizer, state.temperature)
-        return eqx.tree_at(lambda s: (s.temperature, s.temperature_optimizer), state, (temperature, moments))
+        size = state.spec.action_size
+        learned = self.policy.temperature.update(state.temperature, state.temperature_optimizer, log_prob, size)
+        return eqx.tree_at(lambda s: (s.temperature, s.temperature_optimizer), state, learned)
 
     def _copy(self, state: OffPolicyState) -> OffPolicyState:
         """Let the slow copies follow. What actor and critics see through changes only when they are copied."""

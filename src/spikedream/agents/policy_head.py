@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from spikedream.agents.actor_critic import apply_gradient
 from spikedream.nodes import Squash
 from spikedream.ops.distributions import TanhNormal
-from spikedream.types import check_bounds
+from spikedream.types import PyTree, check_bounds
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,19 @@ class Temperature:
 
     def __post_init__(self) -> None:
         check_bounds(self, first=(1e-9, None), learning_rate=(0, None))
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def init(self) -> tuple[Array, PyTree]:
+        """Its logarithm, (), and the optimiser's moments."""
+        logarithm = jnp.asarray(jnp.log(self.first), jnp.float32)
+        return logarithm, self._optimizer.init(logarithm)
+
+    def update(self, logarithm: Array, moments: PyTree, log_prob: Array, size: int) -> tuple[Array, PyTree]:
+        """What `init` gives, after one step."""
+        return apply_gradient(self._optimizer, jax.grad(self.loss)(logarithm, log_prob, size), moments, logarithm)
 
     def loss(self, logarithm: Array, log_prob: Array, size: int) -> Array:
         """() by the temperature's logarithm (), from the mean log-density of actions of `size` dimensions."""

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from spikedream.agents.actor_critic import ActorCritic, Lesson, activity_above, apply_gradient, optimizers
+from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
@@ -137,13 +136,7 @@ class PPO:
         actor_optimizer, critic_optimizer = self._optimizers
         return PPOState(actor, critic, actor_optimizer.init(actor), critic_optimizer.init(critic), distribution)
 
-    @property
-    def _networks(self) -> ActorCritic:
-        return ActorCritic(self.actor, self.critic, self.value)
-
-    @property
-    def _optimizers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-        return optimizers(self.learning_rate, self.critic_learning_rate, self.gradient_clip)
+    _networks, _optimizers = property(networks_of), property(optimizers_of)
 
     # ---- acting
 

@@ -1,12 +1,15 @@
 """Learned representations of observations and actions, which critics and actors of off-policy agents may see."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from spikedream.agents.actor_critic import apply_gradient
 from spikedream.snn.conventional import MLP
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec, check_bounds
@@ -53,6 +56,21 @@ class SALE:
     def embed_pair(self, params: Embedders, embedded: Array, action: Array) -> Array:
         """z_sa, (size,), of z_s (size,) and an action (action_size,)."""
         return self.pair(params.pair, jnp.concatenate([embedded, action])).value
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def update(
+        self, params: Embedders, moments: PyTree, obs: Array, action: Array, next_obs: Array
+    ) -> tuple[Embedders, PyTree, Array]:
+        """Parameters and moments after one step on transitions, fields (batch, ...), and their mean loss, ()."""
+
+        def loss(params: Embedders) -> Array:
+            return jax.vmap(partial(self.loss, params))(obs, action, next_obs).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return *apply_gradient(self.optimizer, gradient, moments, params), value
 
     def loss(self, params: Embedders, obs: Array, action: Array, next_obs: Array) -> Array:
         """() of one transition."""

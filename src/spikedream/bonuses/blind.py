@@ -33,7 +33,7 @@ class WhileBlind:
         check_bounds(self, awake=(0, None), unexplained=(1e-6, 1), cap=(1e-9, None))
 
     @property
-    def largest(self) -> float:
+    def reward_floor(self) -> float:
         """The scale of rewards stays what they make it."""
         return 0.0
 

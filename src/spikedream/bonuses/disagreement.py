@@ -29,8 +29,8 @@ class Disagreement:
     outside: bool = True  # adds the prediction's distance from the range of all experience: pays for new states, too
 
     @property
-    def largest(self) -> float:
-        return self.weight.largest
+    def reward_floor(self) -> float:
+        return self.weight.reward_floor
 
     def bound(self, state: DisagreementState, normalizer: Any) -> Array:
         return self.weight.bound(state.weight, normalizer)

@@ -59,8 +59,8 @@ class IntrinsicCuriosity:
         check_bounds(self, features=(1, None), forward_share=(0, 1))
 
     @property
-    def largest(self) -> float:
-        return self.weight.largest
+    def reward_floor(self) -> float:
+        return self.weight.reward_floor
 
     def bound(self, state: CuriosityState, normalizer: Any) -> Array:
         return self.weight.bound(state.weight, normalizer)

@@ -43,8 +43,8 @@ class RandomNetworkDistillation:
         check_bounds(self, features=(1, None))
 
     @property
-    def largest(self) -> float:
-        return self.weight.largest
+    def reward_floor(self) -> float:
+        return self.weight.reward_floor
 
     def bound(self, state: DistillationState, normalizer: Any) -> Array:
         return self.weight.bound(state.weight, normalizer)

@@ -54,13 +54,13 @@ class AdaptiveWeight:
             raise ValueError(f"slow is {self.slow:g}; it must be less than fast ({self.fast:g}): their difference is the trend")
 
     @property
-    def largest(self) -> float:
+    def reward_floor(self) -> float:
         """No weighted bonus is larger, in the environment's units."""
         return self.high * self.cap
 
     def bound(self, state: WeightState, normalizer: Any) -> Array:
         """() no weighted bonus is larger, in units of the normalised reward."""
-        return self.largest / normalizer.reward_scale
+        return self.reward_floor / normalizer.reward_scale
 
     def init(self) -> WeightState:
         beta = jnp.asarray(self.start, jnp.float32)

@@ -1,6 +1,5 @@
 """Environments by their Gymnasium ids: as they are, or behind flat spaces, one or a batch."""
 
-import contextlib
 import difflib
 import functools
 import importlib
@@ -79,8 +78,8 @@ def make_own(
         known = registered(env_id)
         if _is_mujoco(known):
             _use_mujoco(env_id)
-            if render_mode == "rgb_array" and not has_display():
-                _draw_by_egl()
+            if render_mode == "rgb_array":  # Gymnasium would try GLFW first, which needs a display and says so too late
+                _draw_without_display("mujoco.egl")
         with warnings.catch_warnings():
             # That there is a newer version is no reason not to want this one.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
@@ -146,15 +145,6 @@ def _use_mujoco(env_id: str) -> None:
     importlib.import_module("mujoco").set_mju_user_warning(_warned_by_mujoco)
 
 
-def _draw_by_egl() -> None:
-    """Gymnasium would try GLFW first, which needs a display and says so too late. `MUJOCO_GL` says otherwise, and where EGL does
-    not work the environment says what is wrong."""
-    if "MUJOCO_GL" not in os.environ:
-        with contextlib.suppress(Exception):  # PyOpenGL fails in ways of its own
-            importlib.import_module("mujoco.egl")
-            os.environ["MUJOCO_GL"] = "egl"
-
-
 def _warned_by_mujoco(text: str) -> None:
     """In place of MuJoCo's own habit of writing a file into the working directory. Gymnasium's models use attributes that MuJoCo
     would rather not have, about which nobody here can do anything."""
@@ -165,21 +155,34 @@ def _warned_by_mujoco(text: str) -> None:
 # ---- dm_control
 
 
+def _import_dm_control(env_id: str) -> None:
+    """Importing Shimmy registers the ids. Without a display dm_control must be told how to draw before it is imported, or it takes
+    a way that needs one."""
+    missing = [name for name in ("dm_control", "shimmy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BrokenEnvironment(f"{env_id} needs {' and '.join(missing)}: pip install 'spikedream[dm-control]'")
+    if "dm_control._render" not in sys.modules:
+        _draw_without_display("dm_control._render", otherwise="disabled")
+    importlib.import_module("shimmy")
+
+
+# ---- drawing
+
+
 def has_display() -> bool:
     """Whether a window can be opened, as far as the system says."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _import_dm_control(env_id: str) -> None:
-    """Importing Shimmy registers the ids. Without a display dm_control must be told how to draw before it is imported, or it takes
-    a way that needs one: by EGL, or not at all where that does not work."""
-    missing = [name for name in ("dm_control", "shimmy") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BrokenEnvironment(f"{env_id} needs {' and '.join(missing)}: pip install 'spikedream[dm-control]'")
-    if "dm_control._render" not in sys.modules and "MUJOCO_GL" not in os.environ and not has_display():
-        os.environ["MUJOCO_GL"] = "egl"
-        try:
-            importlib.import_module("dm_control._render")
-        except Exception:  # PyOpenGL and dm_control each fail in ways of their own
-            os.environ["MUJOCO_GL"] = "disabled"
-    importlib.import_module("shimmy")
+def _draw_without_display(tries: str, otherwise: str | None = None) -> None:
+    """Let MuJoCo draw by EGL where there is no display and `MUJOCO_GL` says nothing, if the module that `tries` can be imported
+    then; else have `MUJOCO_GL` say `otherwise`, or nothing, so that the environment says what is wrong."""
+    if "MUJOCO_GL" in os.environ or has_display():
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    try:
+        importlib.import_module(tries)
+    except Exception:  # PyOpenGL, MuJoCo and dm_control each fail in ways of their own
+        os.environ.pop("MUJOCO_GL")
+        if otherwise is not None:
+            os.environ["MUJOCO_GL"] = otherwise

@@ -22,7 +22,7 @@ import tyro
 import yaml
 
 from spikedream import config as configuration
-from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.config import Config, ConfigError
 from spikedream.envs.host import REPORT
 from spikedream.envs.make import make_environment, reward_threshold, spec_of
 from spikedream.envs.spaces import BrokenEnvironment
@@ -32,6 +32,7 @@ from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
 from spikedream.runs.outcome import begin, judge, write_result
 from spikedream.types import Spec
+from spikedream.verbs import Evaluation
 
 NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
 

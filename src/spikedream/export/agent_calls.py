@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.agents.dreamer import Dreamer, DreamerCarry, DreamerPolicy, DreamerState
-from spikedream.agents.evolution import Evolution, EvolutionCarry, EvolutionPolicy, EvolutionState
+from spikedream.agents.acting import ActorCarry, ActorPolicy
+from spikedream.agents.dreamer import Dreamer, DreamerState
+from spikedream.agents.evolution import Evolution, EvolutionState
 from spikedream.agents.mpc import MPC, AnyPlanner, MPCCarry, MPCPolicy, MPCState
 from spikedream.agents.off_policy import OffPolicy, OffPolicyPolicy, OffPolicyState
 from spikedream.agents.online import StreamActorCritic, StreamPolicy, StreamState
@@ -20,7 +21,7 @@ from spikedream.export.calls import BOUNDED, Calls, DescribesAgent, Memories, Pa
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.planners.random_shooting import RandomShooting
 from spikedream.snn.networks import AnyNetwork
-from spikedream.snn.operations import Operations, scaled, together
+from spikedream.snn.operations import Operations, scaled, summed
 from spikedream.types import PyTree
 from spikedream.world import Belief, World
 
@@ -41,7 +42,7 @@ class OfDreamer:
     def memories(self, state: DreamerState) -> Memories:
         return _actor_and_critic(self.agent, state)
 
-    def decision(self, policy: DreamerPolicy, world: World, carry: DreamerCarry, obs: Array, action: Array, key: Array) -> Parts:
+    def decision(self, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, action: Array, key: Array) -> Parts:
         follow_key, decide_key = jax.random.split(key)
         feature = world.feature(world.follow(carry.belief, obs, follow_key))
         actor = self.agent.actor.operations(policy.actor, feature, carry.actor, _actor_key(decide_key))
@@ -148,7 +149,7 @@ class OfOffPolicy:
         seen, found = jnp.concatenate([obs, action]), self._actor(now.actor, now.encoder, obs, key)
         if agent.representation is None:
             critics = jax.vmap(lambda c: agent.critic.operations(c.network, seen, (), key))(now.critics)
-            return found | {"critics": together(critics)}
+            return found | {"critics": summed(critics)}
         embedded = agent.representation.embed(now.encoder, obs)
         pair = agent.representation.embed_pair(now.encoder, embedded, action)
 
@@ -158,7 +159,7 @@ class OfOffPolicy:
             return *critic.entry.operations("entry", seen[None]), *network
 
         return found | {
-            "critics": together(jax.vmap(one)(now.critics)),
+            "critics": summed(jax.vmap(one)(now.critics)),
             "representation of states": agent.representation.state.operations(now.encoder.state, obs, (), key),
             "representation of pairs": agent.representation.pair.operations(
                 now.encoder.pair, jnp.concatenate([embedded, action]), (), key
@@ -303,9 +304,7 @@ class OfEvolution:
     def memories(self, state: EvolutionState) -> Memories:
         return {"actor": (state.actor, self.agent.actor.state(state.actor))}
 
-    def decision(
-        self, policy: EvolutionPolicy, world: World, carry: EvolutionCarry, obs: Array, action: Array, key: Array
-    ) -> Parts:
+    def decision(self, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, action: Array, key: Array) -> Parts:
         follow_key, decide_key = jax.random.split(key)
         feature = world.feature(world.follow(carry.belief, obs, follow_key))
         actor = self.agent.actor.operations(policy.actor, feature, carry.actor, jax.random.split(decide_key)[0])

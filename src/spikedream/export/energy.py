@@ -77,7 +77,7 @@ def energy(run: Run, table: str = prices.DEFAULT, episodes: int = 1, learning: b
     return priced(measure(run, episodes, learning), known)
 
 
-def record(run: Run, found: Mapping[str, Any] | None = None) -> None:
+def write_energy(run: Run, found: Mapping[str, Any] | None = None) -> None:
     """Add the sums of `energy`, by the default table, to the `result.json` of a finished run: of `found`, or else of decisions
     alone. What cannot be counted is left out."""
     result = run.result

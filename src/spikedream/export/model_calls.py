@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.export.calls import Calls, DescribesModel, Memories, Parts, Totals
-from spikedream.snn.operations import together
+from spikedream.snn.operations import summed
 from spikedream.types import PyTree
 from spikedream.world import Belief
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
@@ -38,7 +38,7 @@ class OfEnsemble:
         dynamics = jax.vmap(lambda m: model.dynamics.operations(m.dynamics, inputs, key=key))(members)
         prior = None if state.search is None else state.search.chosen
         ending = jax.vmap(lambda m: model.ending.operations(under(model.ending, m.ending, prior), following, key=key))(members)
-        return {"dynamics": together(dynamics), "ending": together(ending)}
+        return {"dynamics": summed(dynamics), "ending": summed(ending)}
 
     def asked(self, state: EnsembleState) -> dict[str, Array | float]:
         # As long as no episode has terminated, none is predicted.

@@ -20,9 +20,9 @@ from spikedream.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
-WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "flags.py", "__main__.py")  # on what a run gives
+WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "commands.py", "flags.py", "__main__.py")  # on what a run gives
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-LOOPS, DESCRIPTION = {"Sync": "runners/sync.py", "Parallel": "runners/parallel.py"}, ("config.py", "processes.py")
+LOOPS, DESCRIPTION = {"Sync": "runners/sync.py", "Parallel": "runners/parallel.py"}, ("config.py", "processes.py", "verbs.py")
 OF_BASELINES = ("envs", "runs", "experiments/baselines.py")
 
 

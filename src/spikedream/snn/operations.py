@@ -111,10 +111,10 @@ def scaled(found: tuple[Operations, ...], times: Array | float) -> tuple[Operati
     return tuple(replace(each, number=each.number * times) for each in found)
 
 
-def together(found: tuple[Operations, ...]) -> tuple[Operations, ...]:
+def summed(found: tuple[Operations, ...]) -> tuple[Operations, ...]:
     """Of networks side by side, such as an ensemble's members, from leaves (members, ...)."""
 
-    def summed(each: Operations) -> Operations:
+    def sum_of(each: Operations) -> Operations:
         members = each.number.shape[0]
         total = jax.tree.map(lambda x: x.sum(0), each)
         if total.connections is not None:
@@ -123,7 +123,7 @@ def together(found: tuple[Operations, ...]) -> tuple[Operations, ...]:
             total = replace(total, activity=replace(total.activity, outputs=members * total.activity.outputs))
         return total
 
-    return tuple(summed(each) for each in found)
+    return tuple(sum_of(each) for each in found)
 
 
 def memory(tree: Any) -> int:

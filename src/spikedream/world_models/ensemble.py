@@ -22,17 +22,10 @@ from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world_models.fine_tuning import FineTuning, Split
+from spikedream.world_models.member import Member, MemberModel, targets_of
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
-
-
-class Member(eqx.Module):
-    """Learned parameters of one member; stacked over members in `EnsembleState`."""
-
-    dynamics: PyTree  # (obs, action) -> state change, reward (and their log-variances)
-    ending: PyTree  # next obs -> logit of termination
-    log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
 
 
 class EnsembleState(eqx.Module):
@@ -105,6 +98,18 @@ class Ensemble:
             )
 
     @property
+    def each(self) -> MemberModel:
+        return MemberModel(
+            self.dynamics,
+            self.ending,
+            self.gaussian,
+            self.ending_sparsity,
+            self.curvature_penalty,
+            self.adversarial,
+            self.reward_weight,
+        )
+
+    @property
     def split(self) -> Split:
         """Of the experience, into what a fit learns from and what it is judged by."""
         return Split(self.holdout, self.fine_tuning)
@@ -116,7 +121,7 @@ class Ensemble:
         if self.search is not None:
             member_key, search_key = jax.random.split(member_key)
             found = self._init_search(spec, latent, self.search, search_key)
-        members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(jax.random.split(member_key, self.members))
+        members: PyTree = jax.vmap(lambda k: self.each.init(spec, latent, k))(jax.random.split(member_key, self.members))
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
         optimizer = start(self._optimizer(), members)
@@ -125,20 +130,11 @@ class Ensemble:
 
     def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
         keys = jax.random.split(key, len(search.curvatures))
-        members: PyTree = jax.vmap(lambda k: self._init_member(spec, latent, k))(keys)
+        members: PyTree = jax.vmap(lambda k: self.each.init(spec, latent, k))(keys)
         return search.init(members, start(self._optimizer(), members))
 
     def _optimizer(self) -> optax.GradientTransformation:
         return adamw(self.weight_decay, self.gradient_clip)
-
-    def _init_member(self, spec: Spec, latent: int, key: Array) -> Member:
-        dynamics, ending = jax.random.split(key)
-        targets = spec.obs_size + 1
-        return Member(
-            self.dynamics.init(spec.obs_size + latent + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
-            self.ending.init(spec.obs_size, 1, ending),
-            (jnp.full(targets, -10.0, jnp.float32), jnp.full(targets, 0.5, jnp.float32)),
-        )
 
     # ---- predicting
 
@@ -180,7 +176,7 @@ class Ensemble:
         """What `member` (), int32, says follows `action` in the state (obs, latent); the others give the disagreement."""
         noise_key, dynamics_key, ending_key = jax.random.split(key, 3)
         inputs = jnp.concatenate([obs, latent, action])
-        mean, log_variance, spikes = jax.vmap(self.moments, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
+        mean, log_variance, spikes = jax.vmap(self.each.moments, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
         change, deviation = mean[member], jnp.zeros(mean.shape[1:])
         if self.gaussian:
             deviation = state.spread * jnp.exp(0.5 * log_variance[member])
@@ -221,32 +217,17 @@ class Ensemble:
     def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
         """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
         mean = self._all_moments(state, steps, latent, key)[0].mean(0)
-        return jnp.square(mean - self._targets(state.scale, steps)).mean(1)
+        return jnp.square(mean - targets_of(state.scale, steps)).mean(1)
 
     def _all_moments(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
         """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
 
         def predict(member: Member, inputs: Array) -> tuple[Array, Array]:
-            mean, log_variance, _ = self.moments(member, inputs, key)
+            mean, log_variance, _ = self.each.moments(member, inputs, key)
             return mean, jnp.exp(0.5 * log_variance)
 
         inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
         return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(state.members, inputs)
-
-    def _targets(self, scale: Array, steps: Transition) -> Array:
-        """(rows, obs_size + 1) scaled state change and reward."""
-        return jnp.concatenate([(steps.next_obs - steps.obs) / scale[None], steps.reward[:, None]], axis=1)
-
-    def moments(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """(mean, log-variance, spikes) of scaled state change and reward, (obs_size + 1,) each."""
-        out = self.dynamics(member.dynamics, inputs, key=key)
-        if not self.gaussian:
-            return out.value, jnp.zeros_like(out.value), out.spikes
-        mean, log_variance = jnp.split(out.value, 2)
-        low, high = member.log_variance
-        # PETS, appendix A.1: soft bounds on the predicted variance
-        log_variance = high - jax.nn.softplus(high - log_variance)
-        return mean, low + jax.nn.softplus(log_variance - low), out.spikes
 
     # ---- fitting
 
@@ -261,7 +242,7 @@ class Ensemble:
             key, search_key = jax.random.split(key)
             state, searched = self._choose(state, experience, search_key, updates, weight)
         prior = None if state.search is None else state.search.chosen
-        loss = partial(self.loss, scale=state.scale, weight=weight, prior=prior)
+        loss = partial(self.each.loss, scale=state.scale, weight=weight, prior=prior)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
@@ -303,7 +284,7 @@ class Ensemble:
         assert search is not None and found is not None
         fit_key, survey_key, error_key = jax.random.split(key, 3)
         split, candidates = Split(search.holdout, self.fine_tuning), search.candidates
-        loss = partial(self.loss, scale=state.scale, weight=weight)
+        loss = partial(self.each.loss, scale=state.scale, weight=weight)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array, Prior]:
             index = split.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
@@ -325,24 +306,10 @@ class Ensemble:
         )
         index, counts = experience.survey(survey_key, most=SURVEYED)
         steps, held = experience.gather(index), counts * split.held(state.key, experience, index)
-        errors = jax.vmap(partial(self._held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
+        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
         prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
         after = SearchState(fitted.params, fitted.optimizer, prior)
         return eqx.tree_at(lambda s: s.search, state, after), metrics
-
-    def _held_out(
-        self, steps: Transition, held: Array, scale: Array, weight: Array, key: Array, member: Member, prior: Prior
-    ) -> tuple[Array, Array]:
-        """Mean squared error of one member's dynamics and mean cross-entropy of its ending, () each, on the transitions where
-        `held`, (rows,), is 1; fields of `steps` (rows, ...)."""
-        number = jnp.maximum(held.sum(), 1)
-        inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
-        mean = jax.vmap(lambda x: self.moments(member, x, key)[0])(inputs)
-        error = jnp.square(mean - self._targets(scale, steps)).mean(1)
-        params = under(self.ending, member.ending, prior)
-        logit = jax.vmap(lambda obs: self.ending(params, obs, key=key).value[0])(steps.next_obs)
-        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated) * jnp.where(steps.terminated > 0, weight, 1.0)
-        return (error * held).sum() / number, (surprise * held).sum() / number
 
     def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
         """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
@@ -365,7 +332,7 @@ class Ensemble:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
-        targets, number = self._targets(state.scale, steps), jnp.maximum(held.sum(), 1)
+        targets, number = targets_of(state.scale, steps), jnp.maximum(held.sum(), 1)
         error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
@@ -389,53 +356,7 @@ class Ensemble:
         (Lakshminarayanan et al. 2017, section 2.4)."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
         total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
-        return (self._targets(state.scale, steps) - mean.mean(0)) / total
-
-    def loss(
-        self,
-        member: Member,
-        drawn: tuple[Transition, Array, Array],
-        key: Array,
-        *,
-        scale: Array,
-        weight: Array,
-        prior: Prior | None = None,
-    ) -> Array:
-        """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,), under
-        the `prior` that was found, or that which is given."""
-        batch, latent, importance = drawn
-        keys = jax.random.split(key, batch.reward.shape[0])
-        regression = partial(self._regression, member, batch, latent, importance, keys, scale)
-        shift = jnp.zeros(batch.obs.shape)
-        if self.adversarial > 0:
-            # The fast gradient sign method (Goodfellow et al. 2015, section 4).
-            shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
-        curvature_penalty = self.curvature_penalty if prior is None else prior.curvature
-        regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
-        ending = under(self.ending, member.ending, prior)
-        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
-        # Every state that was acted in is an example of not having ended.
-        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(batch.next_obs, keys)
-        acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
-        alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
-        cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
-        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0) * importance
-        return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
-
-    def _regression(
-        self, member: Member, batch: Transition, latent: Array, importance: Array, keys: Array, scale: Array, shift: Array
-    ) -> Array:
-        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
-        next observation is still the true one, so that a change is to be predicted which undoes the shift."""
-        inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
-        mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
-        error = jnp.square(mean - self._targets(scale, batch._replace(obs=batch.obs + shift)))
-        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(self.reward_weight)[None]
-        if not self.gaussian:
-            return (error * weight).mean()
-        low, high = member.log_variance
-        likelihood = error * jnp.exp(-log_variance) + log_variance
-        return (likelihood * weight).mean() + 0.01 * (high - low).mean()
+        return (targets_of(state.scale, steps) - mean.mean(0)) / total
 
 
 def _no_latent(steps: Transition) -> Array:

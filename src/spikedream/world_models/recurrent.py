@@ -168,7 +168,7 @@ class Recurrent:
             obs, latent, age = unroll(drawn_sequences, jax.random.split(key, hyper.batch))
             counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
-            losses = jax.vmap(lambda m: hyper.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
+            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         def check(params: tuple[PyTree, PyTree]) -> Array:
@@ -224,7 +224,7 @@ class Recurrent:
             carry = jax.tree.map(lambda resting, old: jnp.where(first > 0, resting, old), rest, carry)
             latent, carry = self._read(network, carry, obs, change, action * (1 - first), key)
             inputs = jnp.concatenate([obs, latent, real.action])
-            mean = jax.vmap(lambda m: self.ensemble.moments(m, inputs, key)[0])(members).mean(0)
+            mean = jax.vmap(lambda m: self.ensemble.each.moments(m, inputs, key)[0])(members).mean(0)
             return (obs + mean[:-1] * scale, obs, real.action, carry, age), (obs, latent, age)
 
         length = sequence.first.shape[0]

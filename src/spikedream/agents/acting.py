@@ -1,0 +1,58 @@
+"""How an actor acts that sees what the world model makes of an episode: what agents have in common that learn in dreams alone.
+
+The functions are methods of such an agent: `start = acting.start`.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from spikedream.nodes import Node, described
+from spikedream.ops.distributions import ActionDistribution
+from spikedream.snn.networks import AnyNetwork
+from spikedream.types import Decision, PyTree, Spec
+from spikedream.world import Belief, World
+
+
+class ActorPolicy(eqx.Module):
+    """What acting needs."""
+
+    actor: PyTree
+    distribution: ActionDistribution = eqx.field(static=True)
+    spec: Spec = eqx.field(static=True)
+
+
+class ActorCarry(NamedTuple):
+    belief: Belief
+    actor: PyTree  # the actor's own memory
+
+
+class Acting(Protocol):
+    """Whose methods the functions are."""
+
+    @property
+    def actor(self) -> AnyNetwork: ...
+    def decide(self, policy: Any, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
+        """By the actor alone, whose own memory is `carry`."""
+        ...
+
+
+def start(self: Acting, policy: ActorPolicy, world: World) -> ActorCarry:
+    return ActorCarry(world.blank(policy.spec), self.actor.start(policy.actor))
+
+
+def act(self: Acting, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array, greedy: bool) -> Decision:
+    follow_key, decide_key = jax.random.split(key)
+    memory = world.follow(carry.belief, obs, follow_key)
+    decision = self.decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
+    return decision._replace(carry=ActorCarry(world.belief(memory, decision.action), decision.carry))
+
+
+def intended(self: Acting, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array) -> None:
+    """It does not plan."""
+
+
+def describe(self: Acting, policy: ActorPolicy) -> tuple[Node, ...]:
+    return *described(self.actor, policy.actor), described(policy.distribution)

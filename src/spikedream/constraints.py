@@ -1,0 +1,87 @@
+"""Which settings go together: what some of a configuration demands of the rest, and what happens where that is otherwise."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass, replace
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from spikedream.bonuses.disagreement import Disagreement
+
+
+class Demand(NamedTuple):
+    """Settings that must have certain values, for the sake of something else."""
+
+    reason: str
+    settings: dict[str, Any]  # dotted name to the value
+
+
+def demands(config: Any) -> Iterator[Demand]:
+    """Of a `Config`, met or not."""
+    agent, name = config.agent, type(config.agent).__name__
+    measured = {"action_repeat": config.repeat}  # any number will do, None will not
+    own_alone = {"collect.seed_episodes": 0, "collect.seed_steps": None, **measured}
+    if config.realtime is not None:
+        yield Demand("for how long an action is held is measured before a clock runs, and in real time one does", measured)
+    if config.runner.even_turns:
+        kind = type(config.runner).__name__
+        yield Demand(f"runner {kind} counts in turns of one length and begins at once", {**measured, "collect.growth": 0.0})
+    if agent.online:
+        after = {"improve.first": 0, "improve.then": 0, "improve.ratio": None}
+        yield Demand(f"{name} learns from each step as it comes, of its own and of one environment, and nothing is left to do after"
+                     " that", {"collect.environments": 1, **own_alone, **after})  # fmt: skip
+        yield Demand(f"{name} learns from the environment's own rewards", {"bonus": None})
+    if (steps := agent.on_policy_steps) is not None:
+        turn = {"collect.steps": steps, "collect.growth": 0.0, "fit.every": None}
+        once = {"improve.first": 1, "improve.then": 1, "improve.ratio": None, "improve.block": 1}
+        yield Demand(f"{name} learns once from each {steps} steps of its own policy", {**own_alone, **turn, **once})
+        whole = -(-config.budget // steps) * steps
+        yield Demand(f"{name} learns from {steps} steps at a time (agent.rollout)", {"budget": whole})
+    if getattr(agent, "gamma", 0.0) is None and config.replay.scale != "spread":
+        yield Demand('how far ahead rewards count is measured where replay.scale is "spread"', {"agent.gamma": 0.99})
+    if isinstance(config.bonus, Disagreement) and config.world_model.members < 2:
+        yield Demand("Disagreement needs a world model of at least 2 members (RandomNetworkDistillation and IntrinsicCuriosity work"
+                     " with any)", {"bonus": None})  # fmt: skip
+
+
+def unmet(config: Any) -> Iterator[Demand]:
+    """The demands on a `Config`, each with those settings alone that are otherwise."""
+    for reason, settings in demands(config):
+        wrong = {name: value for name, value in settings.items() if attrgetter(name)(config) != value}
+        if wrong:
+            yield Demand(reason, wrong)
+
+
+def refuse_unmet(config: Any) -> None:
+    """Raises ValueError where a `Config` does not meet a demand, saying what would."""
+    for reason, settings in unmet(config):
+        wanted = (f"{name} to {value} (it is {_short(config, name)})" for name, value in settings.items())
+        raise ValueError(f"{reason}; set {', '.join(wanted)}")
+
+
+def give_way(config: Any, asked: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """A `Config` in which settings have the values that are demanded, save those that `asked`, nested settings, names; and a line
+    for each demand on what was given up to it."""
+    notes, given = [], config
+    for reason, settings in unmet(config):
+        free = {name: value for name, value in settings.items() if not _names(asked, name) and attrgetter(name)(given) != value}
+        if free:
+            changed = (f"{name} is {value} instead of {_short(config, name)}" for name, value in free.items())
+            notes.append(f"{reason}: {', '.join(changed)}")
+        for name, value in free.items():
+            given = _with(given, name, value)
+    return given, tuple(notes)
+
+
+def _short(config: Any, name: str) -> Any:
+    value = attrgetter(name)(config)
+    return type(value).__name__ if is_dataclass(value) else value
+
+
+def _names(asked: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    return isinstance(asked, Mapping) and first in asked and (not rest or _names(asked[first], rest))
+
+
+def _with(part: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(part, **{first: _with(getattr(part, first), rest, value) if rest else value})

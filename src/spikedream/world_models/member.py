@@ -1,0 +1,120 @@
+"""One member of an ensemble: two networks, what they predict and how they are fitted."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from spikedream.snn.networks import AnyNetwork
+from spikedream.types import PyTree, Spec, Transition
+from spikedream.world_models.priors import Prior, under
+
+
+class Member(eqx.Module):
+    """Learned parameters; stacked over members in `EnsembleState`."""
+
+    dynamics: PyTree  # (obs, action) -> state change, reward (and their log-variances)
+    ending: PyTree  # next obs -> logit of termination
+    log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
+
+
+@dataclass(frozen=True)
+class MemberModel:
+    """Networks and hyper-parameters, as `Ensemble` explains them; it makes one of its fields."""
+
+    dynamics: AnyNetwork
+    ending: AnyNetwork
+    gaussian: bool
+    ending_sparsity: float
+    curvature_penalty: float
+    adversarial: float
+    reward_weight: float
+
+    def init(self, spec: Spec, latent: int, key: Array) -> Member:
+        dynamics, ending = jax.random.split(key)
+        targets = spec.obs_size + 1
+        return Member(
+            self.dynamics.init(spec.obs_size + latent + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
+            self.ending.init(spec.obs_size, 1, ending),
+            (jnp.full(targets, -10.0, jnp.float32), jnp.full(targets, 0.5, jnp.float32)),
+        )
+
+    def moments(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        """(mean, log-variance, spikes) of scaled state change and reward, (obs_size + 1,) each."""
+        out = self.dynamics(member.dynamics, inputs, key=key)
+        if not self.gaussian:
+            return out.value, jnp.zeros_like(out.value), out.spikes
+        mean, log_variance = jnp.split(out.value, 2)
+        low, high = member.log_variance
+        # PETS, appendix A.1: soft bounds on the predicted variance
+        log_variance = high - jax.nn.softplus(high - log_variance)
+        return mean, low + jax.nn.softplus(log_variance - low), out.spikes
+
+    def held_out(
+        self, steps: Transition, held: Array, scale: Array, weight: Array, key: Array, member: Member, prior: Prior
+    ) -> tuple[Array, Array]:
+        """Mean squared error of one member's dynamics and mean cross-entropy of its ending, () each, on the transitions where
+        `held`, (rows,), is 1; fields of `steps` (rows, ...)."""
+        number = jnp.maximum(held.sum(), 1)
+        inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
+        mean = jax.vmap(lambda x: self.moments(member, x, key)[0])(inputs)
+        error = jnp.square(mean - targets_of(scale, steps)).mean(1)
+        params = under(self.ending, member.ending, prior)
+        logit = jax.vmap(lambda obs: self.ending(params, obs, key=key).value[0])(steps.next_obs)
+        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated) * jnp.where(steps.terminated > 0, weight, 1.0)
+        return (error * held).sum() / number, (surprise * held).sum() / number
+
+    def loss(
+        self,
+        member: Member,
+        drawn: tuple[Transition, Array, Array],
+        key: Array,
+        *,
+        scale: Array,
+        weight: Array,
+        prior: Prior | None = None,
+    ) -> Array:
+        """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,), under
+        the `prior` that was found, or that which is given."""
+        batch, latent, importance = drawn
+        keys = jax.random.split(key, batch.reward.shape[0])
+        regression = partial(self._regression, member, batch, latent, importance, keys, scale)
+        shift = jnp.zeros(batch.obs.shape)
+        if self.adversarial > 0:
+            # The fast gradient sign method (Goodfellow et al. 2015, section 4).
+            shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
+        curvature_penalty = self.curvature_penalty if prior is None else prior.curvature
+        regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
+        ending = under(self.ending, member.ending, prior)
+        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
+        # Every state that was acted in is an example of not having ended.
+        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(batch.next_obs, keys)
+        acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
+        alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
+        cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
+        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0) * importance
+        return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
+
+    def _regression(
+        self, member: Member, batch: Transition, latent: Array, importance: Array, keys: Array, scale: Array, shift: Array
+    ) -> Array:
+        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
+        next observation is still the true one, so that a change is to be predicted which undoes the shift."""
+        inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
+        mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
+        error = jnp.square(mean - targets_of(scale, batch._replace(obs=batch.obs + shift)))
+        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(self.reward_weight)[None]
+        if not self.gaussian:
+            return (error * weight).mean()
+        low, high = member.log_variance
+        likelihood = error * jnp.exp(-log_variance) + log_variance
+        return (likelihood * weight).mean() + 0.01 * (high - low).mean()
+
+
+def targets_of(scale: Array, steps: Transition) -> Array:
+    """(rows, obs_size + 1) scaled state change and reward."""
+    return jnp.concatenate([(steps.next_obs - steps.obs) / scale[None], steps.reward[:, None]], axis=1)
