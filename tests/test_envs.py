@@ -541,6 +541,23 @@ def test_mujoco_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> N
     assert frame.shape == (480, 480, 3) and len(np.unique(frame.reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.parametrize(
+    ("tries", "otherwise", "given", "said"),
+    [
+        ("json", None, {}, "egl"),
+        ("no_such_module", None, {}, None),
+        ("no_such_module", "disabled", {}, "disabled"),
+        ("json", None, {"MUJOCO_GL": "osmesa"}, "osmesa"),
+        ("json", "disabled", {"DISPLAY": ":0"}, None),
+    ],
+)
+def test_mujoco_is_told_how_to_draw_where_there_is_no_display(tries, otherwise, given, said, monkeypatch) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    monkeypatch.setattr(sys, "platform", "linux")
+    make.draw_without_display(tries, otherwise)
+    assert given.get("MUJOCO_GL") == said
+
+
 def test_the_compact_humanoid_sees_positions_and_velocities_only() -> None:
     pytest.importorskip("mujoco")
     compact, whole = named("humanoid-compact"), named("humanoid")

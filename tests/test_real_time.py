@@ -184,6 +184,8 @@ def test_real_time_is_switched_on_and_set():
     assert configuration.merge(configuration.Config(), {"realtime": True}).realtime == Pace()
     assert cli.parse_train(["debug", "--realtime"]).config.realtime == Pace()
     assert cli.parse_train(["debug", "--realtime.tick", "0.05", "--realtime.late", "idle"]).config.realtime == Pace(0.05, "idle")
+    for both in (["--realtime", "--realtime.tick", "0.05"], ["--realtime.tick", "0.05", "--realtime"]):
+        assert cli.parse_train(["debug", *both]).config.realtime == Pace(0.05)
     assert cli.parse_train(["debug"]).config.realtime is None
     with pytest.raises(configuration.ConfigError, match=r"realtime\.tick is 0\.0; it must be at least"):
         cli.parse_train(["debug", "--realtime.tick", "0"])

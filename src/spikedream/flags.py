@@ -43,13 +43,13 @@ def value(path: list[str], values: list[str]) -> Any:
 
 
 def put(changes: dict[str, Any], path: list[str], new: Any) -> None:
-    """A part's name and its settings may come in any order."""
+    """A part's name, or that it is switched on, and its settings may come in any order."""
     *parents, last = path
     for name in parents:
         inner = changes.get(name)
-        changes[name] = inner if isinstance(inner, dict) else {} if inner is None else {"kind": inner}
+        changes[name] = inner if isinstance(inner, dict) else {} if inner in (None, True) else {"kind": inner}
         changes = changes[name]
     if isinstance(changes.get(last), dict) and isinstance(new, str):
         changes[last]["kind"] = new
-    else:
+    elif not (isinstance(changes.get(last), dict) and new is True):
         changes[last] = new

@@ -79,7 +79,7 @@ def make_own(
         if _is_mujoco(known):
             _use_mujoco(env_id)
             if render_mode == "rgb_array":  # Gymnasium would try GLFW first, which needs a display and says so too late
-                _draw_without_display("mujoco.egl")
+                draw_without_display("mujoco.egl")
         with warnings.catch_warnings():
             # That there is a newer version is no reason not to want this one.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
@@ -162,7 +162,7 @@ def _import_dm_control(env_id: str) -> None:
     if missing:
         raise BrokenEnvironment(f"{env_id} needs {' and '.join(missing)}: pip install 'spikedream[dm-control]'")
     if "dm_control._render" not in sys.modules:
-        _draw_without_display("dm_control._render", otherwise="disabled")
+        draw_without_display("dm_control._render", otherwise="disabled")
     importlib.import_module("shimmy")
 
 
@@ -174,7 +174,7 @@ def has_display() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _draw_without_display(tries: str, otherwise: str | None = None) -> None:
+def draw_without_display(tries: str, otherwise: str | None = None) -> None:
     """Let MuJoCo draw by EGL where there is no display and `MUJOCO_GL` says nothing, if the module that `tries` can be imported
     then; else have `MUJOCO_GL` say `otherwise`, or nothing, so that the environment says what is wrong."""
     if "MUJOCO_GL" in os.environ or has_display():

@@ -4,9 +4,10 @@ Spiking or conventional by the fields `dynamics` and `ending`; the members diffe
 they see the data. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu et al. 2020) for using its disagreement.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ import optax
 from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
-from spikedream.ops.fitting import adamw, fit, start
+from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.protocols import Output
@@ -138,13 +139,8 @@ class Ensemble:
 
     # ---- predicting
 
-    @property
-    def recurrent(self) -> bool:
-        return False
-
-    @property
-    def warm_up(self) -> int:
-        return 1
+    recurrent = False
+    warm_up = 1
 
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
@@ -254,27 +250,41 @@ class Ensemble:
             drawn = (steps, jnp.zeros((*steps.reward.shape, 0)), jnp.ones(steps.reward.shape))
             return jax.vmap(loss, in_axes=(0, 0, None))(members, drawn, check_key)
 
-        fitted = fit(
-            state.members,
-            state.optimizer,
-            loss,
-            draw,
-            check if self.split.holds_out else None,
-            self._optimizer(),
-            rate=self.learning_rate,
-            updates=updates,
-            block=min(self.check_every, self.updates),
-            patience=self.patience,
-            key=fit_key,
-            settle=pruned,
-            plateau=self.fine_tuning.falls(),
-        )
+        fitted = self.fit(state.members, state.optimizer, loss, draw, check, self._optimizer(), updates, fit_key)
         state = self.fitted(state, fitted.best, fitted.optimizer)
         index, counts = experience.survey(survey_key)
         counts = counts * self.split.judges(state.key, experience, index, counts)
         state, measured = self._validate(state, experience.gather(index), counts, error_key)
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured | searched
         return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.split.holds_out else metrics
+
+    def fit(
+        self,
+        params: PyTree,
+        moments: PyTree,
+        loss: Loss,
+        draw: Callable[[PyTree, Array], Any],
+        check: Callable[[PyTree], Array],
+        optimizer: optax.GradientTransformation,
+        updates: Array | int,
+        key: Array,
+    ) -> FitState:
+        """As `spikedream.ops.fitting.fit` with these hyper-parameters; checked only where something is held out."""
+        return fit(
+            params,
+            moments,
+            loss,
+            draw,
+            check if self.split.holds_out else None,
+            optimizer,
+            rate=self.learning_rate,
+            updates=updates,
+            block=min(self.check_every, self.updates),
+            patience=self.patience,
+            key=key,
+            settle=pruned,
+            plateau=self.fine_tuning.falls(),
+        )
 
     def _choose(
         self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weight: Array

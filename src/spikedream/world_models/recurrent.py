@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.ops.fitting import adamw, fit, matrices, start
+from spikedream.ops.fitting import adamw, matrices, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import MembraneReadout
-from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
@@ -78,9 +77,7 @@ class Recurrent:
     def members(self) -> int:
         return self.ensemble.members
 
-    @property
-    def recurrent(self) -> bool:
-        return True
+    recurrent = True
 
     @property
     def updates(self) -> int:
@@ -176,21 +173,8 @@ class Recurrent:
             ends = hyper.split.draw_held(ensemble.key, experience, check_key, (1, hyper.batch), length)
             return jax.vmap(loss, in_axes=(0, 0, None))(params, (sequences(ends), jnp.ones(ends.shape)), check_key)
 
-        fitted = fit(
-            _alone((state.network, ensemble.members)),
-            state.optimizer,
-            loss,
-            draw,
-            check if hyper.split.holds_out else None,
-            self._optimizer(),
-            rate=hyper.learning_rate,
-            updates=updates,
-            block=min(hyper.check_every, hyper.updates),
-            patience=hyper.patience,
-            key=fit_key,
-            settle=pruned,
-            plateau=hyper.fine_tuning.falls(),
-        )
+        params = _alone((state.network, ensemble.members))
+        fitted = hyper.fit(params, state.optimizer, loss, draw, check, self._optimizer(), updates, fit_key)
         network, members = jax.tree.map(lambda x: x[0], fitted.best)
         ensemble = hyper.fitted(ensemble, members, ())
         after = RecurrentState(network, ensemble, fitted.optimizer, jnp.array(state.idle))

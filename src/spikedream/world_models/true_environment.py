@@ -93,21 +93,8 @@ class TrueEnvironment:
             raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
         return TrueState(identity(spec.obs_size))
 
-    @property
-    def members(self) -> int:
-        return 1
-
-    @property
-    def recurrent(self) -> bool:
-        return False
-
-    @property
-    def warm_up(self) -> int:
-        return 1
-
-    @property
-    def updates(self) -> int:
-        return 1
+    members = updates = warm_up = 1
+    recurrent = False
 
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
