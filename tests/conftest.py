@@ -1,4 +1,4 @@
-"""Strict numerics, one thread a worker, a compilation cache that outlives the run, and the longest files first."""
+"""Strict numerics, one thread a worker, what makes programs quick to compile, and the longest files first."""
 
 import gc
 import os
@@ -18,6 +18,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+import threefry
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikedream" / "xla-tests"
 
@@ -25,6 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+threefry.use()
 
 # A file's tests stay together, for what its fixtures build; with the longest ones first the workers end together.
 LONGEST_FIRST = (
