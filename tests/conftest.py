@@ -1,4 +1,4 @@
-"""Strict numerics, one thread a worker, a compilation cache that outlives the run, and the longest files first."""
+"""Strict numerics, one thread a worker, what makes programs quick to compile, and the longest files first."""
 
 import gc
 import os
@@ -15,21 +15,25 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
     " --xla_cpu_parallel_codegen_split_count=1",
 )
+# In the environment, so that processes which tests start keep their programs there too, and the small ones as well.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikedream" / "xla-tests")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax
 import pytest
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikedream" / "xla-tests"
+import threefry
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+threefry.use()
 
 # A file's tests stay together, for what its fixtures build; with the longest ones first the workers end together.
 LONGEST_FIRST = (
-    "test_learning", "test_probes", "test_contracts", "test_probes_of_agents", "test_resume", "test_numbers_of_parts",
-    "test_config", "test_cli",
+    "test_contracts", "test_numbers_of_parts", "test_learning", "test_resume", "test_cli", "test_compare", "test_ppo",
+    "test_planners", "test_recurrent", "test_bonuses", "test_envs", "test_config", "test_off_policy", "test_results",
+    "test_probes_of_agents", "test_export", "test_report", "test_runners", "test_snn", "test_probes", "test_learning_rules",
 )  # fmt: skip
 
 

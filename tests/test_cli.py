@@ -438,6 +438,8 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--budget", "45", "--collect.seed-episodes", "1", "--evaluation.episodes", "2", *TINY]
+    for network in ("agent.actor", "agent.critic", "world-model.dynamics", "world-model.ending"):
+        settings += [f"--{network}", "MLP"]  # which compile quickly
     status, out, _ = call(capsys, "bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--", *settings)
     assert status == 0 and "0 of 1" in out
     (summary,) = json.loads((tmp_path / "bench.json").read_text()).values()

@@ -750,20 +750,18 @@ def test_stable_baselines3_takes_the_settings(algorithm: str, env: str, tmp_path
 # ---- the whole of it
 
 
-def test_the_debug_study_runs_and_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_the_debug_study_runs_and_keeps_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, file = tmp_path / "out", tmp_path / "small.yaml"
     file.write_text(grid.studies()["debug"].replace("seeds: 2", "seeds: 1"))
 
-    def study_in_a_process() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "spikedream", "study", str(file), "--jobs", "2", "--out", str(out)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-    first = study_in_a_process()
+    arguments = ["study", str(file), "--jobs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "spikedream", *arguments]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
     results = {cell: cell.read_bytes() for cell in sorted(out.glob("debug/*/s*/result.json"))}
     assert len(results) == 2 and (out / "index.html").exists() and (out / "debug/compare.png").exists()
-    again = study_in_a_process()
-    assert again.returncode == 0 and again.stdout.count("(kept)") == 2
+    status, again, _ = call(capsys, *arguments)
+    assert status == 0 and again.count("(kept)") == 2
     assert {cell: cell.read_bytes() for cell in results} == results
     comparison = json.loads((out / "debug/compare.json").read_text())
     assert {label: method["seeds"] for label, method in comparison["methods"].items()} == {

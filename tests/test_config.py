@@ -38,19 +38,21 @@ SHELL = {
 # Of an actor that remembers, and of one that fires about that much: test_numbers_of_parts.
 CONDITIONAL = {"agent.context", "agent.activity_target"}
 
+CONVENTIONAL = {"kind": "MLP", "hidden": [6]}
 SPIKING = {"hidden": [6], "ticks": 2, "neuron": {"recurrent": True}}
+ACTOR = SPIKING | {"readout": {"neurons": 2, "neuron": {"recurrent": True}}}
 OF_NETWORKS = ("world_model.dynamics.", "world_model.ending.", "agent.critic.")
+OF_ACTOR = ("agent.actor.", "agent.activity_penalty")
 
 
-def small_config(network: dict[str, Any] = SPIKING) -> Config:
+def small_config(network: dict[str, Any] = SPIKING, actor: dict[str, Any] = ACTOR) -> Config:
     """Small, and with everything in use that a number may be about; world model and critic made of such a `network`."""
     changes = {
         "world_model": {
             "members": 2, "updates": 4, "check_every": 2, "batch": 8, "holdout": 0.2, "dynamics": network, "ending": network,
         },
         "agent": {
-            "trajectories": 8, "horizon": 4, "restart": 0.5, "critic": network, "actor_rate": 0.1,
-            "actor": SPIKING | {"readout": {"neurons": 2, "neuron": {"recurrent": True}}},
+            "trajectories": 8, "horizon": 4, "restart": 0.5, "critic": network, "actor": actor, "actor_rate": 0.1,
             "imagined_share": {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20},
         },
         "improve": {"block": 2},
@@ -71,22 +73,23 @@ def numeric_fields(part: Any, path: str = "") -> typing.Iterator[str]:
 
 
 @functools.cache
-def base_outcome(spiking: bool, *verbs: str) -> str:
-    return outcome(base_config(spiking), *verbs)
+def base_config(of_networks: bool, of_actor: bool) -> Config:
+    """What is not of spiking networks shows with conventional ones too, whose programs are half as long."""
+    return small_config(SPIKING if of_networks else CONVENTIONAL, ACTOR if of_actor else CONVENTIONAL)
 
 
-def base_config(spiking: bool) -> Config:
-    return small_config(SPIKING if spiking else {"kind": "MLP", "hidden": [6]})
+@functools.cache
+def base_outcome(of_networks: bool, of_actor: bool, *verbs: str) -> str:
+    return outcome(base_config(of_networks, of_actor), *verbs)
 
 
 @pytest.mark.parametrize("name", list(numeric_fields(small_config())))
 def test_every_number_changes_the_outcome(name: str) -> None:
     """What an agent does after a dream, or what a world model has learned, or what an agent does that dreamed in that."""
-    # What is not of these networks shows with small ones too, whose programs are half as long.
-    spiking = name.startswith(OF_NETWORKS)
-    config = with_changed(base_config(spiking), name)
+    about = name.startswith(OF_NETWORKS), name.startswith(OF_ACTOR)
+    config = with_changed(base_config(*about), name)
     shown_by = [("dream",)] if name.startswith("agent.") else [("fit",), ("fit", "dream")]
-    assert any(outcome(config, *verbs) != base_outcome(spiking, *verbs) for verbs in shown_by)
+    assert any(outcome(config, *verbs) != base_outcome(*about, *verbs) for verbs in shown_by)
 
 
 @pytest.mark.parametrize("name", list(configuration.presets()))

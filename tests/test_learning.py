@@ -7,24 +7,33 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 import spikedream
 
+# Half of a training that takes a minute is compiling; so it takes half of that, and goes the same way.
+SHORT = {
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+}
 
-def learn(directory: Path, *arguments: str) -> dict:
+
+def learn(directory: Path, *arguments: str, settings: Mapping[str, str] = MappingProxyType({})) -> dict:
     # Without the settings that conftest.py makes for tests of tiny networks.
     plain = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS")}
     command = [sys.executable, "-m", "spikedream", "train", *arguments, "--out", str(directory)]
-    subprocess.run(command, check=True, env=plain, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env={**plain, **settings}, stdout=subprocess.DEVNULL)
     return json.loads((directory / "result.json").read_text())
 
 
 @pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.learning)])
 def test_the_all_spiking_agent_learns_cartpole_by_dreaming(seed: int, tmp_path: Path) -> None:
-    result = learn(tmp_path / "run", "cartpole", "--seed", str(seed))
+    result = learn(tmp_path / "run", "cartpole", "--seed", str(seed), settings=SHORT)
     assert result["solved"] and result["real_steps_to_solve"] <= 300 and result["eval_return_mean"] >= 475
     assert all(0.01 < rate < 0.99 for rate in result["firing_rate"].values()), "every network spikes"
     assert result["peak_memory_mb"] <= 1500

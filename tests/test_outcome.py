@@ -114,6 +114,7 @@ def test_the_commit_is_of_the_working_copy_that_is_imported_and_of_no_other(tmp_
     package = Path(provenance.__file__).parents[1]
     git(tmp_path, "init")
     shutil.copytree(package, tmp_path / "src/spikedream", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src/spikedream/__init__.py").write_text("")  # of which it would import all
     (tmp_path / ".gitignore").write_text("__pycache__/\nlib/\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "all of it")

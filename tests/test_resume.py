@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(directory: Path) -> subprocess.Popen:
     code = (
-        "import sys, spikedream as sd\n"
+        "import conftest, sys, spikedream as sd\n"  # compiles what this process has compiled no second time
         f"try: sd.train('debug', seed=5, out={str(directory)!r}, settings={SETTINGS!r}, report=False)\n"
         "except sd.Interrupted as stop: print(stop); sys.exit(130)\n"
     )
