@@ -141,7 +141,7 @@ def test_settings_of_the_model_have_bounds(name):
 
 
 def test_the_model_learns_from_single_steps_what_they_have_in_common():
-    dyna = Dyna(dynamics=Linear(), ending=Linear(), learning_rate=0.03)
+    dyna = Dyna(dynamics=Linear(), ending=Linear(), learning_rate=0.03, rehearsals=0)
     state = dyna.init(CONTINUOUS, KEY)
 
     @jax.jit

@@ -1,5 +1,6 @@
-"""Dyna (Sutton 1990): a small model that learns online, one update a real step, and imagined steps onward of the present that are
-learned from like real ones. Nothing is replayed: what is kept of the past is the model."""
+"""Dyna (Sutton 1990): a small model that learns online, and imagined steps onward of the present that are learned from like real
+ones. Real steps are remembered for the model alone: it rehearses some of the newest beside each new one (Lin 1992, "experience
+replay"), since a model of few steps is wrong where dreams go. Actor and critic never see them again."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -48,6 +49,8 @@ class Dyna:
 
     dynamics: AnyNetwork = SpikingNetwork(readout=MembraneReadout(), rule=RTRL())  # of the observation's change, and the reward
     ending: AnyNetwork | None = None  # from the next observation
+    memory: int = 96  # newest real steps that the model may rehearse
+    rehearsals: int = 7  # gradient steps on remembered ones for each real one
     steps: int = 24  # imagined ones for each real one
     horizon: int = 500  # steps after which a dream begins anew
     begin: int = 200  # real steps before the first
@@ -59,6 +62,7 @@ class Dyna:
     def __post_init__(self) -> None:
         at_least_one, not_negative = (1, None), (0, None)
         check_bounds(self, steps=at_least_one, horizon=at_least_one, begin=not_negative, learning_rate=not_negative)
+        check_bounds(self, memory=at_least_one, rehearsals=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), margin=not_negative)
         check_bounds(self, start_noise=not_negative)
 
@@ -82,6 +86,22 @@ class Dyna:
         return jnp.where(change > 1e-6, change, 1.0)
 
     def fit(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
+        """One gradient step on the newest real step, and some on remembered ones, that one among them."""
+        newest_key, key = jax.random.split(key)
+        state, metrics = self.fit_one(state, experience, step, newest_key)
+
+        def rehearse(state: DynaState, key: Array) -> tuple[DynaState, None]:
+            age_key, fit_key = jax.random.split(key)
+            age = jax.random.randint(age_key, (), 0, jnp.minimum(experience.size, self.memory))
+            return self.fit_one(state, experience, self.remembered(experience, age), fit_key)[0], None
+
+        return jax.lax.scan(rehearse, state, jax.random.split(key, self.rehearsals))[0], metrics
+
+    def remembered(self, experience: Experience, age: Array) -> Transition:
+        """The real step before as many, () int32, of the one environment that it plays."""
+        return experience.gather((experience.newest()[0] - age) % experience.capacity)
+
+    def fit_one(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
         """One gradient step on one real step."""
         dynamics_key, ending_key = jax.random.split(key)
         wanted = jnp.append((step.next_obs - step.obs) / self._scale(experience), step.reward)

@@ -263,6 +263,21 @@ static void experience(struct learner *learner, const float *observation, float 
     extend(&learner->reward_low, &learner->reward_high, reward);
 }
 
+static void remember(struct learner *learner, const float *observation, int choice, float reward, const float *next)
+{
+    struct real *real;
+    int i;
+    learner->newest_at = learner->newest_at + 1 < LEARNER_MEMORY ? learner->newest_at + 1 : 0;
+    learner->held += learner->held < LEARNER_MEMORY;
+    real = &learner->past[learner->newest_at];
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        real->observation[i] = observation[i];
+        real->next[i] = next[i];
+    }
+    real->reward = reward;
+    learner->past_choice[learner->newest_at] = (uint8_t)choice;
+}
+
 static float typical(const struct learner *learner, int i) /* change of the observation in a step, in its own units */
 {
     float deviation = root(learner->variance[i]), unit = deviation > 1e-6f ? deviation : 1.0f, change = root(learner->change[i]);
@@ -284,7 +299,7 @@ static void enter(const struct learner *learner, const float *observation, int c
         in[LEARNER_INPUTS + i] = i == choice ? 1.0f : 0.0f;
 }
 
-static void fit(struct learner *learner, const float *observation, int choice, float reward, const float *next)
+static float fit(struct learner *learner, const float *observation, int choice, float reward, const float *next) /* the error */
 {
     float in[MODEL_INPUTS], wanted[MODEL_OUTPUTS];
     int i;
@@ -292,7 +307,7 @@ static void fit(struct learner *learner, const float *observation, int choice, f
     for (i = 0; i < LEARNER_INPUTS; i++)
         wanted[i] = (next[i] - observation[i]) / typical(learner, i);
     wanted[LEARNER_INPUTS] = reward / largest_reward(learner);
-    learner->model_error = model_fit(&learner->model, in, wanted);
+    return model_fit(&learner->model, in, wanted);
 }
 
 static void awake(struct learner *learner) /* where the dream goes on: where it was, or at the newest state that did not end the task */
@@ -323,6 +338,33 @@ static float imagine(struct learner *learner, int choice, int *ended)
     reward = largest * out[LEARNER_INPUTS];
     return reward < least ? least : reward > most ? most : reward;
 }
+
+static int drawn_below(struct learner *learner, int size)
+{
+    int drawn = (int)(uniform(&learner->random) * (float)size);
+    return drawn < size ? drawn : size - 1;
+}
+#endif
+
+#if LEARNER_AVERAGES
+static void follow(struct learner *learner) /* the actor, by its average (Lillicrap et al. 2016) */
+{
+    struct network actor = actor_of(learner, 0);
+    int i;
+    for (i = 0; i < ACTOR_PARAMETERS; i++)
+        learner->average[i] += LEARNER_AVERAGE_RATE * (parameter(&actor, i) - learner->average[i]);
+}
+
+static struct network average_of(struct learner *learner)
+{
+    static struct memory still = {1, 0, 0}; /* moved by no trace */
+    struct network network = {learner->average, learner->average, &still, LEARNER_CHOICES, ACTOR_PARAMETERS
+#if LEARNER_DREAMS
+                              , learner->average, &still
+#endif
+    };
+    return network;
+}
 #endif
 
 /* Probabilities of the choices, and the logarithm of each, from the last call of the actor; its entropy. */
@@ -348,6 +390,10 @@ int learner_act(struct learner *learner, const float *observation, int greedy)
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], drawn;
     struct network actor = actor_of(learner, 0);
     int k, choice = 0;
+#if LEARNER_AVERAGES
+    if (greedy)
+        actor = average_of(learner);
+#endif
     forward(learner, &actor, observation);
     if (greedy) {
         for (k = 1; k < LEARNER_CHOICES; k++)
@@ -400,12 +446,28 @@ void learner_learn(struct learner *learner, const float *observation, int choice
 #endif
     add_return(learner, reward, goes_on);
     learn_from(learner, 0, observation, choice, reward / return_scale(learner), next, terminated, goes_on);
+#if LEARNER_AVERAGES
+    follow(learner);
+#endif
 #if LEARNER_DREAMS
-    fit(learner, observation, choice, reward, next);
+    learner->model_error = fit(learner, observation, choice, reward, next);
+    remember(learner, observation, choice, reward, next);
 #endif
 }
 
 #if LEARNER_DREAMS
+void learner_rehearse_step(struct learner *learner, int age)
+{
+    int at = learner->newest_at - age < 0 ? learner->newest_at - age + LEARNER_MEMORY : learner->newest_at - age;
+    const struct real *real = &learner->past[at];
+    (void)fit(learner, real->observation, learner->past_choice[at], real->reward, real->next);
+}
+
+void learner_rehearse(struct learner *learner)
+{
+    learner_rehearse_step(learner, drawn_below(learner, learner->held));
+}
+
 int learner_may_dream(const struct learner *learner)
 {
     return learner->count >= LEARNER_BEGIN;
@@ -460,6 +522,10 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->return_mean = START_RETURN_MEAN;
     learner->return_squares = START_RETURN_SQUARES;
     learner->random = seed;
+#if LEARNER_AVERAGES
+    for (i = 0; i < ACTOR_PARAMETERS; i++)
+        learner->average[i] = start_average[i];
+#endif
 #if LEARNER_DREAMS
     learner->actor_dreamed_memory = learner->actor_memory;
     learner->critic_dreamed_memory = learner->critic_memory;
@@ -472,6 +538,7 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->reward_low = START_REWARD_LOW;
     learner->reward_high = START_REWARD_HIGH;
     learner->age = LEARNER_HORIZON;
+    learner->held = learner->newest_at = 0;
     model_start(&learner->model);
 #endif
 }

@@ -105,6 +105,8 @@ int main(void)
         COUNT(playing, cartpole_step(&cartpole, choice, &terminated, &truncated));
         COUNT(learning, learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated));
 #if LEARNER_DREAMS
+        for (i = 0; i < LEARNER_REHEARSALS; i++)
+            COUNT(learning, learner_rehearse(&learner));
         for (i = 0; i < LEARNER_DREAMS && learner_may_dream(&learner); i++)
             COUNT(learning, learner_dream(&learner));
 #endif
@@ -134,6 +136,9 @@ int main(void)
 #endif
     learner_settle(&learner);
     found = hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u));
+#if LEARNER_AVERAGES
+    found = hash(learner.average, ACTOR_PARAMETERS, found);
+#endif
 #if LEARNER_DREAMS
     found = hash(learner.model.parameter, MODEL_PARAMETERS, found);
 #endif
