@@ -20,7 +20,13 @@ TINY = {
     "replay": {"capacity": 100},
 }  # fmt: skip
 
-DREAMS = {"dynamics": {"hidden": [12], "neuron": {"surrogate": "Triangular"}}, "steps": 2, "rehearsals": 2, "begin": 20}
+DREAMS = {
+    "dynamics": {"hidden": [12], "neuron": {"surrogate": "Triangular"}},
+    "steps": 2,
+    "rehearsals": 2,
+    "begin": 20,
+    "begin_remembered": 0.6,
+}
 
 
 def drawn(place: Path, dyna: dict | None = None, average: dict | None = None, **network) -> spikedream.Run:
@@ -52,7 +58,7 @@ def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
-    run = drawn(tmp_path / "run", DREAMS, {"rate": 0.3}, hidden=[8], encoder="DirectCurrent")
+    run = drawn(tmp_path / "run", DREAMS, {"degree": 9.0}, hidden=[8], encoder="DirectCurrent")
     done = spikedream.export_learner(run, vectors=6, dyna=True)
     tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
     assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 6 + ["passed"], tested.stdout + tested.stderr

@@ -19,7 +19,7 @@ from spikedream.agents.actor_critic import ActorCritic
 from spikedream.agents.dyna import Dyna, DynaState
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, Regression, action_distribution
-from spikedream.ops.slow_copy import Polyak
+from spikedream.ops.slow_copy import PolynomialAverage
 from spikedream.snn.affine import Affine
 from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.learning_rules.rtrl import RTRL
@@ -112,7 +112,7 @@ class StreamActorCritic:
     critic_caution: float = 2.0
     entropy: float = 0.01
     sparsity: float = 0.9  # share of the initial weights that are zero
-    average: Polyak | None = None  # of the actor, after each real step: the greedy policy, steadier than the one that learns
+    average: PolynomialAverage | None = None  # of the actor, over real steps: it acts greedily, steadier than what learns
     dyna: Dyna | None = None  # imagined steps beside the real ones; None: learns from real steps alone
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
     if not dyna:
         return ExportedLearner(directory, parameters, 4 * (2 * parameters + average + beside), len(found), left_out)
     model, memory = _flat_model(_state(run)).size, cast(Dyna, agent.dyna).memory
-    state = 4 * (3 * parameters + average + beside + 3 * model + 5 * obs_size + 14) + (8 * obs_size + 5) * memory
+    state = 4 * (3 * parameters + average + beside + 3 * model + 5 * obs_size + 13) + (8 * obs_size + 5) * memory
     return ExportedLearner(directory, parameters + model, state, len(found), left_out)
 
 
@@ -209,7 +209,7 @@ def _settings(run: Run, agent: StreamActorCritic) -> str:
         "LEARNS_DECAY": float(neuron.learn_decay),
         "SURROGATE(x)": _bump(neuron.surrogate),
         "AVERAGES": int(agent.average is not None),
-        "AVERAGE_RATE": 0.0 if agent.average is None else agent.average.rate,
+        "AVERAGE_DEGREE": 0.0 if agent.average is None else agent.average.degree,
         "DREAMS": 0 if agent.dyna is None else agent.dyna.steps,
     }
     lines = _defined("LEARNER", values)
@@ -238,6 +238,7 @@ def _of_dreams(dreams: Dyna) -> list[str]:
         "HORIZON": dreams.horizon,
         "MARGIN": dreams.margin,
         "MEMORY": dreams.memory,
+        "BEGIN_REMEMBERED": dreams.begin_remembered,
         "REHEARSALS": dreams.rehearsals,
     }
     return _defined("LEARNER", learner) + _defined("MODEL", model)

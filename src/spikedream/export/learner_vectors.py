@@ -35,7 +35,8 @@ class Learned(NamedTuple):
     errors: list[float]  # temporal-difference error of each, its magnitude
     output: ndarray  # of the actor afterwards, at the last observation
     greedy_output: ndarray  # of what acts greedily, its average where there is one, likewise
-    rehearsed: list[int]  # how old the steps were that the model rehearsed, after each real one as many
+    rehearsed: list[int]  # which of the steps the model rehearsed, after each as many
+    begun: list[int]  # where a dream began that began at an imagined step: in which of the steps, or -1 for the newest state
     dreamt: list[int]  # choices of the imagined steps, after each real one as many
     model_errors: list[float]  # of each real step; none where nothing is dreamed
     dream: ndarray  # where the dream stands in the end, (obs_size,)
@@ -99,8 +100,8 @@ class Learning:
     def __call__(self, steps: list[RealStep], stretch: int) -> tuple[Learned, float]:
         """And the smallest margin."""
         state, agent, margin = jax.tree.map(jnp.array, self._stands), self._agent, math.inf
-        errors, model_errors, rehearsed, dreamt = [], [], [], []
-        ages = np.random.default_rng(stretch)
+        errors, model_errors, rehearsed, begun, dreamt = [], [], [], [], []
+        rng = np.random.default_rng(stretch)
         for i, step in enumerate(steps):
             before: StreamState = state.agent
             state, metrics = self._algorithm.learn(jax.tree.map(jnp.array, state), _row(self._size, step))
@@ -112,16 +113,21 @@ class Learning:
                 continue
             model_errors.append(float(metrics["model_error"]))
             margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(step[0])), step[1]))
+            state = replace(state, agent=self._remembering(state, i + 1))
             for _ in range(REHEARSED):
-                rehearsed.append(int(ages.integers(min(i + 1, self._dyna.memory))))
-                before, (seen, choice, *_) = state.agent, steps[i - rehearsed[-1]]
+                rehearsed.append(int(rng.integers(i + 1)))
+                before, (seen, choice, *_) = state.agent, steps[rehearsed[-1]]
                 margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(seen)), choice))
-                state = replace(state, agent=self._rehearse(state, rehearsed[-1]))
+                state = replace(state, agent=self._rehearse(state, i - rehearsed[-1]))
             for key in jax.random.split(jax.random.fold_in(jax.random.key(stretch), i), DREAMT):
                 before = state.agent
                 after, imagined = self._imagine(state, key)
                 state = replace(state, agent=after)
                 dreamt.append(int(imagined.choice))
+                starts = [np.asarray(step[0] if step[4] else step[3]), *(seen for seen, *_ in steps[: i + 1])]
+                begun.append(
+                    int(np.argmin([np.abs(np.asarray(scale.obs(jnp.asarray(x)) - imagined.obs)).sum() for x in starts])) - 1
+                )
                 for seen in (imagined.obs, imagined.following):
                     margin = min(margin, self._of_both(before, seen))
                 margin = min(margin, self._of_model(self._dyna, before, imagined.obs, dreamt[-1]), self._of_end(state))
@@ -130,12 +136,18 @@ class Learning:
         margin = min(margin, *(_margin(cast(SpikingNetwork, agent.actor), actor, np.asarray(last)) for actor in actors))
         outputs = [np.asarray(agent.actor(actor, last).value) for actor in actors]
         dream = np.zeros(0) if self._dyna is None else np.asarray(state.agent.dyna.obs)
-        return Learned(steps, errors, *outputs, rehearsed, dreamt, model_errors, dream), margin
+        return Learned(steps, errors, *outputs, rehearsed, begun, dreamt, model_errors, dream), margin
+
+    def _remembering(self, state: TrainState, number: int) -> StreamState:
+        """As many of the newest real steps, and none before them."""
+        dreamer = state.agent.dyna
+        places = (state.replay.newest() - jnp.arange(number)) % state.replay.capacity
+        return replace(state.agent, dyna=replace(dreamer, kept=jnp.resize(places, dreamer.kept.shape).astype(jnp.int32)))
 
     def _rehearsed(self, state: TrainState, age: Array) -> StreamState:
         dyna, experience = self._dyna, state.replay
         assert dyna is not None and state.agent.dyna is not None
-        step = dyna.remembered(experience, age)
+        step = experience.gather((experience.newest()[0] - age) % experience.capacity)
         return replace(state.agent, dyna=dyna.fit_one(state.agent.dyna, experience, step, jax.random.key(0))[0])
 
     def _imagined(self, state: TrainState, key: Array) -> tuple[StreamState, Dreamt]:
@@ -143,9 +155,10 @@ class Learning:
         dyna, experience = self._dyna, state.replay
         assert dyna is not None and state.agent.dyna is not None
         real = jax.tree.map(lambda x: x[0], experience.gather(experience.newest()))
-        after = self._agent._dream(replace(dyna, steps=1), state.agent, experience, real, key)
+        start_key, key = jax.random.split(key)
+        before = dyna.awake(state.agent.dyna, experience, real, start_key)
+        after = self._agent._dream(replace(dyna, steps=1), replace(state.agent, dyna=before), experience, real, key)
         assert after.dyna is not None
-        before = dyna.awake(state.agent.dyna, experience, real, key)
         obs, following = (experience.normalizer.obs(dream.obs) for dream in (before, after.dyna))
         each = jax.vmap(lambda action: dyna.imagine(before, experience, obs, action, key).obs)(jnp.eye(self._size))
         return after, Dreamt(obs, jnp.abs(each - following[None]).sum(1).argmin(), following)
@@ -201,7 +214,7 @@ def as_c(found: list[Learned]) -> str:
         parts = [both[0], whole(choices), numbers(rewards), both[1], whole(terminated), whole(truncated)]
         parts += [numbers(each.errors), numbers(each.output), numbers(each.greedy_output)]
         if each.dreamt:
-            parts += [whole(each.rehearsed), whole(each.dreamt), numbers(each.model_errors), numbers(each.dream)]
+            parts += [whole(each.rehearsed), whole(each.begun), whole(each.dreamt), numbers(each.model_errors), numbers(each.dream)]
         rows.append("    {" + ", ".join(parts) + "}")
     body = ",\n".join(rows)
     return f"""/* Steps, and what JAX learns from them: magnitudes of the errors, and the actor's output afterwards. */
@@ -218,7 +231,7 @@ struct vector {{
     int terminated[STRETCH], truncated[STRETCH];
     float error[STRETCH], output[LEARNER_CHOICES], greedy_output[LEARNER_CHOICES];
 #if LEARNER_DREAMS
-    int rehearsed[STRETCH * REHEARSED], dreamt[STRETCH * DREAMT];
+    int rehearsed[STRETCH * REHEARSED], begun[STRETCH * DREAMT], dreamt[STRETCH * DREAMT];
     float model_error[STRETCH], dream[LEARNER_INPUTS];
 #endif
 }};

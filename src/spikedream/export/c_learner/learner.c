@@ -263,19 +263,23 @@ static void experience(struct learner *learner, const float *observation, float 
     extend(&learner->reward_low, &learner->reward_high, reward);
 }
 
-static void remember(struct learner *learner, const float *observation, int choice, float reward, const float *next)
+static int drawn_below(struct learner *learner, float size)
 {
-    struct real *real;
-    int i;
-    learner->newest_at = learner->newest_at + 1 < LEARNER_MEMORY ? learner->newest_at + 1 : 0;
-    learner->held += learner->held < LEARNER_MEMORY;
-    real = &learner->past[learner->newest_at];
+    int drawn = (int)(uniform(&learner->random) * size);
+    return (float)drawn < size ? drawn : (int)size - 1;
+}
+
+static void remember(struct learner *learner, const float *observation, int choice, float reward, const float *next) /* Vitter 1985, R */
+{
+    int i, place = learner->held < LEARNER_MEMORY ? learner->held++ : drawn_below(learner, learner->count);
+    if (place >= LEARNER_MEMORY)
+        return;
     for (i = 0; i < LEARNER_INPUTS; i++) {
-        real->observation[i] = observation[i];
-        real->next[i] = next[i];
+        learner->past[place].observation[i] = observation[i];
+        learner->past[place].next[i] = next[i];
     }
-    real->reward = reward;
-    learner->past_choice[learner->newest_at] = (uint8_t)choice;
+    learner->past[place].reward = reward;
+    learner->past_choice[place] = (uint8_t)choice;
 }
 
 static float typical(const struct learner *learner, int i) /* change of the observation in a step, in its own units */
@@ -310,13 +314,15 @@ static float fit(struct learner *learner, const float *observation, int choice, 
     return model_fit(&learner->model, in, wanted);
 }
 
-static void awake(struct learner *learner) /* where the dream goes on: where it was, or at the newest state that did not end the task */
+/* Where the dream goes on: where it was, or at the newest state that did not end the task, or at the remembered one of this place. */
+static void awake(struct learner *learner, int place)
 {
+    const float *start = place < 0 ? learner->newest : learner->past[place].observation;
     int i;
     if (learner->age < LEARNER_HORIZON)
         return;
     for (i = 0; i < LEARNER_INPUTS; i++)
-        learner->dream[i] = learner->newest[i];
+        learner->dream[i] = start[i];
     learner->age = 0;
 }
 
@@ -338,21 +344,16 @@ static float imagine(struct learner *learner, int choice, int *ended)
     reward = largest * out[LEARNER_INPUTS];
     return reward < least ? least : reward > most ? most : reward;
 }
-
-static int drawn_below(struct learner *learner, int size)
-{
-    int drawn = (int)(uniform(&learner->random) * (float)size);
-    return drawn < size ? drawn : size - 1;
-}
 #endif
 
 #if LEARNER_AVERAGES
-static void follow(struct learner *learner) /* the actor, by its average (Lillicrap et al. 2016) */
+static void follow(struct learner *learner) /* the actor, by its average (Shamir & Zhang 2013) */
 {
     struct network actor = actor_of(learner, 0);
+    float share = (LEARNER_AVERAGE_DEGREE + 1.0f) / (learner->count + LEARNER_AVERAGE_DEGREE);
     int i;
     for (i = 0; i < ACTOR_PARAMETERS; i++)
-        learner->average[i] += LEARNER_AVERAGE_RATE * (parameter(&actor, i) - learner->average[i]);
+        learner->average[i] += share * (parameter(&actor, i) - learner->average[i]);
 }
 
 static struct network average_of(struct learner *learner)
@@ -456,16 +457,15 @@ void learner_learn(struct learner *learner, const float *observation, int choice
 }
 
 #if LEARNER_DREAMS
-void learner_rehearse_step(struct learner *learner, int age)
+void learner_rehearse_step(struct learner *learner, int place)
 {
-    int at = learner->newest_at - age < 0 ? learner->newest_at - age + LEARNER_MEMORY : learner->newest_at - age;
-    const struct real *real = &learner->past[at];
-    (void)fit(learner, real->observation, learner->past_choice[at], real->reward, real->next);
+    const struct real *real = &learner->past[place];
+    (void)fit(learner, real->observation, learner->past_choice[place], real->reward, real->next);
 }
 
 void learner_rehearse(struct learner *learner)
 {
-    learner_rehearse_step(learner, drawn_below(learner, learner->held));
+    learner_rehearse_step(learner, drawn_below(learner, (float)learner->held));
 }
 
 int learner_may_dream(const struct learner *learner)
@@ -473,11 +473,11 @@ int learner_may_dream(const struct learner *learner)
     return learner->count >= LEARNER_BEGIN;
 }
 
-void learner_imagine(struct learner *learner, int choice)
+void learner_imagine(struct learner *learner, int place, int choice)
 {
     float before[LEARNER_INPUTS], reward;
     int i, ended;
-    awake(learner);
+    awake(learner, place);
     for (i = 0; i < LEARNER_INPUTS; i++)
         before[i] = learner->dream[i];
     reward = imagine(learner, choice, &ended);
@@ -487,8 +487,11 @@ void learner_imagine(struct learner *learner, int choice)
 
 void learner_dream(struct learner *learner)
 {
-    awake(learner);
-    learner_imagine(learner, learner_act(learner, learner->dream, 0));
+    int place = -1;
+    if (learner->age >= LEARNER_HORIZON && learner->held && uniform(&learner->random) < LEARNER_BEGIN_REMEMBERED)
+        place = drawn_below(learner, (float)learner->held);
+    awake(learner, place);
+    learner_imagine(learner, place, learner_act(learner, learner->dream, 0));
 }
 #endif
 
@@ -538,7 +541,7 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->reward_low = START_REWARD_LOW;
     learner->reward_high = START_REWARD_HIGH;
     learner->age = LEARNER_HORIZON;
-    learner->held = learner->newest_at = 0;
+    learner->held = 0;
     model_start(&learner->model);
 #endif
 }

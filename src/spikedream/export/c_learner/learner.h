@@ -1,6 +1,6 @@
 /* A streaming spiking actor-critic that learns from each step as it comes: Stream AC(lambda) (Elsayed et al. 2024) on a layer of
  * leaky integrate-and-fire neurons, gradients by real-time recurrent learning. No allocation, no library; nothing is stored of the
- * past but traces, and where it dreams a model, and the newest steps, that the model rehearses. */
+ * past but traces, and where it dreams a model, and a few steps that the model rehearses. */
 #ifndef LEARNER_H
 #define LEARNER_H
 
@@ -62,9 +62,9 @@ struct learner {
     float newest[LEARNER_INPUTS], dream[LEARNER_INPUTS]; /* where reality and the dream stand */
     float model_error;
     int age; /* of the dream, in steps */
-    struct real past[LEARNER_MEMORY]; /* a ring of the newest steps */
+    struct real past[LEARNER_MEMORY]; /* of all steps, each equally often */
     uint8_t past_choice[LEARNER_MEMORY];
-    int held, newest_at;
+    int held;
 #endif
 };
 
@@ -83,8 +83,8 @@ void learner_learn(struct learner *learner, const float *observation, int choice
 /* Another gradient step of the model, on a real step that it remembers; the run that was exported made LEARNER_REHEARSALS after each. */
 void learner_rehearse(struct learner *learner);
 
-/* The same on the step before as many as `age`, which is less than `held`. */
-void learner_rehearse_step(struct learner *learner, int age);
+/* The same on the one at this place, of those from 0 to `held`. */
+void learner_rehearse_step(struct learner *learner, int place);
 
 /* Whether enough is known of the world to dream. */
 int learner_may_dream(const struct learner *learner);
@@ -92,8 +92,9 @@ int learner_may_dream(const struct learner *learner);
 /* From one imagined step, as often as there is time for it; the run that was exported did so LEARNER_DREAMS times for each real one. */
 void learner_dream(struct learner *learner);
 
-/* The same with this choice. */
-void learner_imagine(struct learner *learner, int choice);
+/* The same with this choice; where a dream begins, it does so at the remembered step of this place, or at the newest state where
+ * that is negative. */
+void learner_imagine(struct learner *learner, int place, int choice);
 #endif
 
 /* Brings `actor` and `critic` up to what has been learned, to be read or kept. */

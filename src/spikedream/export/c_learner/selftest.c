@@ -35,7 +35,7 @@ int main(void)
             for (k = 0; k < REHEARSED; k++)
                 learner_rehearse_step(&learner, wanted->rehearsed[j * REHEARSED + k]);
             for (k = 0; k < DREAMT; k++)
-                learner_imagine(&learner, wanted->dreamt[j * DREAMT + k]);
+                learner_imagine(&learner, wanted->begun[j * DREAMT + k], wanted->dreamt[j * DREAMT + k]);
 #endif
         }
         (void)learner_act(&learner, wanted->observation[STRETCH - 1], 0);
