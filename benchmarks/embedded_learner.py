@@ -5,8 +5,8 @@
 
 For each seed a network is drawn here, exported as a learner, and learns there and on this machine: the hash of all that was learned
 must be the same. With --dyna it also learns a model there, and dreams. Steps are those until 100 greedy episodes reach 475 in the
-mean, looked at every 250. With --host it learns on this machine alone, the same bits, and goes on: is what was learned still there in
-each of the four evaluations that follow, and when did five in a row begin? With --record the figures become
+mean, looked at every 250. With --host it learns on this machine alone, the same bits, and goes on: is what was learned still there
+in each of the four evaluations that follow, and when did five in a row begin? With --record the figures become
 results/embedded-NAME-BOARD.json. `make test-embedded` installs what is needed.
 """
 

@@ -1,6 +1,6 @@
 """Dyna (Sutton 1990): a small model that learns online, and imagined steps onward of the present that are learned from like real
-ones. A few real steps, drawn evenly from all, are remembered for the dreams' sake: the model rehearses some beside each new one, and
-some dreams begin there. Actor and critic learn from none of them again."""
+ones. A few real steps, drawn evenly from all, are remembered for the dreams' sake: the model rehearses some beside each new one,
+and some dreams begin there. Actor and critic learn from none of them again."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -44,9 +44,9 @@ class Imagined(NamedTuple):
 
 @dataclass(frozen=True)
 class Dyna:
-    """One dream goes on beside the real episode: it begins at the newest real state, or a remembered one, and anew once it has ended or
-    reached its horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end at a bound, and
-    elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
+    """One dream goes on beside the real episode: it begins at the newest real state, or a remembered one, and anew once it has ended
+    or reached its horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end
+    at a bound, and elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
 
     dynamics: AnyNetwork = SpikingNetwork(readout=MembraneReadout(), rule=RTRL())  # of the observation's change, and the reward
     ending: AnyNetwork | None = None  # from the next observation
