@@ -44,7 +44,7 @@ class Imagined(NamedTuple):
 
 @dataclass(frozen=True)
 class Dyna:
-    """One dream goes on beside the real episode: it begins at the newest real state, or a remembered one, and anew once it has ended
+    """One dream goes on beside the real episode: it begins at the newest real state, or a remembered one, and anew when it ended
     or reached its horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end
     at a bound, and elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
 
