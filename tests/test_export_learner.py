@@ -63,8 +63,10 @@ def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
     tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
     assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 6 + ["passed"], tested.stdout + tested.stderr
     settings = done.directory / "settings.h"
-    settings.write_text(settings.read_text().replace("MODEL_LEARNING_RATE ", "MODEL_LEARNING_RATE 0.5f * "))  # half as fast
-    assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+    right = settings.read_text()
+    for wrong in ("MODEL_LEARNING_RATE 0.5f * ", "LEARNER_AVERAGE_DEGREE 0.5f * "):  # half as fast, half the degree
+        settings.write_text(right.replace(wrong.split()[0] + " ", wrong))
+        assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
     with pytest.raises(Unexportable, match="add --dyna"):
         spikedream.export_learner(run)
 

@@ -36,7 +36,7 @@ class Learned(NamedTuple):
     output: ndarray  # of the actor afterwards, at the last observation
     greedy_output: ndarray  # of what acts greedily, its average where there is one, likewise
     rehearsed: list[int]  # which of the steps the model rehearsed, after each as many
-    begun: list[int]  # where a dream began that began at an imagined step: in which of the steps, or -1 for the newest state
+    begun: list[int]  # for each imagined one, in which of the steps a dream began that began there, or -1 for the newest state
     dreamt: list[int]  # choices of the imagined steps, after each real one as many
     model_errors: list[float]  # of each real step; none where nothing is dreamed
     dream: ndarray  # where the dream stands in the end, (obs_size,)
@@ -134,9 +134,9 @@ class Learning:
         last, policy = state.replay.normalizer.obs(jnp.asarray(steps[-1][0])), agent.policy_of(state.agent)
         actors = [policy.actor, agent.steady(policy)]
         margin = min(margin, *(_margin(cast(SpikingNetwork, agent.actor), actor, np.asarray(last)) for actor in actors))
-        outputs = [np.asarray(agent.actor(actor, last).value) for actor in actors]
+        output, greedy = (np.asarray(agent.actor(actor, last).value) for actor in actors)
         dream = np.zeros(0) if self._dyna is None else np.asarray(state.agent.dyna.obs)
-        return Learned(steps, errors, *outputs, rehearsed, begun, dreamt, model_errors, dream), margin
+        return Learned(steps, errors, output, greedy, rehearsed, begun, dreamt, model_errors, dream), margin
 
     def _remembering(self, state: TrainState, number: int) -> StreamState:
         """As many of the newest real steps, and none before them."""
