@@ -20,11 +20,17 @@ TINY = {
     "replay": {"capacity": 100},
 }  # fmt: skip
 
-DREAMS = {"dynamics": {"hidden": [12], "neuron": {"surrogate": "Triangular"}}, "steps": 2, "begin": 20}
+DREAMS = {
+    "dynamics": {"hidden": [12], "neuron": {"surrogate": "Triangular"}},
+    "steps": 2,
+    "rehearsals": 2,
+    "begin": 20,
+    "begin_remembered": 0.6,
+}
 
 
-def drawn(place: Path, dyna: dict | None = None, **network) -> spikedream.Run:
-    changes = TINY | {"agent": {"actor": network, "critic": network, "dyna": dyna}}
+def drawn(place: Path, dyna: dict | None = None, average: dict | None = None, **network) -> spikedream.Run:
+    changes = TINY | {"agent": {"actor": network, "critic": network, "dyna": dyna, "average": average}}
     return spikedream.train(configuration.merge(named("online-cartpole"), changes), out=place, listener=Notes(), report=False)
 
 
@@ -52,13 +58,15 @@ def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
-    run = drawn(tmp_path / "run", DREAMS, hidden=[8], encoder="DirectCurrent")
+    run = drawn(tmp_path / "run", DREAMS, {"degree": 9.0}, hidden=[8], encoder="DirectCurrent")
     done = spikedream.export_learner(run, vectors=6, dyna=True)
     tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
     assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 6 + ["passed"], tested.stdout + tested.stderr
     settings = done.directory / "settings.h"
-    settings.write_text(settings.read_text().replace("MODEL_LEARNING_RATE ", "MODEL_LEARNING_RATE 0.5f * "))  # half as fast
-    assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+    right = settings.read_text()
+    for wrong in ("MODEL_LEARNING_RATE 0.5f * ", "LEARNER_AVERAGE_DEGREE 0.5f * "):  # half as fast, half the degree
+        settings.write_text(right.replace(wrong.split()[0] + " ", wrong))
+        assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
     with pytest.raises(Unexportable, match="add --dyna"):
         spikedream.export_learner(run)
 

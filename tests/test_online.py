@@ -13,6 +13,7 @@ from spikedream import config as configuration
 from spikedream.agents.dyna import Dyna, Imagined
 from spikedream.agents.online import Both, Returns, StreamActorCritic
 from spikedream.config import Config, ConfigError, twin
+from spikedream.ops.slow_copy import PolynomialAverage
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.affine import Affine
 from spikedream.snn.conventional import GRU, Linear
@@ -131,7 +132,7 @@ def test_a_loop_in_which_it_cannot_learn_is_refused(wrong, message):
         configuration.merge(good, wrong).check()
 
 
-@pytest.mark.parametrize("name", ["steps", "horizon", "learning_rate"])
+@pytest.mark.parametrize("name", ["steps", "horizon", "learning_rate", "memory", "rehearsals", "begin_remembered"])
 def test_settings_of_the_model_have_bounds(name):
     with pytest.raises(ConfigError, match=f"agent.dyna.{name} is -1"):
         configuration.merge(Config(), GOOD | {"agent": {"kind": "StreamActorCritic", "dyna": {"kind": "Dyna", name: -1}}})
@@ -141,7 +142,7 @@ def test_settings_of_the_model_have_bounds(name):
 
 
 def test_the_model_learns_from_single_steps_what_they_have_in_common():
-    dyna = Dyna(dynamics=Linear(), ending=Linear(), learning_rate=0.03)
+    dyna = Dyna(dynamics=Linear(), ending=Linear(), learning_rate=0.03, rehearsals=0)
     state = dyna.init(CONTINUOUS, KEY)
 
     @jax.jit
@@ -170,7 +171,7 @@ def test_the_model_learns_from_single_steps_what_they_have_in_common():
 
 
 def test_a_dream_begins_anew_at_the_newest_state_that_did_not_end():
-    dyna = small(twin(Dyna(horizon=5)))
+    dyna = small(twin(Dyna(horizon=5, begin_remembered=0.0)))
     state, obs, following = dyna.init(DISCRETE, KEY), jnp.arange(4.0), jnp.arange(4.0) + 1
     action = jnp.array([1.0, 0.0])
     alive, dead = (step(obs, action, 1.0, following, terminated=end) for end in (0.0, 1.0))
@@ -183,6 +184,60 @@ def test_a_dream_begins_anew_at_the_newest_state_that_did_not_end():
     assert int(on.age) == 1 and same(dyna.awake(on, replay, alive, KEY).obs, on.obs)
     over = dyna.onward(begun, replay, Imagined(2 * obs, jnp.ones(()), jnp.ones(())))
     np.testing.assert_array_equal(dyna.awake(over, replay, alive, KEY).obs, following)
+
+
+def test_every_real_step_is_remembered_equally_often_and_dreams_begin_there():
+    dyna = Dyna(dynamics=Linear(), memory=3, rehearsals=0, begin_remembered=1.0)
+
+    @jax.jit
+    @jax.vmap
+    def kept(key):
+        def one(now, number_and_key):
+            (state, replay, _), (i, key) = now, number_and_key
+            taken = step(jnp.full(4, i), [1.0, 0.0], 1.0, jnp.full(4, i + 0.5))
+            replay = replay.add(jax.tree.map(lambda x: x[None, None], taken), 1)
+            state, _ = dyna.fit(state, replay, taken, key)
+            return (state, replay, dyna.awake(state, replay, taken, key).obs), state.kept
+
+        start = dyna.init(DISCRETE, key), experience(DISCRETE, capacity=16), jnp.zeros(4)
+        (*_, begun), each = jax.lax.scan(one, start, (jnp.arange(12.0), jax.random.split(key, 12)))
+        return each[2], each[-1], begun
+
+    first, last, begun = map(np.asarray, kept(jax.random.split(KEY, 2000)))
+    assert (first == np.arange(3)).all(), "there was room for all"
+    np.testing.assert_allclose(np.bincount(last.ravel(), minlength=12) / 2000, 3 / 12, atol=0.04)  # four standard deviations
+    assert (begun[:, :1] == last).any(1).all() and len(np.unique(begun)) == 12
+
+
+def test_rehearsing_is_learning_from_what_is_remembered():
+    dyna = Dyna(dynamics=Linear(), memory=1, rehearsals=5, learning_rate=0.01)
+    first = step(jnp.ones(4), [1.0, 0.0], 1.0, jnp.full(4, 2.0))
+    seen, state = experience(DISCRETE, first), dyna.init(DISCRETE, KEY)
+    rehearsed, _ = jax.jit(dyna.fit)(state, seen, first, KEY)
+    for _ in range(6):
+        state, _ = jax.jit(dyna.fit_one)(state, seen, first, KEY)
+    for ours, theirs in zip(jax.tree.leaves(rehearsed.networks), jax.tree.leaves(state.networks), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_an_average_of_the_actor_acts_where_none_explores():
+    params = [{"w": jnp.asarray(float(w))} for w in (4.0, -2.0, 7.0)]
+    for degree, wanted in ((0.0, 3.0), (1.0, (4 - 2 * 2 + 3 * 7) / 6)):  # step t counts in proportion to t ** degree
+        average = {"w": jnp.asarray(100.0)}
+        for n, each in enumerate(params, 1):
+            average = PolynomialAverage(degree).follow(average, each, jnp.asarray(n))
+        assert float(average["w"]) == pytest.approx(wanted, rel=1e-6)
+    agent = replace(PLAIN, average=PolynomialAverage(0.0))
+    state, moves = agent.init(DISCRETE, world(DISCRETE), KEY), []
+    for i in range(2):
+        moves.append(step(jnp.full(4, 0.5 + i), [1.0, 0.0], 1.0, jnp.full(4, 1.5 + i)))
+        before = state.params.actor
+        state, _ = jax.jit(agent.learn)(state, world(DISCRETE), experience(DISCRETE, *moves), KEY)
+    np.testing.assert_allclose(state.average.bias, (before.bias + state.params.actor.bias) / 2, rtol=1e-5)
+    policy = replace(agent.policy_of(state), actor=Affine(jnp.zeros((4, 2)), jnp.array([9.0, -9.0])))
+    policy = replace(policy, average=Affine(jnp.zeros((4, 2)), jnp.array([-9.0, 9.0])))
+    chosen = [agent.act(policy, world(DISCRETE), (), jnp.ones(4), KEY, greedy).action for greedy in (True, False)]
+    assert [int(x.argmax()) for x in chosen] == [1, 0]
 
 
 def test_imagined_steps_are_learned_from_and_begin_when_told():

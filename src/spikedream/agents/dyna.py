@@ -1,5 +1,6 @@
-"""Dyna (Sutton 1990): a small model that learns online, one update a real step, and imagined steps onward of the present that are
-learned from like real ones. Nothing is replayed: what is kept of the past is the model."""
+"""Dyna (Sutton 1990): a small model that learns online, and imagined steps onward of the present that are learned from like real
+ones. A few real steps, drawn evenly from all, are remembered for the dreams' sake: the model rehearses some beside each new one,
+and some dreams begin there. Actor and critic learn from none of them again."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -30,6 +31,7 @@ class DynaState(eqx.Module):
     high: Array  # (obs_size,) largest, likewise
     obs: Array  # (obs_size,) where the dream stands, likewise
     age: Array  # () int32, its steps so far
+    kept: Array  # (memory,) int32 positions of the real steps that are remembered, as many as there have been
 
 
 class Imagined(NamedTuple):
@@ -42,12 +44,15 @@ class Imagined(NamedTuple):
 
 @dataclass(frozen=True)
 class Dyna:
-    """One dream goes on beside the real episode: it begins at the newest real state, and anew once it has ended or reached its
-    horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end at a bound, and
-    elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
+    """One dream goes on beside the real episode: it begins at the newest real state, or a remembered one, and anew when it ended
+    or reached its horizon. It ends where an observation leaves the range of those in which a real episode went on: most tasks end
+    at a bound, and elsewhere the model has learned nothing. A network for the `ending` is for tasks that end within that range."""
 
     dynamics: AnyNetwork = SpikingNetwork(readout=MembraneReadout(), rule=RTRL())  # of the observation's change, and the reward
     ending: AnyNetwork | None = None  # from the next observation
+    memory: int = 128  # real steps that are remembered, each of all equally often (Vitter 1985, algorithm R)
+    rehearsals: int = 7  # gradient steps on remembered ones for each real one
+    begin_remembered: float = 0.2  # share of dreams that begin at a remembered state, not the newest
     steps: int = 24  # imagined ones for each real one
     horizon: int = 500  # steps after which a dream begins anew
     begin: int = 200  # real steps before the first
@@ -59,6 +64,7 @@ class Dyna:
     def __post_init__(self) -> None:
         at_least_one, not_negative = (1, None), (0, None)
         check_bounds(self, steps=at_least_one, horizon=at_least_one, begin=not_negative, learning_rate=not_negative)
+        check_bounds(self, memory=at_least_one, rehearsals=not_negative, begin_remembered=(0, 1))
         check_bounds(self, gradient_clip=(1e-9, None), margin=not_negative)
         check_bounds(self, start_noise=not_negative)
 
@@ -74,7 +80,8 @@ class Dyna:
         )
         # Nowhere yet; finite, since what is not is taken for a run that has diverged.
         nowhere, age = jnp.full(spec.obs_size, 1e30, jnp.float32), jnp.full((), self.horizon, jnp.int32)
-        return DynaState(networks, self._optimizer.init(networks), nowhere, -nowhere, jnp.zeros(spec.obs_size), age)
+        obs, kept = jnp.zeros(spec.obs_size), jnp.zeros(self.memory, jnp.int32)
+        return DynaState(networks, self._optimizer.init(networks), nowhere, -nowhere, obs, age, kept)
 
     def _scale(self, experience: Experience) -> Array:
         """(obs_size,) typical change of the normalised observation in a step."""
@@ -82,6 +89,24 @@ class Dyna:
         return jnp.where(change > 1e-6, change, 1.0)
 
     def fit(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
+        """Remember the newest real step, and make one gradient step on it, and some on remembered ones."""
+        newest_key, place_key, key = jax.random.split(key, 3)
+        state, metrics = self.fit_one(state, experience, step, newest_key)
+        number = experience.count
+        place = jnp.where(number <= self.memory, number - 1, jax.random.randint(place_key, (), 0, number))
+        state = replace(state, kept=state.kept.at[place].set(experience.newest()[0], mode="drop"))
+
+        def rehearse(state: DynaState, key: Array) -> tuple[DynaState, None]:
+            draw_key, fit_key = jax.random.split(key)
+            return self.fit_one(state, experience, self._remembered(state, experience, draw_key), fit_key)[0], None
+
+        return jax.lax.scan(rehearse, state, jax.random.split(key, self.rehearsals))[0], metrics
+
+    def _remembered(self, state: DynaState, experience: Experience, key: Array) -> Transition:
+        held = jnp.minimum(experience.count, self.memory)
+        return experience.gather(state.kept[jax.random.randint(key, (), 0, held)])
+
+    def fit_one(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
         """One gradient step on one real step."""
         dynamics_key, ending_key = jax.random.split(key)
         wanted = jnp.append((step.next_obs - step.obs) / self._scale(experience), step.reward)
@@ -95,7 +120,7 @@ class Dyna:
         networks, moved = apply_gradient(self._optimizer, gradient, state.optimizer, state.networks)
         alive = experience.normalizer.raw_obs(step.obs)
         low, high = jnp.minimum(state.low, alive), jnp.maximum(state.high, alive)
-        return DynaState(networks, moved, low, high, state.obs, state.age), {"model_error": error}
+        return DynaState(networks, moved, low, high, state.obs, state.age, state.kept), {"model_error": error}
 
     def _ending_loss(self, networks: Networks, experience: Experience, step: Transition, key: Array) -> Array:
         if self.ending is None:
@@ -109,11 +134,14 @@ class Dyna:
         return jnp.where(step.terminated > 0, rare * jax.nn.softplus(-end), jax.nn.softplus(end)) + jax.nn.softplus(before)
 
     def awake(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> DynaState:
-        """Where the dream goes on: where it was, or around the newest state that did not end the task."""
+        """Where the dream goes on: where it was, or around the newest state that did not end the task, or a remembered one."""
+        which_key, remembered_key, noise_key = jax.random.split(key, 3)
         newest = jnp.where(step.terminated > 0, step.obs, step.next_obs)
-        newest = experience.normalizer.raw_obs(newest + self.start_noise * jax.random.normal(key, newest.shape))
+        elsewhere = jax.random.uniform(which_key) < self.begin_remembered
+        start = jnp.where(elsewhere, self._remembered(state, experience, remembered_key).obs, newest)
+        start = experience.normalizer.raw_obs(start + self.start_noise * jax.random.normal(noise_key, start.shape))
         anew = state.age >= self.horizon
-        return replace(state, obs=jnp.where(anew, newest, state.obs), age=jnp.where(anew, 0, state.age))
+        return replace(state, obs=jnp.where(anew, start, state.obs), age=jnp.where(anew, 0, state.age))
 
     def imagine(self, state: DynaState, experience: Experience, obs: Array, action: Array, key: Array) -> Imagined:
         """All observations normalised."""

@@ -19,6 +19,7 @@ from spikedream.agents.actor_critic import ActorCritic
 from spikedream.agents.dyna import Dyna, DynaState
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, Regression, action_distribution
+from spikedream.ops.slow_copy import PolynomialAverage
 from spikedream.snn.affine import Affine
 from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.learning_rules.rtrl import RTRL
@@ -53,6 +54,7 @@ class StreamPolicy(eqx.Module):
     """What acting needs."""
 
     actor: PyTree
+    average: PyTree | None  # of it, which acts where none explores
     distribution: ActionDistribution = eqx.field(static=True)
 
 
@@ -69,6 +71,7 @@ class StreamState(eqx.Module):
     returns: Returns
     dyna: DynaState | None
     dreamt: Both | None  # traces of the dream under way
+    average: PyTree | None  # of the actor
     distribution: ActionDistribution = eqx.field(static=True)
 
 
@@ -109,6 +112,7 @@ class StreamActorCritic:
     critic_caution: float = 2.0
     entropy: float = 0.01
     sparsity: float = 0.9  # share of the initial weights that are zero
+    average: PolynomialAverage | None = None  # of the actor, over real steps: it acts greedily, steadier than what learns
     dyna: Dyna | None = None  # imagined steps beside the real ones; None: learns from real steps alone
 
     def __post_init__(self) -> None:
@@ -140,7 +144,8 @@ class StreamActorCritic:
         params, returns = Both(actor, critic), Returns(*(jnp.zeros(()) for _ in Returns._fields))
         dyna = None if self.dyna is None else self.dyna.init(spec, dyna_key)
         dreamt = None if self.dyna is None else jax.tree.map(jnp.zeros_like, params)
-        return StreamState(params, jax.tree.map(jnp.zeros_like, params), returns, dyna, dreamt, distribution)
+        average = None if self.average is None else jax.tree.map(jnp.array, actor)
+        return StreamState(params, jax.tree.map(jnp.zeros_like, params), returns, dyna, dreamt, average, distribution)
 
     def _sparse(self, params: PyTree, key: Array) -> PyTree:
         """Without a share of each neuron's weights; they may grow later."""
@@ -162,19 +167,24 @@ class StreamActorCritic:
     # ---- acting
 
     def policy_of(self, state: StreamState) -> StreamPolicy:
-        return StreamPolicy(state.params.actor, state.distribution)
+        return StreamPolicy(state.params.actor, state.average, state.distribution)
+
+    def steady(self, policy: StreamPolicy) -> PyTree:
+        """The actor that acts greedily."""
+        return policy.actor if policy.average is None else policy.average
 
     def start(self, policy: StreamPolicy, world: World) -> PyTree:
         return ()
 
     def act(self, policy: StreamPolicy, world: World, carry: PyTree, obs: Array, key: Array, greedy: bool) -> Decision:
-        return self._networks.decide(policy.actor, policy.distribution, (), obs, key, greedy)
+        actor = self.steady(policy) if greedy else policy.actor
+        return self._networks.decide(actor, policy.distribution, (), obs, key, greedy)
 
     def intended(self, policy: StreamPolicy, world: World, carry: PyTree, obs: Array, key: Array) -> None:
         return None
 
     def describe(self, policy: StreamPolicy) -> tuple[Node, ...]:
-        return *described(self.actor, policy.actor), described(policy.distribution)
+        return *described(self.actor, self.steady(policy)), described(policy.distribution)
 
     # ---- learning
 
@@ -186,7 +196,8 @@ class StreamActorCritic:
         returns = state.returns.add(raw, self.gamma * goes_on)
         step = Step(real.obs, real.action, raw / returns.scale(), real.next_obs, real.terminated, goes_on)
         params, traces, metrics = self._learn_from(state.params, state.traces, state.distribution, step, real_key)
-        state = StreamState(params, traces, returns, state.dyna, state.dreamt, state.distribution)
+        average = state.average if self.average is None else self.average.follow(state.average, params.actor, experience.count)
+        state = StreamState(params, traces, returns, state.dyna, state.dreamt, average, state.distribution)
         imagined = jnp.zeros((), jnp.int32)
         if self.dyna is not None:
             assert state.dyna is not None

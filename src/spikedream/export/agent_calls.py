@@ -293,8 +293,9 @@ class OfStreamActorCritic:
         """Each step is learned from once, real or imagined, for which the critic values both its ends."""
         real, every = totals.updates, totals.updates + totals.imagined_steps
         found = {"actor": Calls(every, every, every, BOUNDED), "critic": Calls(2 * every, every, every, BOUNDED)}
-        looked_at = {"dynamics": real, "ending": 2 * real}
-        return found | {name: Calls(looked_at[name], looked_at[name], real) for name in self._model()}
+        fits = 0 if self.agent.dyna is None else real * (1 + self.agent.dyna.rehearsals)
+        looked_at = {"dynamics": fits, "ending": 2 * fits}
+        return found | {name: Calls(looked_at[name], looked_at[name], fits) for name in self._model()}
 
 
 @dataclass(frozen=True)

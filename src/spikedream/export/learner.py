@@ -76,12 +76,13 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
     if dyna:
         (directory / "model_start.h").write_text(_model_start(run))
     actor, obs_size = cast(SpikingNetwork, agent.actor), run.spec.obs_size
-    parameters = sum(_flat(params).size for params in _state(run).params)
+    sizes = [_flat(params).size for params in _state(run).params]
+    parameters, average = sum(sizes), 0 if agent.average is None else sizes[0]
     beside = 3 * obs_size + actor.encoder.channels(obs_size) + 3 * actor.hidden[0] + run.spec.action_size + 15
     if not dyna:
-        return ExportedLearner(directory, parameters, 4 * (2 * parameters + beside), len(found), left_out)
-    model = _flat_model(_state(run)).size
-    state = 4 * (3 * parameters + beside + 3 * model + 5 * obs_size + 12)
+        return ExportedLearner(directory, parameters, 4 * (2 * parameters + average + beside), len(found), left_out)
+    model, memory = _flat_model(_state(run)).size, cast(Dyna, agent.dyna).memory
+    state = 4 * (3 * parameters + average + beside + 3 * model + 5 * obs_size + 13) + (8 * obs_size + 5) * memory
     return ExportedLearner(directory, parameters + model, state, len(found), left_out)
 
 
@@ -207,6 +208,8 @@ def _settings(run: Run, agent: StreamActorCritic) -> str:
         "FOLLOWS_RESET": int(_follows_reset(network)),
         "LEARNS_DECAY": float(neuron.learn_decay),
         "SURROGATE(x)": _bump(neuron.surrogate),
+        "AVERAGES": int(agent.average is not None),
+        "AVERAGE_DEGREE": 0.0 if agent.average is None else agent.average.degree,
         "DREAMS": 0 if agent.dyna is None else agent.dyna.steps,
     }
     lines = _defined("LEARNER", values)
@@ -230,9 +233,15 @@ def _of_dreams(dreams: Dyna) -> list[str]:
         "LEARNING_RATE": dreams.learning_rate,
         "GRADIENT_CLIP": dreams.gradient_clip,
     }
-    return _defined("LEARNER", {"BEGIN": dreams.begin, "HORIZON": dreams.horizon, "MARGIN": dreams.margin}) + _defined(
-        "MODEL", model
-    )
+    learner = {
+        "BEGIN": dreams.begin,
+        "HORIZON": dreams.horizon,
+        "MARGIN": dreams.margin,
+        "MEMORY": dreams.memory,
+        "BEGIN_REMEMBERED": dreams.begin_remembered,
+        "REHEARSALS": dreams.rehearsals,
+    }
+    return _defined("LEARNER", learner) + _defined("MODEL", model)
 
 
 def _defined(whose: str, values: Mapping[str, Any]) -> list[str]:
@@ -257,6 +266,8 @@ def _start(run: Run) -> str:
         "start_mean": np.asarray(moments.mean),
         "start_variance": np.asarray(moments.variance),
     }
+    if state.average is not None:
+        tables["start_average"] = _flat(state.average)
     numbers = {
         "START_COUNT": moments.count,
         "START_RETURN_COUNT": state.returns.count,

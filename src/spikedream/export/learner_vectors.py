@@ -22,7 +22,8 @@ from spikedream.snn.neurons import LIF
 from spikedream.types import Transition
 
 STRETCH = 3  # steps that a test vector learns from
-DREAMT = 2  # imagined ones after each, where it dreams
+REHEARSED = 2  # gradient steps of the model on remembered ones after each, where it dreams
+DREAMT = 2  # imagined ones after each, likewise
 
 RealStep = tuple[ndarray, int, float, ndarray, bool, bool]  # observation, choice, reward, next, terminated, truncated
 
@@ -33,6 +34,9 @@ class Learned(NamedTuple):
     steps: list[RealStep]
     errors: list[float]  # temporal-difference error of each, its magnitude
     output: ndarray  # of the actor afterwards, at the last observation
+    greedy_output: ndarray  # of what acts greedily, its average where there is one, likewise
+    rehearsed: list[int]  # which of the steps the model rehearsed, after each as many
+    begun: list[int]  # for each imagined one, in which of the steps a dream began that began there, or -1 for the newest state
     dreamt: list[int]  # choices of the imagined steps, after each real one as many
     model_errors: list[float]  # of each real step; none where nothing is dreamed
     dream: ndarray  # where the dream stands in the end, (obs_size,)
@@ -80,8 +84,8 @@ class Learning:
     def __init__(self, run: Run):
         agent = cast(StreamActorCritic, run.algorithm.agent)
         self._agent, self._dyna, self._size = agent, agent.dyna, run.spec.action_size
-        # What is imagined is imagined step by step, to know what was chosen.
-        awake = agent if agent.dyna is None else replace(agent, dyna=replace(agent.dyna, begin=2**30))
+        # What is rehearsed and imagined comes step by step, to know what was drawn and chosen.
+        awake = agent if agent.dyna is None else replace(agent, dyna=replace(agent.dyna, begin=2**30, rehearsals=0))
         self._algorithm = replace(run.algorithm, agent=awake)
         data = self._algorithm.buffer.init(run.spec, self._algorithm.environments).data
         stands: StreamState = run.state.agent
@@ -91,12 +95,13 @@ class Learning:
         traces, dreamt = (jax.tree.map(jnp.zeros_like, x) for x in (stands.traces, stands.dreamt))
         stands = replace(stands, traces=traces, dreamt=dreamt, returns=returns, dyna=dreamer)
         self._stands = replace(run.state, replay=replace(run.state.replay, data=data), agent=stands)
-        self._imagine = jax.jit(self._imagined)
+        self._imagine, self._rehearse = jax.jit(self._imagined), jax.jit(self._rehearsed)
 
     def __call__(self, steps: list[RealStep], stretch: int) -> tuple[Learned, float]:
         """And the smallest margin."""
         state, agent, margin = jax.tree.map(jnp.array, self._stands), self._agent, math.inf
-        errors, model_errors, dreamt = [], [], []
+        errors, model_errors, rehearsed, begun, dreamt = [], [], [], [], []
+        rng = np.random.default_rng(stretch)
         for i, step in enumerate(steps):
             before: StreamState = state.agent
             state, metrics = self._algorithm.learn(jax.tree.map(jnp.array, state), _row(self._size, step))
@@ -108,28 +113,52 @@ class Learning:
                 continue
             model_errors.append(float(metrics["model_error"]))
             margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(step[0])), step[1]))
+            state = replace(state, agent=self._remembering(state, i + 1))
+            for _ in range(REHEARSED):
+                rehearsed.append(int(rng.integers(i + 1)))
+                before, (seen, choice, *_) = state.agent, steps[rehearsed[-1]]
+                margin = min(margin, self._of_model(self._dyna, before, scale.obs(jnp.asarray(seen)), choice))
+                state = replace(state, agent=self._rehearse(state, i - rehearsed[-1]))
             for key in jax.random.split(jax.random.fold_in(jax.random.key(stretch), i), DREAMT):
                 before = state.agent
                 after, imagined = self._imagine(state, key)
                 state = replace(state, agent=after)
                 dreamt.append(int(imagined.choice))
+                starts = [np.asarray(step[0] if step[4] else step[3]), *(seen for seen, *_ in steps[: i + 1])]
+                begun.append(
+                    int(np.argmin([np.abs(np.asarray(scale.obs(jnp.asarray(x)) - imagined.obs)).sum() for x in starts])) - 1
+                )
                 for seen in (imagined.obs, imagined.following):
                     margin = min(margin, self._of_both(before, seen))
                 margin = min(margin, self._of_model(self._dyna, before, imagined.obs, dreamt[-1]), self._of_end(state))
-        last = state.replay.normalizer.obs(jnp.asarray(steps[-1][0]))
-        margin = min(margin, _margin(cast(SpikingNetwork, agent.actor), state.agent.params.actor, np.asarray(last)))
-        output = np.asarray(agent.actor(state.agent.params.actor, last).value)
+        last, policy = state.replay.normalizer.obs(jnp.asarray(steps[-1][0])), agent.policy_of(state.agent)
+        actors = [policy.actor, agent.steady(policy)]
+        margin = min(margin, *(_margin(cast(SpikingNetwork, agent.actor), actor, np.asarray(last)) for actor in actors))
+        output, greedy = (np.asarray(agent.actor(actor, last).value) for actor in actors)
         dream = np.zeros(0) if self._dyna is None else np.asarray(state.agent.dyna.obs)
-        return Learned(steps, errors, output, dreamt, model_errors, dream), margin
+        return Learned(steps, errors, output, greedy, rehearsed, begun, dreamt, model_errors, dream), margin
+
+    def _remembering(self, state: TrainState, number: int) -> StreamState:
+        """As many of the newest real steps, and none before them."""
+        dreamer = state.agent.dyna
+        places = (state.replay.newest() - jnp.arange(number)) % state.replay.capacity
+        return replace(state.agent, dyna=replace(dreamer, kept=jnp.resize(places, dreamer.kept.shape).astype(jnp.int32)))
+
+    def _rehearsed(self, state: TrainState, age: Array) -> StreamState:
+        dyna, experience = self._dyna, state.replay
+        assert dyna is not None and state.agent.dyna is not None
+        step = experience.gather((experience.newest()[0] - age) % experience.capacity)
+        return replace(state.agent, dyna=dyna.fit_one(state.agent.dyna, experience, step, jax.random.key(0))[0])
 
     def _imagined(self, state: TrainState, key: Array) -> tuple[StreamState, Dreamt]:
         """What is chosen is told by where it leads."""
         dyna, experience = self._dyna, state.replay
         assert dyna is not None and state.agent.dyna is not None
         real = jax.tree.map(lambda x: x[0], experience.gather(experience.newest()))
-        after = self._agent._dream(replace(dyna, steps=1), state.agent, experience, real, key)
+        start_key, key = jax.random.split(key)
+        before = dyna.awake(state.agent.dyna, experience, real, start_key)
+        after = self._agent._dream(replace(dyna, steps=1), replace(state.agent, dyna=before), experience, real, key)
         assert after.dyna is not None
-        before = dyna.awake(state.agent.dyna, experience, real, key)
         obs, following = (experience.normalizer.obs(dream.obs) for dream in (before, after.dyna))
         each = jax.vmap(lambda action: dyna.imagine(before, experience, obs, action, key).obs)(jnp.eye(self._size))
         return after, Dreamt(obs, jnp.abs(each - following[None]).sum(1).argmin(), following)
@@ -183,15 +212,16 @@ def as_c(found: list[Learned]) -> str:
         obs, choices, rewards, following, terminated, truncated = zip(*each.steps, strict=True)
         both = ["{" + ", ".join(map(numbers, values)) + "}" for values in (obs, following)]
         parts = [both[0], whole(choices), numbers(rewards), both[1], whole(terminated), whole(truncated)]
-        parts += [numbers(each.errors), numbers(each.output)]
+        parts += [numbers(each.errors), numbers(each.output), numbers(each.greedy_output)]
         if each.dreamt:
-            parts += [whole(each.dreamt), numbers(each.model_errors), numbers(each.dream)]
+            parts += [whole(each.rehearsed), whole(each.begun), whole(each.dreamt), numbers(each.model_errors), numbers(each.dream)]
         rows.append("    {" + ", ".join(parts) + "}")
     body = ",\n".join(rows)
     return f"""/* Steps, and what JAX learns from them: magnitudes of the errors, and the actor's output afterwards. */
 #define VECTORS {len(found)}
 #define STRETCH {STRETCH}
-#define DREAMT {DREAMT} /* imagined steps after each, where it dreams */
+#define REHEARSED {REHEARSED} /* steps that the model rehearses after each, where it dreams */
+#define DREAMT {DREAMT} /* imagined steps then */
 #define VECTOR_TOLERANCE {literal(TOLERANCE)}
 
 struct vector {{
@@ -199,9 +229,9 @@ struct vector {{
     int choice[STRETCH];
     float reward[STRETCH], next[STRETCH][LEARNER_INPUTS];
     int terminated[STRETCH], truncated[STRETCH];
-    float error[STRETCH], output[LEARNER_CHOICES];
+    float error[STRETCH], output[LEARNER_CHOICES], greedy_output[LEARNER_CHOICES];
 #if LEARNER_DREAMS
-    int dreamt[STRETCH * DREAMT];
+    int rehearsed[STRETCH * REHEARSED], begun[STRETCH * DREAMT], dreamt[STRETCH * DREAMT];
     float model_error[STRETCH], dream[LEARNER_INPUTS];
 #endif
 }};

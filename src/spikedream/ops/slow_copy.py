@@ -1,4 +1,4 @@
-"""Slow copies of learned parameters, from which the targets of temporal differences are computed."""
+"""Slow copies of learned parameters, from which the targets of temporal differences are computed, and averages that act."""
 
 from dataclasses import dataclass
 
@@ -46,3 +46,20 @@ class HardCopy:
 
 
 AnySlowCopy = Polyak | HardCopy
+
+
+@dataclass(frozen=True)
+class PolynomialAverage:
+    """The parameters' average over all updates, of which those lately count the more the higher the `degree` (Shamir & Zhang 2013,
+    "Stochastic gradient descent for non-smooth optimization", polynomial-decay averaging): over about the last
+    1 / (degree + 1) of them, however many there were."""
+
+    degree: float = 9.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, degree=(0, None))
+
+    def follow(self, average: PyTree, params: PyTree, updates: Array) -> PyTree:
+        """The average after so many `updates`, () int32 from 1 on, the last of which made `params`."""
+        share = (self.degree + 1) / (updates + self.degree)
+        return jax.tree.map(lambda old, new: old + share * (new - old), average, params)

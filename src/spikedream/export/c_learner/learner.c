@@ -263,6 +263,25 @@ static void experience(struct learner *learner, const float *observation, float 
     extend(&learner->reward_low, &learner->reward_high, reward);
 }
 
+static int drawn_below(struct learner *learner, float size)
+{
+    int drawn = (int)(uniform(&learner->random) * size);
+    return (float)drawn < size ? drawn : (int)size - 1;
+}
+
+static void remember(struct learner *learner, const float *observation, int choice, float reward, const float *next) /* Vitter 1985, R */
+{
+    int i, place = learner->held < LEARNER_MEMORY ? learner->held++ : drawn_below(learner, learner->count);
+    if (place >= LEARNER_MEMORY)
+        return;
+    for (i = 0; i < LEARNER_INPUTS; i++) {
+        learner->past[place].observation[i] = observation[i];
+        learner->past[place].next[i] = next[i];
+    }
+    learner->past[place].reward = reward;
+    learner->past_choice[place] = (uint8_t)choice;
+}
+
 static float typical(const struct learner *learner, int i) /* change of the observation in a step, in its own units */
 {
     float deviation = root(learner->variance[i]), unit = deviation > 1e-6f ? deviation : 1.0f, change = root(learner->change[i]);
@@ -284,7 +303,7 @@ static void enter(const struct learner *learner, const float *observation, int c
         in[LEARNER_INPUTS + i] = i == choice ? 1.0f : 0.0f;
 }
 
-static void fit(struct learner *learner, const float *observation, int choice, float reward, const float *next)
+static float fit(struct learner *learner, const float *observation, int choice, float reward, const float *next) /* the error */
 {
     float in[MODEL_INPUTS], wanted[MODEL_OUTPUTS];
     int i;
@@ -292,16 +311,18 @@ static void fit(struct learner *learner, const float *observation, int choice, f
     for (i = 0; i < LEARNER_INPUTS; i++)
         wanted[i] = (next[i] - observation[i]) / typical(learner, i);
     wanted[LEARNER_INPUTS] = reward / largest_reward(learner);
-    learner->model_error = model_fit(&learner->model, in, wanted);
+    return model_fit(&learner->model, in, wanted);
 }
 
-static void awake(struct learner *learner) /* where the dream goes on: where it was, or at the newest state that did not end the task */
+/* Where the dream goes on: where it was, or at the newest state that did not end the task, or at the remembered one of this place. */
+static void awake(struct learner *learner, int place)
 {
+    const float *start = place < 0 ? learner->newest : learner->past[place].observation;
     int i;
     if (learner->age < LEARNER_HORIZON)
         return;
     for (i = 0; i < LEARNER_INPUTS; i++)
-        learner->dream[i] = learner->newest[i];
+        learner->dream[i] = start[i];
     learner->age = 0;
 }
 
@@ -322,6 +343,28 @@ static float imagine(struct learner *learner, int choice, int *ended)
     }
     reward = largest * out[LEARNER_INPUTS];
     return reward < least ? least : reward > most ? most : reward;
+}
+#endif
+
+#if LEARNER_AVERAGES
+static void follow(struct learner *learner) /* the actor, by its average (Shamir & Zhang 2013) */
+{
+    struct network actor = actor_of(learner, 0);
+    float share = (LEARNER_AVERAGE_DEGREE + 1.0f) / (learner->count + LEARNER_AVERAGE_DEGREE);
+    int i;
+    for (i = 0; i < ACTOR_PARAMETERS; i++)
+        learner->average[i] += share * (parameter(&actor, i) - learner->average[i]);
+}
+
+static struct network average_of(struct learner *learner)
+{
+    static struct memory still = {1, 0, 0}; /* moved by no trace */
+    struct network network = {learner->average, learner->average, &still, LEARNER_CHOICES, ACTOR_PARAMETERS
+#if LEARNER_DREAMS
+                              , learner->average, &still
+#endif
+    };
+    return network;
 }
 #endif
 
@@ -348,6 +391,10 @@ int learner_act(struct learner *learner, const float *observation, int greedy)
     float probability[LEARNER_CHOICES], log_probability[LEARNER_CHOICES], drawn;
     struct network actor = actor_of(learner, 0);
     int k, choice = 0;
+#if LEARNER_AVERAGES
+    if (greedy)
+        actor = average_of(learner);
+#endif
     forward(learner, &actor, observation);
     if (greedy) {
         for (k = 1; k < LEARNER_CHOICES; k++)
@@ -400,22 +447,37 @@ void learner_learn(struct learner *learner, const float *observation, int choice
 #endif
     add_return(learner, reward, goes_on);
     learn_from(learner, 0, observation, choice, reward / return_scale(learner), next, terminated, goes_on);
+#if LEARNER_AVERAGES
+    follow(learner);
+#endif
 #if LEARNER_DREAMS
-    fit(learner, observation, choice, reward, next);
+    learner->model_error = fit(learner, observation, choice, reward, next);
+    remember(learner, observation, choice, reward, next);
 #endif
 }
 
 #if LEARNER_DREAMS
+void learner_rehearse_step(struct learner *learner, int place)
+{
+    const struct real *real = &learner->past[place];
+    (void)fit(learner, real->observation, learner->past_choice[place], real->reward, real->next);
+}
+
+void learner_rehearse(struct learner *learner)
+{
+    learner_rehearse_step(learner, drawn_below(learner, (float)learner->held));
+}
+
 int learner_may_dream(const struct learner *learner)
 {
     return learner->count >= LEARNER_BEGIN;
 }
 
-void learner_imagine(struct learner *learner, int choice)
+void learner_imagine(struct learner *learner, int place, int choice)
 {
     float before[LEARNER_INPUTS], reward;
     int i, ended;
-    awake(learner);
+    awake(learner, place);
     for (i = 0; i < LEARNER_INPUTS; i++)
         before[i] = learner->dream[i];
     reward = imagine(learner, choice, &ended);
@@ -425,8 +487,11 @@ void learner_imagine(struct learner *learner, int choice)
 
 void learner_dream(struct learner *learner)
 {
-    awake(learner);
-    learner_imagine(learner, learner_act(learner, learner->dream, 0));
+    int place = -1;
+    if (learner->age >= LEARNER_HORIZON && learner->held && uniform(&learner->random) < LEARNER_BEGIN_REMEMBERED)
+        place = drawn_below(learner, (float)learner->held);
+    awake(learner, place);
+    learner_imagine(learner, place, learner_act(learner, learner->dream, 0));
 }
 #endif
 
@@ -460,6 +525,10 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->return_mean = START_RETURN_MEAN;
     learner->return_squares = START_RETURN_SQUARES;
     learner->random = seed;
+#if LEARNER_AVERAGES
+    for (i = 0; i < ACTOR_PARAMETERS; i++)
+        learner->average[i] = start_average[i];
+#endif
 #if LEARNER_DREAMS
     learner->actor_dreamed_memory = learner->actor_memory;
     learner->critic_dreamed_memory = learner->critic_memory;
@@ -472,6 +541,7 @@ void learner_start(struct learner *learner, uint32_t seed)
     learner->reward_low = START_REWARD_LOW;
     learner->reward_high = START_REWARD_HIGH;
     learner->age = LEARNER_HORIZON;
+    learner->held = 0;
     model_start(&learner->model);
 #endif
 }

@@ -32,13 +32,18 @@ int main(void)
             faults += differs(learner.error < 0.0f ? -learner.error : learner.error, wanted->error[j]);
 #if LEARNER_DREAMS
             faults += differs(learner.model_error, wanted->model_error[j]);
+            for (k = 0; k < REHEARSED; k++)
+                learner_rehearse_step(&learner, wanted->rehearsed[j * REHEARSED + k]);
             for (k = 0; k < DREAMT; k++)
-                learner_imagine(&learner, wanted->dreamt[j * DREAMT + k]);
+                learner_imagine(&learner, wanted->begun[j * DREAMT + k], wanted->dreamt[j * DREAMT + k]);
 #endif
         }
-        (void)learner_act(&learner, wanted->observation[STRETCH - 1], 1);
+        (void)learner_act(&learner, wanted->observation[STRETCH - 1], 0);
         for (j = 0; j < LEARNER_CHOICES; j++)
             faults += differs(learner.output[j], wanted->output[j]);
+        (void)learner_act(&learner, wanted->observation[STRETCH - 1], 1);
+        for (j = 0; j < LEARNER_CHOICES; j++)
+            faults += differs(learner.output[j], wanted->greedy_output[j]);
 #if LEARNER_DREAMS
         for (j = 0; j < LEARNER_INPUTS; j++)
             faults += differs(learner.dream[j], wanted->dream[j]);

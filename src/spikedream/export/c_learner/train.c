@@ -1,7 +1,7 @@
 /* Learns CartPole-v1 with the environment inside: a line after every EVERY steps, with the mean return of greedy episodes, and a last
- * one with a hash of all that was learned, which is the same on every machine. Returns 0 where it was solved.
+ * one with a hash of all that was learned, which is the same on every machine. Returns 0 where it was solved, IN_A_ROW times.
  *
- * SEED, STEPS (at most), EVERY and EPISODES may be defined from outside; on a board, INSTRUCTIONS counts those of a step, and of them
+ * SEED, STEPS (at most), EVERY, EPISODES and IN_A_ROW may be defined from outside; on a board, INSTRUCTIONS counts those of a step, and of them
  * those that decide and those that learn. */
 #ifndef PRINT
 #include <stdio.h>
@@ -18,6 +18,9 @@
 #endif
 #ifndef EPISODES
 #define EPISODES 100
+#endif
+#ifndef IN_A_ROW
+#define IN_A_ROW 1 /* evaluations that must reach it */
 #endif
 #define SOLVED 475
 #ifdef INSTRUCTIONS
@@ -82,7 +85,7 @@ static uint32_t evaluate(uint32_t seed) /* the mean return of greedy episodes, w
 int main(void)
 {
     struct cartpole cartpole;
-    uint32_t i, steps, solved = 0, found;
+    uint32_t i, steps, solved = 0, reached = 0, found;
     float before[4];
     int terminated, truncated, choice;
 #ifdef INSTRUCTIONS
@@ -105,6 +108,8 @@ int main(void)
         COUNT(playing, cartpole_step(&cartpole, choice, &terminated, &truncated));
         COUNT(learning, learner_learn(&learner, before, choice, 1.0f, cartpole.state, terminated, truncated));
 #if LEARNER_DREAMS
+        for (i = 0; i < LEARNER_REHEARSALS; i++)
+            COUNT(learning, learner_rehearse(&learner));
         for (i = 0; i < LEARNER_DREAMS && learner_may_dream(&learner); i++)
             COUNT(learning, learner_dream(&learner));
 #endif
@@ -122,7 +127,8 @@ int main(void)
             print_number("steps ", steps);
             print_number(" return ", mean);
             PRINT("\n");
-            solved = mean >= SOLVED ? steps : 0;
+            reached = mean >= SOLVED ? reached + 1 : 0;
+            solved = reached < IN_A_ROW ? 0 : steps - (IN_A_ROW - 1) * EVERY; /* the first of them */
         }
     }
 #ifdef INSTRUCTIONS
@@ -134,6 +140,9 @@ int main(void)
 #endif
     learner_settle(&learner);
     found = hash(learner.critic, CRITIC_PARAMETERS, hash(learner.actor, ACTOR_PARAMETERS, 2166136261u));
+#if LEARNER_AVERAGES
+    found = hash(learner.average, ACTOR_PARAMETERS, found);
+#endif
 #if LEARNER_DREAMS
     found = hash(learner.model.parameter, MODEL_PARAMETERS, found);
 #endif
