@@ -230,7 +230,7 @@ spikedream.train(config, out={str(tmp_path / "run")!r}, report=False)
 
 
 def test_with_a_full_disk_the_run_goes_on_and_is_saved_when_there_is_room(train, tmp_path: Path) -> None:
-    process = train(budget=1500, env_kwargs={"seconds": 0.005})
+    process = train(budget=1500, env_kwargs={"seconds": 0.02})  # it must not be through before there is room
     process.until(lambda: len(rows(tmp_path / "run")) >= 2)
     size = (tmp_path / "run" / "metrics.jsonl").stat().st_size
     hard = resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE)[1]
