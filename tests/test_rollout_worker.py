@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -58,6 +59,11 @@ def test_it_plays_evaluates_and_goes_on_as_here() -> None:
 def test_what_it_cannot_play_is_said_as_here() -> None:
     with pytest.raises(BrokenEnvironment, match="cannot be made with"):
         RolloutWorker(config(env_kwargs={"nothing_of_the_kind": 1}))
+
+
+def test_what_cannot_be_copied_to_it_is_said_before_it_begins() -> None:
+    with pytest.raises(BrokenEnvironment, match=r"CartPole-v1 cannot be copied to another process .*as module:Id-v0"):
+        RolloutWorker(config(env_kwargs={"render_mode": threading.Lock()}))
 
 
 def test_the_keys_it_is_sent_are_keys_again() -> None:

@@ -29,7 +29,7 @@ class ActorCarry(NamedTuple):
     actor: PyTree  # the actor's own memory
 
 
-class Acting(Protocol):
+class HasActor(Protocol):
     """Whose methods the functions are."""
 
     @property
@@ -39,20 +39,20 @@ class Acting(Protocol):
         ...
 
 
-def start(self: Acting, policy: ActorPolicy, world: World) -> ActorCarry:
+def start(self: HasActor, policy: ActorPolicy, world: World) -> ActorCarry:
     return ActorCarry(world.blank(policy.spec), self.actor.start(policy.actor))
 
 
-def act(self: Acting, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array, greedy: bool) -> Decision:
+def act(self: HasActor, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array, greedy: bool) -> Decision:
     follow_key, decide_key = jax.random.split(key)
     memory = world.follow(carry.belief, obs, follow_key)
     decision = self.decide(policy, carry.actor, world.feature(memory), decide_key, greedy)
     return decision._replace(carry=ActorCarry(world.belief(memory, decision.action), decision.carry))
 
 
-def intended(self: Acting, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array) -> None:
+def intended(self: HasActor, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, key: Array) -> None:
     """It does not plan."""
 
 
-def describe(self: Acting, policy: ActorPolicy) -> tuple[Node, ...]:
+def describe(self: HasActor, policy: ActorPolicy) -> tuple[Node, ...]:
     return *described(self.actor, policy.actor), described(policy.distribution)

@@ -6,14 +6,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
-import gymnasium
 import numpy as np
 
 from spikedream.envs.interpreters import answer, ask, processors, serve, start, stop
-from spikedream.envs.make import registered
 from spikedream.envs.player import Players, Step, same_spec
 from spikedream.envs.real_time import Pace, Timing, together
+from spikedream.envs.registration import copied, register
 from spikedream.envs.spaces import BrokenEnvironment
 
 
@@ -38,12 +36,11 @@ class Workers:
     ):
         self._id = env_id
         self._parts = np.array_split(np.arange(count), min(count, processors()))
-        # An id that the user's own script has registered is not known to an interpreter that does not run it.
-        spec = cloudpickle.dumps(registered(env_id))
+        counts = (len(part) for part in self._parts)
+        spec, *arguments = copied(env_id, *((env_id, dict(kwargs), max_episode_steps, action_repeat, n, pace) for n in counts))
         self._processes = [start(__name__) for _ in self._parts]
         self._stop = weakref.finalize(self, stop, self._processes)
-        arguments = [(env_id, dict(kwargs), max_episode_steps, action_repeat, len(part), pace) for part in self._parts]
-        self.spec = same_spec(env_id, self._ask("make", [(spec, cloudpickle.dumps(a)) for a in arguments]))
+        self.spec = same_spec(env_id, self._ask("make", [(spec, given) for given in arguments]))
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
         return self._gather("reset", seeds)
@@ -93,9 +90,5 @@ def main() -> None:
 
 def _make(spec: bytes, arguments: bytes) -> Players:
     env_id, *rest = pickle.loads(arguments)
-    try:
-        registered(env_id)
-    except BrokenEnvironment:
-        own = pickle.loads(spec)
-        gymnasium.registry[own.id] = own
+    register(env_id, spec)
     return Players(env_id, *rest)

@@ -17,6 +17,7 @@ import numpy as np
 from spikedream.config import Config
 from spikedream.envs.interpreters import processors
 from spikedream.envs.make import spec_of
+from spikedream.envs.registration import copied
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
@@ -27,7 +28,7 @@ from spikedream.runners.inherit import inherit
 from spikedream.runners.intake import Intake
 from spikedream.runners.lanes import Handover
 from spikedream.runners.newest import Newest, Policy
-from spikedream.runners.parts import Begun, Collecting, Dreaming, Evaluating, Judgement, Learned, Modelling, Seat, Task, copied
+from spikedream.runners.parts import Begun, Collecting, Dreaming, Evaluating, Judgement, Learned, Modelling, Seat, Task
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import ranked, state_of
 from spikedream.runners.stop import ClusterError, Diverged, Interrupted, stopping
@@ -86,7 +87,7 @@ class Driver:
         self.intake = Intake(config, self.spec, self.account, self.schedule, LEARNERS)
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
-        self._registration = copied(config)  # or says that it cannot be, before anything is started
+        self._registration, _ = copied(config.env, config)  # or says that it cannot be, before anything is started
         self.crew = Crew(self.runner.address or os.environ.get("RAY_ADDRESS"))
         try:
             self.starts = saved.counters["collector"]["starts"] if saved is not None else 0

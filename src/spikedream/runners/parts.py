@@ -5,13 +5,10 @@ anew from what the driver holds.
 """
 
 import os
-import pickle
 import time
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
-import cloudpickle
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +16,7 @@ import numpy as np
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import REPORT
-from spikedream.envs.make import registered
-from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.envs.registration import register
 from spikedream.runners.account import held_outside, restore_outside
 from spikedream.runners.cache import use_compilation_cache
 from spikedream.runners.lanes import Handover, Request
@@ -51,26 +47,8 @@ class Task:
         if not self.accelerated:
             jax.config.update("jax_platforms", "cpu")
         use_compilation_cache()
-        try:
-            registered(self.config.env)
-        except BrokenEnvironment:
-            known = pickle.loads(self.environment)
-            gymnasium.registry[known.id] = known
+        register(self.config.env, self.environment)
         return self.config.algorithm(self.spec, self.precision)
-
-
-def copied(config: Config) -> bytes:
-    """How its environment is registered, for other processes; raises BrokenEnvironment where they cannot be told."""
-    try:
-        cloudpickle.dumps(config)
-        return cloudpickle.dumps(registered(config.env))
-    except BrokenEnvironment:
-        raise
-    except Exception as error:
-        what = " ".join(str(error).split())
-        raise BrokenEnvironment(
-            f"{config.env} cannot be copied to another process ({what}); register it in a module and name it as module:Id-v0"
-        ) from error
 
 
 def policy_template(algorithm: Algorithm) -> Any:

@@ -6,8 +6,6 @@ import pickle
 import weakref
 from typing import Any, NamedTuple
 
-import cloudpickle
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +14,8 @@ from jax import Array
 from spikedream.algorithm import Algorithm, PolicyState
 from spikedream.config import Config
 from spikedream.envs.interpreters import answer, ask, serve, start, stop
-from spikedream.envs.make import registered
 from spikedream.envs.real_time import Timing
-from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.envs.registration import copied, register
 from spikedream.runs.collect import Acting, Collector, Unfetched, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.types import PyTree, Spec, Transition
@@ -56,11 +53,11 @@ class RolloutWorker(Unfetched):
     def __init__(self, config: Config):
         super().__init__()
         self._whose = f"{config.env}: the process that plays it"
+        given = copied(config.env, config)
         self._process = start(__name__, {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"})
         self._stop = weakref.finalize(self, stop, [self._process])
         self.episodes, self.between_episodes = 0, True
-        # An id that the user's own script has registered is not known to an interpreter that does not run it.
-        self.spec: Spec = self._ask("make", cloudpickle.dumps(registered(config.env)), cloudpickle.dumps(config))
+        self.spec: Spec = self._ask("make", *given)
 
     def explore(self, acting: Acting, policy: PolicyState, salt: int, steps: int = 1) -> tuple[Acting, int]:
         return self._play(acting, policy, salt, steps)
@@ -124,13 +121,10 @@ def main() -> None:
     serve(_make)
 
 
-def _make(spec: bytes, config: bytes) -> "Rollouts":
-    own = pickle.loads(spec)
-    try:
-        registered(own.id)
-    except BrokenEnvironment:
-        gymnasium.registry[own.id] = own
-    return Rollouts(pickle.loads(config))
+def _make(spec: bytes, pickled: bytes) -> "Rollouts":
+    config = pickle.loads(pickled)
+    register(config.env, spec)
+    return Rollouts(config)
 
 
 class Rollouts:
