@@ -1,11 +1,13 @@
 """One rule for when a run counts as solved and for what it says of itself."""
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -133,6 +135,17 @@ def test_the_hash_of_the_source_disregards_what_changes_no_number() -> None:
     assert provenance.program(before) == provenance.program("def f( x ):\n    return (x +\n  1)\n")
     assert provenance.program(before) != provenance.program(before.replace("+ 1", "+ 2"))
     assert provenance.program(before) == provenance.program(before.replace("Doc", "Words"))
+
+
+def test_a_source_says_the_same_under_each_version_of_python() -> None:
+    tree = ast.parse("def f(x):\n    return f'{x}'")
+    function = cast(ast.FunctionDef, tree.body[0])
+    written, returned = provenance.told(tree), cast(ast.JoinedStr, cast(ast.Return, function.body[0]).value)
+    function.type_params = []  # Python 3.12 knows type parameters, which no older one does
+    returned.values.append(ast.Constant(""))  # and ends formatted strings with an empty piece
+    assert provenance.told(tree) == written
+    returned.values.append(ast.Constant("!"))
+    assert provenance.told(tree) != written
 
 
 def test_a_result_depends_on_the_source_of_its_own_parts() -> None:

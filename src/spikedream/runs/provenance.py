@@ -125,12 +125,25 @@ def _program(name: str) -> str:
 
 
 def program(source: str) -> str:
-    """The same program without comments, docstrings and layout."""
+    """What a source says without comments, docstrings and layout; alike under each version of Python that runs it."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body[:] = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+    return told(tree)
+
+
+def told(node: Any) -> str:
+    """A syntax tree, or a part of one. What is empty is left out, since versions differ in the empty fields that their nodes have,
+    and in the empty pieces of formatted strings; how they write a tree as source differs too, in the quotes of such strings."""
+    if isinstance(node, list):
+        return f"[{' '.join(map(told, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr([part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")])
+    fields = ((name, getattr(node, name, None)) for name in node._fields)
+    return f"({type(node).__name__} {' '.join(f'{name}={told(value)}' for name, value in fields if value not in (None, []))})"
 
 
 @functools.cache
