@@ -164,6 +164,8 @@ def _import_dm_control(env_id: str) -> None:
     if "dm_control._render" not in sys.modules:
         draw_without_display("dm_control._render", otherwise="disabled")
     importlib.import_module("shimmy")
+    # Its composer turns all deprecation warnings on, and NumPy 2.5 has one for each of its steps.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"dm_control\.")
 
 
 # ---- drawing
