@@ -83,6 +83,7 @@ NETWORKS: dict[str, Any] = {
 every_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def parameters(network: Any, inputs: int = INPUTS, outputs: int = OUTPUTS) -> Any:
     """As after some learning: no weight is zero, no two neurons are alike."""
     params = network.init(inputs, outputs, KEY)

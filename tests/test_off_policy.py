@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import CONTINUOUS, DISCRETE, filled, finite, holding, known, same, small
-from toys import DIAL, KEY, practise, still
+from toys import DIAL, KEY, greedy_action, practise, still
 
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import Deterministic, SquashedGaussian, Temperature
@@ -58,15 +58,16 @@ def learn(agent, experience, updates=1500):
     return practise(agent, still(), DIAL, updates, experience)
 
 
-def greedy(agent, state):
-    decision = agent.act(agent.policy_of(state), None, (), jnp.zeros(2), KEY, True)
-    return float(decision.action[0])
-
-
+@functools.partial(jax.jit, static_argnums=0)
 def values(agent, state, action):
     critics = agent._critics
     out = critics(state.now.critics, state.now.encoder, jnp.zeros((1, 2)), jnp.full((1, 1), action), KEY)
-    return [float(x) for x in critics.means(out)[0]]
+    return critics.means(out)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def batch_of(agent, world, experience, index):
+    return real(world, experience, index, agent.gamma, agent.n_step, KEY)
 
 
 SPIKING = SpikingNetwork(
@@ -91,7 +92,7 @@ def test_agent_finds_the_best_action_and_its_value_from_replayed_steps(changes):
     agent = replace(AGENT, **changes)
     state, metrics = learn(agent, steps_at_the_origin())
     assert finite(state) and finite(metrics)
-    assert greedy(agent, state) == pytest.approx(0.5, abs=0.2)
+    assert greedy_action(agent, state) == pytest.approx(0.5, abs=0.2)
     assert np.mean(values(agent, state, 0.5)) == pytest.approx(1.0, abs=0.15)
     assert np.mean(values(agent, state, -0.9)) < 0
 
@@ -119,12 +120,12 @@ def test_targets_by_hand():
         lambda c: jax.vmap(lambda o, a: agent.critic(c.network, jnp.concatenate([o, a])).value[0])(steps.next_obs, following)
     )(state.slow.critics)
     wanted = scale * steps.reward + 0.9 * (1 - steps.terminated) * both.min(0)
-    batch = real(world, experience, index, agent.gamma, agent.n_step, KEY)
-    np.testing.assert_allclose(agent._target(state, batch, KEY), wanted, rtol=1e-5, atol=1e-5)
+    batch = batch_of(agent, world, experience, index)
+    np.testing.assert_allclose(jax.jit(agent._target)(state, batch, KEY), wanted, rtol=1e-5, atol=1e-5)
     now = jax.vmap(
         lambda c: jax.vmap(lambda o, a: agent.critic(c.network, jnp.concatenate([o, a])).value[0])(steps.obs, steps.action)
     )(state.now.critics)
-    errors = agent.errors(state, world, experience, index, KEY)
+    errors = jax.jit(agent.errors)(state, world, experience, index, KEY)
     np.testing.assert_allclose(errors, jnp.square(now - wanted[None]).max(0), rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +136,7 @@ def test_n_step_targets_end_where_the_episode_does():
     #                 an episode is cut after the third step and one ends with the sixth; the last two are of one that goes on
     plain = Transition(obs, jnp.zeros((8, 1)), reward, obs + 0.5, none.at[5].set(1), none.at[2].set(1), none)
     experience = holding(CONTINUOUS, plain, 8)
-    batch = real(pendulum(), experience, jnp.arange(8), agent.gamma, agent.n_step, KEY)
+    batch = batch_of(agent, pendulum(), experience, jnp.arange(8))
     g = 0.9
     wanted = [1 + 2 * g + 3 * g**2, 2 + 3 * g, 3, 4 + 5 * g + 6 * g**2, 5 + 6 * g, 6, 7 + 8 * g, 8]
     np.testing.assert_allclose(batch.reward, wanted, rtol=1e-5)
@@ -151,13 +152,15 @@ def test_onward_steps_of_several_environments_in_a_ring_that_has_gone_round():
     fields = jnp.stack([rows, rows + 100], axis=1)  # the environment shows in the reward
     none = jnp.zeros((6, 2))
     steps = Transition(jnp.zeros((6, 2, 3)), jnp.zeros((6, 2, 1)), fields, jnp.zeros((6, 2, 3)), none, none.at[4, 1].set(1), none)
+    add = jax.jit(lambda replay, step: replay.add(step, 1))
     for row in range(6):
-        replay = replay.add(jax.tree.map(lambda x, row=row: x[row : row + 1], steps), 1)
+        replay = add(replay, jax.tree.map(lambda x, row=row: np.asarray(x)[row : row + 1], steps))
     at = lambda row, environment: (row % 4) * 2 + environment  # noqa: E731
-    seen = replay.onward(jnp.asarray(at(3, 0)), 4)
+    onward = jax.jit(lambda index, steps: replay.onward(index, steps), static_argnums=1)
+    seen = onward(jnp.asarray(at(3, 0)), 4)
     np.testing.assert_array_equal(seen.valid, [1, 1, 1, 0])  # 3, 4, 5, and then nothing newer
     np.testing.assert_array_equal(seen.steps.reward[:3], [3, 4, 5])
-    seen = replay.onward(jnp.asarray(at(3, 1)), 3)
+    seen = onward(jnp.asarray(at(3, 1)), 3)
     np.testing.assert_array_equal(seen.valid, [1, 1, 0])
     np.testing.assert_array_equal(seen.steps.reward[:2], [103, 104])
 

@@ -34,17 +34,27 @@ NETWORKS = [
 
 def told(network: Any, params: Any, x: jax.Array = X) -> dict[tuple[str, str], float]:
     """Numbers by part and kind, of the second of two steps."""
-    first = network(params, x, network.start(params), KEY)
-    found = network.operations(params, x, first.carry, KEY)
+
+    @jax.jit
+    def second(params: Any, x: jax.Array) -> Any:
+        return network.operations(params, x, network(params, x, network.start(params), KEY).carry, KEY)
+
+    found = second(params, x)
     assert len({(o.part, o.kind) for o in found}) == len(found), "two entries of one name"
     return {(o.part, o.kind): float(o.number) for o in found}
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
 def test_every_network_tells_its_operations(network: Any) -> None:
-    params = network.init(3, 2, KEY)
-    found = jax.jit(network.operations)(params, X, network.start(params), KEY)
-    again = jax.vmap(lambda x: network.operations(params, x, network.start(params), KEY))(jnp.stack([X, X]))
+
+    @jax.jit
+    def compute(key: jax.Array) -> Any:
+        params = network.init(3, 2, key)
+        operations = lambda x: network.operations(params, x, network.start(params), key)  # noqa: E731
+        spikes = network(params, X, network.start(params), key).spikes
+        return params, operations(X), jax.vmap(operations)(jnp.stack([X, X])), spikes
+
+    params, found, again, spikes = compute(KEY)
     for one, two in zip(found, again, strict=True):  # of one call, whoever maps
         assert one.number.shape == () and float(one.number) >= 0
         assert np.array_equal(two.number, [one.number, one.number])
@@ -54,7 +64,7 @@ def test_every_network_tells_its_operations(network: Any) -> None:
     assert sum(c.weights for c in products) == weights(params) - weights(getattr(params, "encoder", None))
     assert {c.rows * c.repeats for c in products} <= {1, getattr(network, "ticks", 1)}
     fires = any(o.kind == "spike" for o in found)
-    assert fires is bool(network(params, X, network.start(params), KEY).spikes)
+    assert fires is bool(spikes)
     assert not fires or memory(network.state(params)) > 0
     assert memory(network.start(params)) in (0, memory(network.state(params)))
 

@@ -1,6 +1,7 @@
 """The mathematics by hand or against numpy and scipy: returns, distributions, normaliser, replay, and the one dream."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -198,11 +199,12 @@ def test_only_weights_decay_and_gradients_are_clipped_by_their_global_norm():
     optimizer = adamw(0.5, 1.0)
     params = {"weight": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     none = jax.tree.map(jnp.zeros_like, params)
-    changes, state = optimizer.update(none, optimizer.init(params), params)
+    update = jax.jit(lambda gradient: optimizer.update(gradient, optimizer.init(params), params))
+    changes, state = update(none)
     np.testing.assert_allclose(changes["weight"], np.full((2, 2), 0.5), rtol=1e-5)
     np.testing.assert_array_equal(changes["bias"], 0)
     steep = {"weight": jnp.full((2, 2), 6.0), "bias": jnp.full(2, 5.0)}  # norm sqrt(4 x 36 + 2 x 25) = 13.93
-    _, state = optimizer.update(steep, optimizer.init(params), params)
+    _, state = update(steep)
     first = next(x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
     assert float(first["weight"][0, 0]) == pytest.approx(0.1 * 6 / np.sqrt(194), rel=1e-5)
     assert float(first["bias"][0]) == pytest.approx(0.1 * 5 / np.sqrt(194), rel=1e-5)
@@ -211,12 +213,14 @@ def test_only_weights_decay_and_gradients_are_clipped_by_their_global_norm():
 # ---- value distributions
 
 
+@partial(jax.jit, static_argnums=0)
 def encoding(head, target):
     """The target distribution that `head.loss` compares with: softmax minus the gradient."""
     logits = jnp.zeros(head.bins)
     return jax.nn.softmax(logits) - jax.grad(head.loss)(logits, jnp.asarray(target, jnp.float32))
 
 
+@partial(jax.jit, static_argnums=0)
 def centres(head):
     return jax.vmap(lambda i: head.mean(jax.nn.one_hot(i, head.bins) * 1e4))(jnp.arange(head.bins))
 

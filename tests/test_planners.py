@@ -43,6 +43,11 @@ def none(spec):
     return jnp.zeros((0, HORIZON, spec.action_size))
 
 
+def compiled(planner):
+    """Its `plan`, of one program."""
+    return jax.jit(planner.plan, static_argnums=(0, 2))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _plan(planner, spec, wanted, memory, proposals, key):
     return planner.plan(spec, memory, functools.partial(near, wanted), proposals, key)
@@ -85,7 +90,7 @@ def test_exactly_the_candidates_are_scored_and_all_are_actions(planner, spec):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), actions)
         return near(target(spec), actions, key)
 
-    planner.plan(spec, planner.start(spec, HORIZON), score, proposals, KEY)
+    compiled(planner)(spec, planner.start(spec, HORIZON), score, proposals, KEY)
     jax.effects_barrier()
     assert len(seen) == getattr(planner, "iterations", 1)
     for actions in seen:
@@ -137,8 +142,9 @@ def test_the_score_draws_from_a_fresh_key_each_time(planner, spec):
         jax.debug.callback(lambda k: seen.append(tuple(np.asarray(k))), jax.random.key_data(key))
         return near(target(spec), actions, key)
 
+    plan = compiled(planner)
     for key in jax.random.split(KEY, 2):
-        planner.plan(spec, planner.start(spec, HORIZON), score, none(spec), key)
+        plan(spec, planner.start(spec, HORIZON), score, none(spec), key)
     jax.effects_barrier()
     assert len(set(seen)) == len(seen) == 2 * getattr(planner, "iterations", 1)
 
@@ -148,7 +154,7 @@ def test_a_score_that_is_no_number_shows(planner):
     def score(actions, key):
         return near(TARGET, actions, key).at[3].set(jnp.nan)
 
-    assert np.isnan(planner.plan(CONTINUOUS, planner.start(CONTINUOUS, HORIZON), score, none(CONTINUOUS), KEY).score)
+    assert np.isnan(compiled(planner)(CONTINUOUS, planner.start(CONTINUOUS, HORIZON), score, none(CONTINUOUS), KEY).score)
 
 
 def numbers():
@@ -194,8 +200,7 @@ def test_another_plan_is_other_numbers(planner, name):
 
 @EVERY
 def test_a_horizon_of_one_step_is_planned(planner):
-    score = functools.partial(near, CHOICES[:1])
-    plan = planner.plan(DISCRETE, planner.start(DISCRETE, 1), score, jnp.zeros((0, 1, 3)), KEY)
+    plan = planned(planner, DISCRETE, memory=planner.start(DISCRETE, 1), proposals=jnp.zeros((0, 1, 3)), wanted=CHOICES[:1])
     np.testing.assert_array_equal(plan.actions, CHOICES[:1])
 
 
@@ -247,7 +252,7 @@ def test_cem_executes_the_best_or_the_mean():
 def test_random_shooting_executes_the_best_of_all_sequences():
     # 3 choices over 2 steps: 200 draws hold all nine sequences.
     wanted = jnp.eye(3)[jnp.array([1, 2])]
-    plan = RandomShooting(200).plan(DISCRETE, (), functools.partial(near, wanted), jnp.zeros((0, 2, 3)), KEY)
+    plan = planned(RandomShooting(200), DISCRETE, memory=(), proposals=jnp.zeros((0, 2, 3)), wanted=wanted)
     np.testing.assert_array_equal(plan.actions, wanted)
     assert float(plan.score) == 0 and same(plan.sample, plan.actions)
 
@@ -257,11 +262,12 @@ def test_random_shooting_holds_actions(spec):
     seen = []
 
     def score(actions, key):
-        seen.append(actions)
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), actions)
         return actions[:, 0, 0]
 
-    RandomShooting(50, repeat=3).plan(spec, (), score, jnp.zeros((0, 8, spec.action_size)), KEY)
-    actions = np.asarray(seen[0])
+    compiled(RandomShooting(50, repeat=3))(spec, (), score, jnp.zeros((0, 8, spec.action_size)), KEY)
+    jax.effects_barrier()
+    (actions,) = seen
     for begin in (0, 3, 6):
         block = actions[:, begin : begin + 3]
         np.testing.assert_array_equal(block, np.broadcast_to(block[:, :1], block.shape))
@@ -328,7 +334,7 @@ def test_a_warm_start_helps(planner, spec):
 def refit(spec, planner, candidates, scores, mean, spread, score=-jnp.inf):
     like = jnp.zeros((planner.kept, *mean.shape))
     search = Search(mean, spread, like, jnp.zeros((), bool), jnp.zeros_like(mean), jnp.asarray(score))
-    return planner._refit(spec, search, candidates, scores)
+    return jax.jit(planner._refit, static_argnums=0)(spec, search, candidates, scores)
 
 
 def test_cem_refits_continuous_by_hand():
@@ -369,8 +375,9 @@ def test_kept_elites_are_scored_again_and_in_the_next_plan_one_step_on():
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), actions)
         return near(TARGET, actions, key)
 
-    first = planner.plan(CONTINUOUS, planner.start(CONTINUOUS, HORIZON), score, none(CONTINUOUS), KEY)
-    planner.plan(CONTINUOUS, first.memory, score, none(CONTINUOUS), jax.random.key(1))
+    plan = compiled(planner)
+    first = plan(CONTINUOUS, planner.start(CONTINUOUS, HORIZON), score, none(CONTINUOUS), KEY)
+    plan(CONTINUOUS, first.memory, score, none(CONTINUOUS), jax.random.key(1))
     jax.effects_barrier()
     assert first.memory.warm and seen[0][:2].any()  # without a memory all are drawn
 
@@ -413,7 +420,7 @@ def test_mppi_moves_to_the_weighted_mean_of_what_it_scored(spec):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), actions)
         return near(target(spec), actions, key)
 
-    plan = MPPI(candidates=3, iterations=1, temperature=0.7).plan(spec, start_mean(spec, HORIZON), score, none(spec), KEY)
+    plan = compiled(MPPI(candidates=3, iterations=1, temperature=0.7))(spec, start_mean(spec, HORIZON), score, none(spec), KEY)
     jax.effects_barrier()
     scores = np.asarray(near(target(spec), jnp.asarray(seen[0]), KEY))
     weights = np.exp((scores - scores.max()) / (0.7 * scores.std()))
@@ -426,11 +433,13 @@ def test_mppi_moves_to_the_weighted_mean_of_what_it_scored(spec):
 # ---- noise and draws
 
 LIKE = jnp.zeros((8, 2))
+smooth, coloured = (jax.jit(noise, static_argnums=(1, 3)) for noise in (smooth_noise, coloured_noise))
+drawn = jax.jit(draw, static_argnums=0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.6])
 def test_smooth_noise_has_its_variance_and_correlation(smoothing):
-    noise = np.asarray(smooth_noise(KEY, 20_000, LIKE, smoothing))
+    noise = np.asarray(smooth(KEY, 20_000, LIKE, smoothing))
     assert noise.shape == (20_000, 8, 2)
     correlation = (noise[:, :, None, 0] * noise[:, None, :, 0]).mean(0)
     distance = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
@@ -441,7 +450,7 @@ def test_smooth_noise_has_its_variance_and_correlation(smoothing):
 @pytest.mark.parametrize("horizon", [1, 7, 8])
 @pytest.mark.parametrize("beta", [0.0, 2.0])
 def test_coloured_noise_has_its_variance_and_spectrum(beta, horizon):
-    noise = np.asarray(coloured_noise(KEY, 20_000, jnp.zeros((horizon, 2)), beta))
+    noise = np.asarray(coloured(KEY, 20_000, jnp.zeros((horizon, 2)), beta))
     assert noise.shape == (20_000, horizon, 2)
     np.testing.assert_allclose(noise.var(0), np.ones((horizon, 2)), atol=0.05)
     power = np.square(np.abs(np.fft.rfft(noise, axis=1))).mean((0, 2))
@@ -450,14 +459,14 @@ def test_coloured_noise_has_its_variance_and_spectrum(beta, horizon):
 
 
 def test_white_noise_is_left_as_it_was_drawn():
-    np.testing.assert_allclose(coloured_noise(KEY, 5, LIKE, 0.0), jax.random.normal(KEY, (5, 8, 2)), atol=1e-6)
+    np.testing.assert_allclose(coloured(KEY, 5, LIKE, 0.0), jax.random.normal(KEY, (5, 8, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.95])
 def test_discrete_draws_have_their_probabilities_and_persist_with_their_noise(smoothing):
     mean = jnp.tile(jnp.array([[0.6, 0.3, 0.1]]), (8, 1))
-    noise = smooth_noise(KEY, 20_000, mean, smoothing)
-    actions = np.asarray(draw(DISCRETE, mean, jnp.full((8, 3), 0.3), noise))
+    noise = smooth(KEY, 20_000, mean, smoothing)
+    actions = np.asarray(drawn(DISCRETE, mean, jnp.full((8, 3), 0.3), noise))
     wanted = 0.7 * np.array([0.6, 0.3, 0.1]) + 0.1
     np.testing.assert_allclose(actions.mean(0), np.tile(wanted, (8, 1)), atol=0.02)
     stays = (actions[:, 1:] * actions[:, :-1]).sum(-1).mean()

@@ -1,5 +1,7 @@
 """Experience: its normaliser and running moments, its ring for environments side by side, its priorities and sequences."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -142,12 +144,14 @@ def test_replay_normalises_what_it_hands_out_and_keeps_what_it_holds():
 ERRORS = jnp.array([0.0, 1.0, 0.5, 2.0, 99.0])  # of five positions, of which the last is empty
 
 
+@partial(jax.jit, static_argnames=("alpha", "beta", "rows"))
 def prioritised(alpha=0.6, beta=0.4, errors=ERRORS, rows=4):
     buffer = ReplayBuffer(5, "model_error", alpha, beta)
     replay = buffer.init(DISCRETE).add(jax.tree.map(lambda x: x[:rows], filled(DISCRETE, 5, 5, KEY).data), jnp.asarray(rows))
     return replay.prioritise(jnp.arange(5), errors, (jnp.arange(5) < rows).astype(jnp.float32))
 
 
+@jax.jit
 def weights(replay):
     return replay.priority.tree.weight(jnp.arange(replay.capacity))
 
