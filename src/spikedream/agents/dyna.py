@@ -95,11 +95,7 @@ class Dyna:
         state, metrics = self.fit_one(state, experience, step, newest_key)
         number = experience.count
         place = jnp.where(number <= self.memory, number - 1, jax.random.randint(place_key, (), 0, number))
-        newest = step._replace(  # the scales change until it is needed
-            obs=experience.normalizer.raw_obs(step.obs),
-            next_obs=experience.normalizer.raw_obs(step.next_obs),
-            reward=step.reward * experience.normalizer.reward_scale,
-        )
+        newest = jax.tree.map(lambda x: x[0], experience.raw(experience.newest()))
         state = replace(state, kept=jax.tree.map(lambda kept, new: kept.at[place].set(new, mode="drop"), state.kept, newest))
 
         def rehearse(state: DynaState, key: Array) -> tuple[DynaState, None]:
@@ -110,11 +106,8 @@ class Dyna:
 
     def _remembered(self, state: DynaState, experience: Experience, key: Array) -> Transition:
         held = jnp.minimum(experience.count, self.memory)
-        place, normalizer = jax.random.randint(key, (), 0, held), experience.normalizer
-        step = jax.tree.map(lambda kept: kept[place], state.kept)
-        return step._replace(
-            obs=normalizer.obs(step.obs), next_obs=normalizer.obs(step.next_obs), reward=step.reward / normalizer.reward_scale
-        )
+        place = jax.random.randint(key, (), 0, held)
+        return experience.normalised(jax.tree.map(lambda kept: kept[place], state.kept))
 
     def fit_one(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
         """One gradient step on one real step."""
