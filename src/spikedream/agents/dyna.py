@@ -31,7 +31,7 @@ class DynaState(eqx.Module):
     high: Array  # (obs_size,) largest, likewise
     obs: Array  # (obs_size,) where the dream stands, likewise
     age: Array  # () int32, its steps so far
-    kept: Array  # (memory,) int32 positions of the real steps that are remembered, as many as there have been
+    kept: Transition  # fields (memory, ...), real steps that are remembered, in the environment's units; as many as there have been
 
 
 class Imagined(NamedTuple):
@@ -80,8 +80,9 @@ class Dyna:
         )
         # Nowhere yet; finite, since what is not is taken for a run that has diverged.
         nowhere, age = jnp.full(spec.obs_size, 1e30, jnp.float32), jnp.full((), self.horizon, jnp.int32)
-        obs, kept = jnp.zeros(spec.obs_size), jnp.zeros(self.memory, jnp.int32)
-        return DynaState(networks, self._optimizer.init(networks), nowhere, -nowhere, obs, age, kept)
+        obs, action, number = ((self.memory, spec.obs_size), (self.memory, spec.action_size), (self.memory,))
+        kept = Transition(*map(jnp.zeros, (obs, action, number, obs, number, number, number)))
+        return DynaState(networks, self._optimizer.init(networks), nowhere, -nowhere, jnp.zeros(spec.obs_size), age, kept)
 
     def _scale(self, experience: Experience) -> Array:
         """(obs_size,) typical change of the normalised observation in a step."""
@@ -94,7 +95,8 @@ class Dyna:
         state, metrics = self.fit_one(state, experience, step, newest_key)
         number = experience.count
         place = jnp.where(number <= self.memory, number - 1, jax.random.randint(place_key, (), 0, number))
-        state = replace(state, kept=state.kept.at[place].set(experience.newest()[0], mode="drop"))
+        newest = jax.tree.map(lambda x: x[0], experience.raw(experience.newest()))
+        state = replace(state, kept=jax.tree.map(lambda kept, new: kept.at[place].set(new, mode="drop"), state.kept, newest))
 
         def rehearse(state: DynaState, key: Array) -> tuple[DynaState, None]:
             draw_key, fit_key = jax.random.split(key)
@@ -104,7 +106,8 @@ class Dyna:
 
     def _remembered(self, state: DynaState, experience: Experience, key: Array) -> Transition:
         held = jnp.minimum(experience.count, self.memory)
-        return experience.gather(state.kept[jax.random.randint(key, (), 0, held)])
+        place = jax.random.randint(key, (), 0, held)
+        return experience.normalised(jax.tree.map(lambda kept: kept[place], state.kept))
 
     def fit_one(self, state: DynaState, experience: Experience, step: Transition, key: Array) -> tuple[DynaState, Metrics]:
         """One gradient step on one real step."""

@@ -193,8 +193,8 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
         defined = [
             f"-D{name}={x}" for name, x in zip(("SEED", "STEPS", "EVERY", "EPISODES"), (seed, steps, every, episodes), strict=True)
         ]
-        sources = [file for file in (directory / "learner.c", directory / "model.c") if file.exists()]
-        learner = [_compile(board, directory, work, f"{file.stem}.o", "-c", file) for file in sources]
+        sources = [directory / f"{name}.c" for name in ("learner", "network", "dreams", "model")]
+        learner = [_compile(board, directory, work, f"{file.stem}.o", "-c", file) for file in sources if file.exists()]
         how = ("-DINSTRUCTIONS", *defined, "-include", work / "print.h")
         program = _program(board, directory, work, "train", *how, directory / "train.c", *learner)
         said = _emulate(board, program, patience=1800).stdout.splitlines()

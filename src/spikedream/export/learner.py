@@ -1,6 +1,6 @@
 """The streaming actor-critic in C99: a device that learns from each of its own steps, without Python and without a library.
 
-The C program is one, `c_learner/learner.c`; a run gives it its sizes, its hyper-parameters, and where learning stands.
+The C program is one, in `c_learner`; a run gives it its sizes, its hyper-parameters, and where learning stands.
 """
 
 import math
@@ -32,7 +32,7 @@ from spikedream.snn.surrogates import ArcTan, FastSigmoid, Rectangular, Triangul
 
 LEARNER_FILES, ARITHMETIC = Path(__file__).parent / "c_learner", Path(__file__).parent / "c" / "arithmetic.h"
 WITH_CARTPOLE = ("cartpole.h", "train.c")  # only where the environment is that one
-WITH_MODEL = ("model.h", "model.c")  # only where it dreams
+WITH_MODEL = ("dreams.h", "dreams.c", "model.h", "model.c")  # only where it dreams
 
 
 @dataclass(frozen=True)

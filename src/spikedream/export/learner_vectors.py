@@ -142,7 +142,9 @@ class Learning:
         """As many of the newest real steps, and none before them."""
         dreamer = state.agent.dyna
         places = (state.replay.newest() - jnp.arange(number)) % state.replay.capacity
-        return replace(state.agent, dyna=replace(dreamer, kept=jnp.resize(places, dreamer.kept.shape).astype(jnp.int32)))
+        index = jnp.resize(places, dreamer.kept.reward.shape)
+        kept = jax.tree.map(lambda ring: ring[index, 0], state.replay.data)
+        return replace(state.agent, dyna=replace(dreamer, kept=kept))
 
     def _rehearsed(self, state: TrainState, age: Array) -> StreamState:
         dyna, experience = self._dyna, state.replay

@@ -204,9 +204,16 @@ class Replay(eqx.Module):
         weight = jnp.maximum(self.priority.tree.weight(index), 1e-12)
         return (weight.min() / weight) ** self.beta
 
+    def raw(self, index: Array) -> Transition:
+        """Transitions at `index`, any shape, in the environment's units; fields get that shape in front."""
+        return jax.tree.map(lambda ring: ring.reshape(self.capacity, *ring.shape[2:])[index], self.data)
+
     def gather(self, index: Array) -> Transition:
-        """Normalised transitions at `index`, any shape; fields get that shape in front."""
-        raw = jax.tree.map(lambda ring: ring.reshape(self.capacity, *ring.shape[2:])[index], self.data)
+        """The same normalised."""
+        return self.normalised(self.raw(index))
+
+    def normalised(self, raw: Transition) -> Transition:
+        """In the scales in use; leading axes are kept."""
         return raw._replace(
             obs=self.normalizer.obs(raw.obs),
             next_obs=self.normalizer.obs(raw.next_obs),
