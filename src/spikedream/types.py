@@ -115,6 +115,10 @@ class Experience(Protocol):
         """Positions of stored transitions, by priority."""
         ...
 
+    def beginnings(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Positions of stored transitions with which episodes begin, equally often; of any where none is known to."""
+        ...
+
     def gather(self, index: Array) -> Transition: ...
     def sequence(self, end: Array, length: int) -> Sequence:
         """The `length` steps of one environment up to and including the one at position `end`, () int32."""

@@ -1,0 +1,91 @@
+"""Which policy acts greedily: chosen by what it is worth in dreams that it did not learn from, and not because it came last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from spikedream.ops.dream import Policy, dream
+from spikedream.ops.returns import survival
+from spikedream.types import Experience, Metrics, PyTree, check_bounds
+from spikedream.world import World
+
+
+class SelectionState(eqx.Module):
+    averages: tuple[PyTree, ...]  # of the actor, one for each rate
+    chosen: Array  # () int32: 0 the actor as its last update left it, then the averages
+
+
+@dataclass(frozen=True)
+class PolicySelection:
+    """The last update or a running average of the actor, a short or a long one: whichever has the highest return where it is
+    followed greedily in the newest model, from where real episodes began and from replayed states, in each member by itself. All
+    candidates have the same starts and the same randomness."""
+
+    rates: tuple[float, ...] = (0.01, 0.002)  # of running averages of the actor, per update, that stand for election beside it
+    starts: int = 32  # of dreams in each member, at least; as many where real episodes began as at replayed states
+    steps: int = 200  # of such a dream
+    caution: float = 0.0  # deviations between the members that a candidate's return is lowered by
+
+    def __post_init__(self) -> None:
+        check_bounds(self, rates=(1e-6, 1), starts=(1, None), steps=(1, None), caution=(0, None))
+
+    def init(self, actor: PyTree) -> SelectionState:
+        averages = tuple(jax.tree.map(jnp.array, actor) for _ in self.rates)  # own buffers: the phases donate the state
+        return SelectionState(averages, jnp.zeros((), jnp.int32))
+
+    def follow(self, state: SelectionState, actor: PyTree) -> SelectionState:
+        """After an update that made `actor`."""
+        followed = zip(state.averages, self.rates, strict=True)
+        return SelectionState(tuple(optax.incremental_update(actor, old, rate) for old, rate in followed), state.chosen)
+
+    def chosen(self, state: SelectionState, actor: PyTree) -> PyTree:
+        return jax.tree.map(lambda *leaves: jax.lax.select_n(state.chosen, *leaves), actor, *state.averages)
+
+    def select(
+        self,
+        state: SelectionState,
+        actor: PyTree,
+        rest: PyTree,
+        policy: Callable[[PyTree], Policy],
+        world: World,
+        experience: Experience,
+        key: Array,
+    ) -> tuple[SelectionState, Metrics]:
+        """Choose anew.
+
+        Args:
+            state: of the selection.
+            actor: as the last update left it.
+            rest: the actor's own memory at the start of a dream.
+            policy: what parameters of the actor do greedily.
+            world: in whose members candidates are judged, by the environment's own reward.
+            experience: where dreams begin.
+            key: randomness.
+        """
+        recall_key, begin_key, draw_key, dream_key = jax.random.split(key, 4)
+        each = -(-self.starts // 2)
+        index = jnp.concatenate([experience.beginnings(begin_key, (each,)), experience.draw(draw_key, (each,))])
+        memories, world = world.recall(experience, index, recall_key), world.without_bonus()
+        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * each, *x.shape)), rest)
+
+        def worth(actor: PyTree, member: Array) -> Array:
+            """() mean return of its dreams, in the environment's units."""
+            alone = world.member(jax.tree.map(lambda x: x[0], memories), member, alone=True)[0]
+            starts = jax.vmap(lambda memory: world.member(memory, member, alone=True)[1])(memories)
+            prediction = dream(alone, policy(actor), carries, starts, self.steps, dream_key)[0].prediction
+            reward = jnp.clip(prediction.reward, *world.normalizer.reward_range()) * world.normalizer.reward_scale
+            return (reward * jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)).sum(0).mean()
+
+        candidates = jax.tree.map(lambda *x: jnp.stack(x), actor, *state.averages)
+        by_member = jax.vmap(jax.vmap(worth, in_axes=(None, 0)), in_axes=(0, None))
+        returns = by_member(candidates, jnp.arange(world.model.members))  # (candidates, members)
+        mean, spread = returns.mean(1), returns.std(1)
+        chosen = jnp.argmax(mean - self.caution * spread).astype(jnp.int32)
+        rates = (1.0, *self.rates)
+        metrics = {"selection/rate": jnp.asarray(rates)[chosen], "selection/spread": spread[chosen]}
+        return SelectionState(state.averages, chosen), metrics | {f"selection/return_{x:g}": mean[i] for i, x in enumerate(rates)}
