@@ -18,7 +18,7 @@ from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
 from spikedream.agents.selection import PolicySelection
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
-from spikedream.ops.dream import Dream, Ends, Policy, dream
+from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
@@ -146,10 +146,9 @@ class Dreamer:
 
     start, act, intended, describe = acting.start, acting.act, acting.intended, acting.describe
 
-    def decide(self, policy: ActorPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
+    def decide(self, policy: ActorPolicy, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """By the actor alone; `carry` is its own memory."""
-        actor = policy.acting(greedy) if isinstance(policy, ActorPolicy) else policy.actor
-        return self._networks.decide(actor, policy.distribution, carry, feature, key, greedy)
+        return self._networks.decide(policy.acting(greedy), policy.distribution, carry, feature, key, greedy)
 
     def value_of(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """() value of one state under `critic` (or `target`), an average of normalised rewards to come."""
@@ -229,12 +228,8 @@ class Dreamer:
     def select(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
         """Choose what acts greedily from now on."""
         assert self.selection is not None
-
-        def policy(actor: PyTree) -> Policy:
-            return lambda c, o, k: self._networks.decide(actor, state.distribution, c, o, k, greedy=True)
-
-        standing = state.selection, state.actor, self.actor.start(state.actor), policy
-        selection, metrics = self.selection.select(*standing, world, experience, key)
+        policy = ActorPolicy(state.actor, state.distribution, state.spec)
+        selection, metrics = self.selection.select(state.selection, self, policy, world, experience, key)
         return eqx.tree_at(lambda s: s.selection, state, selection), metrics
 
     def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
@@ -319,9 +314,8 @@ class Dreamer:
     ) -> tuple[Array, tuple[Dream, Ends, Lesson]]:
         """Minus the mean lambda-return of dreams from `starts`, with the dreams, where they ended and their lessons, leaves
         (horizon, trajectories, ...). Its gradient by `actor` flows through the model (stochastic value gradients)."""
-        state = eqx.tree_at(lambda s: s.actor, state, actor)
         dream_key, value_key = jax.random.split(key)
-        policy = partial(self.decide, state, greedy=False)
+        policy = partial(self.decide, ActorPolicy(actor, state.distribution, state.spec), greedy=False)
         imagined, ends = dream(world, lambda c, o, k: policy(c, o, k), starts.carry, starts.memory, self.horizon, dream_key)
         value_keys = jax.random.split(value_key, (self.horizon, self.trajectories))
         following = self._values(state.target, imagined.following, value_keys)

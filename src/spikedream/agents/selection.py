@@ -1,7 +1,7 @@
 """Which policy acts greedily: chosen by what it is worth in dreams that it did not learn from, and not because it came last."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.ops.dream import Policy, dream
+from spikedream.agents.acting import ActorPolicy, HasActor
+from spikedream.ops.dream import dream
 from spikedream.ops.returns import survival
 from spikedream.types import Experience, Metrics, PyTree, check_bounds
 from spikedream.world import World
@@ -28,7 +29,7 @@ class PolicySelection:
 
     rates: tuple[float, ...] = (0.01, 0.002)  # of running averages of the actor, per update, that stand for election beside it
     starts: int = 32  # of dreams in each member, at least; as many where real episodes began as at replayed states
-    steps: int = 200  # of such a dream
+    steps: int = 500  # of such a dream, which ends where the model says that with a probability above one half
     caution: float = 0.0  # deviations between the members that a candidate's return is lowered by
 
     def __post_init__(self) -> None:
@@ -47,22 +48,14 @@ class PolicySelection:
         return jax.tree.map(lambda *leaves: jax.lax.select_n(state.chosen, *leaves), actor, *state.averages)
 
     def select(
-        self,
-        state: SelectionState,
-        actor: PyTree,
-        rest: PyTree,
-        policy: Callable[[PyTree], Policy],
-        world: World,
-        experience: Experience,
-        key: Array,
+        self, state: SelectionState, agent: HasActor, policy: ActorPolicy, world: World, experience: Experience, key: Array
     ) -> tuple[SelectionState, Metrics]:
         """Choose anew.
 
         Args:
             state: of the selection.
-            actor: as the last update left it.
-            rest: the actor's own memory at the start of a dream.
-            policy: what parameters of the actor do greedily.
+            agent: whose actor it is.
+            policy: with the actor as the last update left it.
             world: in whose members candidates are judged, by the environment's own reward.
             experience: where dreams begin.
             key: randomness.
@@ -71,17 +64,19 @@ class PolicySelection:
         each = -(-self.starts // 2)
         index = jnp.concatenate([experience.beginnings(begin_key, (each,)), experience.draw(draw_key, (each,))])
         memories, world = world.recall(experience, index, recall_key), world.without_bonus()
-        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * each, *x.shape)), rest)
+        carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * each, *x.shape)), agent.actor.start(policy.actor))
 
         def worth(actor: PyTree, member: Array) -> Array:
             """() mean return of its dreams, in the environment's units."""
             alone = world.member(jax.tree.map(lambda x: x[0], memories), member, alone=True)[0]
             starts = jax.vmap(lambda memory: world.member(memory, member, alone=True)[1])(memories)
-            prediction = dream(alone, policy(actor), carries, starts, self.steps, dream_key)[0].prediction
+            decide = partial(agent.decide, replace(policy, actor=actor), greedy=True)
+            prediction = dream(alone, lambda c, o, k: decide(c, o, k), carries, starts, self.steps, dream_key)[0].prediction
             reward = jnp.clip(prediction.reward, *world.normalizer.reward_range()) * world.normalizer.reward_scale
-            return (reward * jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)).sum(0).mean()
+            ended = (prediction.terminated > 0.5).astype(jnp.float32)
+            return (reward * jax.vmap(survival, in_axes=1, out_axes=1)(ended)).sum(0).mean()
 
-        candidates = jax.tree.map(lambda *x: jnp.stack(x), actor, *state.averages)
+        candidates = jax.tree.map(lambda *x: jnp.stack(x), policy.actor, *state.averages)
         by_member = jax.vmap(jax.vmap(worth, in_axes=(None, 0)), in_axes=(0, None))
         returns = by_member(candidates, jnp.arange(world.model.members))  # (candidates, members)
         mean, spread = returns.mean(1), returns.std(1)
