@@ -3,7 +3,7 @@
 Spiking or conventional by the fields `actor` and `critic`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -138,7 +138,7 @@ class Dreamer:
 
     def policy_of(self, state: DreamerState) -> ActorPolicy:
         actor = state.actor if self.actor_rate is None else state.slow_actor
-        chosen = None if self.selection is None else self.selection.chosen(state.selection, state.actor)
+        chosen = None if self.selection is None else self.selection.chosen(state.selection, actor)
         return ActorPolicy(actor, state.distribution, state.spec, chosen)
 
     def rest(self, policy: ActorPolicy) -> PyTree:
@@ -228,8 +228,8 @@ class Dreamer:
     def select(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
         """Choose what acts greedily from now on."""
         assert self.selection is not None
-        policy = ActorPolicy(state.actor, state.distribution, state.spec)
-        selection, metrics = self.selection.select(state.selection, self, policy, world, experience, key)
+        standing = replace(self.policy_of(state), chosen=None), 1.0 if self.actor_rate is None else self.actor_rate
+        selection, metrics = self.selection.select(state.selection, self, *standing, world, experience, key)
         return eqx.tree_at(lambda s: s.selection, state, selection), metrics
 
     def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:

@@ -18,19 +18,19 @@ from spikedream.world import World
 
 class SelectionState(eqx.Module):
     averages: tuple[PyTree, ...]  # of the actor, one for each rate
-    chosen: Array  # () int32: 0 the actor as its last update left it, then the averages
+    chosen: Array  # () int32: 0 what acts otherwise, then the averages
 
 
 @dataclass(frozen=True)
 class PolicySelection:
-    """The last update or a running average of the actor, a short or a long one: whichever has the highest return where it is
-    followed greedily in the newest model, from where real episodes began and from replayed states, in each member by itself. All
-    candidates have the same starts and the same randomness."""
+    """A running average of the actor acts greedily in place of what acts otherwise where the newest model speaks for it: where its
+    return is higher, by more than the members of the ensemble disagree about the difference, in dreams from where real episodes
+    began and from replayed states, in each member by itself. All candidates have the same starts and the same randomness."""
 
-    rates: tuple[float, ...] = (0.01, 0.002)  # of running averages of the actor, per update, that stand for election beside it
+    rates: tuple[float, ...] = (0.01, 0.002)  # of these averages, per update; 1: the actor as its last update left it
     starts: int = 32  # of dreams in each member, at least; as many where real episodes began as at replayed states
     steps: int = 500  # of such a dream, which ends where the model says that with a probability above one half
-    caution: float = 0.0  # deviations between the members that a candidate's return is lowered by
+    caution: float = 0.5  # deviations between the members by which a difference is lowered
 
     def __post_init__(self) -> None:
         check_bounds(self, rates=(1e-6, 1), starts=(1, None), steps=(1, None), caution=(0, None))
@@ -45,17 +45,26 @@ class PolicySelection:
         return SelectionState(tuple(optax.incremental_update(actor, old, rate) for old, rate in followed), state.chosen)
 
     def chosen(self, state: SelectionState, actor: PyTree) -> PyTree:
+        """Parameters of what acts greedily, where `actor` acts otherwise."""
         return jax.tree.map(lambda *leaves: jax.lax.select_n(state.chosen, *leaves), actor, *state.averages)
 
     def select(
-        self, state: SelectionState, agent: HasActor, policy: ActorPolicy, world: World, experience: Experience, key: Array
+        self,
+        state: SelectionState,
+        agent: HasActor,
+        policy: ActorPolicy,
+        rate: float,
+        world: World,
+        experience: Experience,
+        key: Array,
     ) -> tuple[SelectionState, Metrics]:
         """Choose anew.
 
         Args:
             state: of the selection.
             agent: whose actor it is.
-            policy: with the actor as the last update left it.
+            policy: what acts otherwise.
+            rate: at which that is an average.
             world: in whose members candidates are judged, by the environment's own reward.
             experience: where dreams begin.
             key: randomness.
@@ -79,8 +88,8 @@ class PolicySelection:
         candidates = jax.tree.map(lambda *x: jnp.stack(x), policy.actor, *state.averages)
         by_member = jax.vmap(jax.vmap(worth, in_axes=(None, 0)), in_axes=(0, None))
         returns = by_member(candidates, jnp.arange(world.model.members))  # (candidates, members)
-        mean, spread = returns.mean(1), returns.std(1)
-        chosen = jnp.argmax(mean - self.caution * spread).astype(jnp.int32)
-        rates = (1.0, *self.rates)
-        metrics = {"selection/rate": jnp.asarray(rates)[chosen], "selection/spread": spread[chosen]}
-        return SelectionState(state.averages, chosen), metrics | {f"selection/return_{x:g}": mean[i] for i, x in enumerate(rates)}
+        gain, rates = returns - returns[:1], (rate, *self.rates)
+        chosen = jnp.argmax(gain.mean(1) - self.caution * gain.std(1)).astype(jnp.int32)
+        metrics = {f"selection/return_{x:g}": mean for x, mean in zip(rates, returns.mean(1), strict=True)}
+        metrics |= {"selection/rate": jnp.asarray(rates)[chosen], "selection/return": returns.mean(1)[chosen]}
+        return SelectionState(state.averages, chosen), metrics | {"selection/spread": returns.std(1)[chosen]}
