@@ -24,13 +24,14 @@ class SelectionState(eqx.Module):
 @dataclass(frozen=True)
 class PolicySelection:
     """A running average of the actor acts greedily in place of what acts otherwise where the newest model speaks for it: where its
-    return is higher, by more than the members of the ensemble disagree about the difference, in dreams from where real episodes
-    began and from replayed states, in each member by itself. All candidates have the same starts and the same randomness."""
+    return is higher, and not by chance, in dreams from where real episodes began and from replayed states, in each member by
+    itself. All candidates have the same starts and the same randomness, so that what is judged is a difference for each start: a
+    lead that a few of them make is none."""
 
     rates: tuple[float, ...] = (0.01, 0.002)  # of these averages, per update; 1: the actor as its last update left it
     starts: int = 32  # of dreams in each member, at least; as many where real episodes began as at replayed states
     steps: int = 500  # of such a dream, which ends where the model says that with a probability above one half
-    caution: float = 0.5  # deviations between the members by which a difference is lowered
+    caution: float = 2.0  # standard errors, over the starts, by which a mean difference is lowered
 
     def __post_init__(self) -> None:
         check_bounds(self, rates=(1e-6, 1), starts=(1, None), steps=(1, None), caution=(0, None))
@@ -76,20 +77,21 @@ class PolicySelection:
         carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * each, *x.shape)), agent.actor.start(policy.actor))
 
         def worth(actor: PyTree, member: Array) -> Array:
-            """() mean return of its dreams, in the environment's units."""
+            """(2 each,) returns of its dreams, in the environment's units."""
             alone = world.member(jax.tree.map(lambda x: x[0], memories), member, alone=True)[0]
             starts = jax.vmap(lambda memory: world.member(memory, member, alone=True)[1])(memories)
             decide = partial(agent.decide, replace(policy, actor=actor), greedy=True)
             prediction = dream(alone, lambda c, o, k: decide(c, o, k), carries, starts, self.steps, dream_key)[0].prediction
             reward = jnp.clip(prediction.reward, *world.normalizer.reward_range()) * world.normalizer.reward_scale
             ended = (prediction.terminated > 0.5).astype(jnp.float32)
-            return (reward * jax.vmap(survival, in_axes=1, out_axes=1)(ended)).sum(0).mean()
+            return (reward * jax.vmap(survival, in_axes=1, out_axes=1)(ended)).sum(0)
 
         candidates = jax.tree.map(lambda *x: jnp.stack(x), policy.actor, *state.averages)
         by_member = jax.vmap(jax.vmap(worth, in_axes=(None, 0)), in_axes=(0, None))
-        returns = by_member(candidates, jnp.arange(world.model.members))  # (candidates, members)
-        gain, rates = returns - returns[:1], (rate, *self.rates)
-        chosen = jnp.argmax(gain.mean(1) - self.caution * gain.std(1)).astype(jnp.int32)
-        metrics = {f"selection/return_{x:g}": mean for x, mean in zip(rates, returns.mean(1), strict=True)}
-        metrics |= {"selection/rate": jnp.asarray(rates)[chosen], "selection/return": returns.mean(1)[chosen]}
-        return SelectionState(state.averages, chosen), metrics | {"selection/spread": returns.std(1)[chosen]}
+        returns = by_member(candidates, jnp.arange(world.model.members))  # (candidates, members, 2 each)
+        gain, rates = (returns - returns[:1]).mean(1), (rate, *self.rates)
+        chosen = jnp.argmax(gain.mean(1) - self.caution * gain.std(1) / jnp.sqrt(2.0 * each)).astype(jnp.int32)
+        said = returns.mean(2)  # (candidates, members)
+        metrics = {f"selection/return_{x:g}": mean for x, mean in zip(rates, said.mean(1), strict=True)}
+        metrics |= {"selection/rate": jnp.asarray(rates)[chosen], "selection/return": said.mean(1)[chosen]}
+        return SelectionState(state.averages, chosen), metrics | {"selection/spread": said.std(1)[chosen]}
