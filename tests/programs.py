@@ -45,7 +45,8 @@ def outcome(config: Config, *verbs: str) -> str:
             state = getattr(algorithm, verb)(state, *arguments)[0]
         if "dream" not in verbs and verbs:
             return floats(state.world)
-        act = algorithm.act(algorithm.policy(state), state.carry, obs, state.keys.collect, False)
+        greedy = algorithm.agent.selects  # what was selected acts then
+        act = algorithm.act(algorithm.policy(state), state.carry, obs, state.keys.collect, greedy)
         return act.action, act.log_prob
 
     return program(run, key, known, jnp.zeros((1, spec.obs_size)))

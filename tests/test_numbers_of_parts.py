@@ -97,6 +97,11 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
          "bonus": {"kind": "Disagreement", "weight": {"kind": "WhileBlind"}}},
         "fit and dream", [f"bonus.weight.{x}" for x in ("awake", "unexplained", "cap")],
     ),
+    "policy selection": (
+        {"world_model": ENSEMBLE, "agent": DREAMER | {"actor": NETWORK, "selection": {
+            "kind": "PolicySelection", "rates": [0.1], "starts": 2, "steps": 3}}},
+        "dream", [f"agent.selection.{x}" for x in ("rates", "starts", "steps", "caution")],
+    ),
     "planner": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "MPC", "uncertainty_penalty": 0.5, "horizon": 3, "search": SEARCH}},
@@ -249,9 +254,12 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     for part in ("encoder", "readout", "neuron"):
         there = {f"dynamics.{part}.{x}" for x in numbers(getattr(dynamics, part)) - {"currents"}}
         assert there <= found["branched networks"] and "actor.encoder.currents" in found["td7"]
-    for name, prefix in (("priors that are searched for", "world_model.search"), ("curiosity while blind", "bonus.weight")):
+    for name, prefix in (
+        ("priors that are searched for", "world_model.search"), ("curiosity while blind", "bonus.weight"),
+        ("policy selection", "agent.selection"),
+    ):  # fmt: skip
         part = functools.reduce(getattr, prefix.split("."), scene(name))
-        assert {f"{prefix}.{x}" for x in numbers(part) | ({"curvatures"} & set(vars(part)))} == set(SCENES[name][2])
+        assert {f"{prefix}.{x}" for x in numbers(part) | ({"curvatures", "rates"} & set(vars(part)))} == set(SCENES[name][2])
     ppo = scene("ppo").agent
     assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]

@@ -155,7 +155,7 @@ def test_planner_plans_only_when_asked_and_lets_the_policy_act_elsewhere(when, g
     agent = MPC(search=RandomShooting(30), horizon=2, policy=DREAMER, when=when)
     decision = planned(agent, TWO_STEP, ARMS, greedy=greedy, policy=two_step_policy)
     plans = when == "always" or (when == "evaluate") == greedy
-    by_policy = DREAMER.decide(two_step_policy, (), jnp.zeros(2), jax.random.split(KEY, 3)[1], greedy)
+    by_policy = DREAMER.decide(DREAMER.policy_of(two_step_policy), (), jnp.zeros(2), jax.random.split(KEY, 3)[1], greedy)
     assert float(decision.log_prob) == pytest.approx(0.0 if plans else float(by_policy.log_prob), rel=1e-5)
     assert plans or same(decision.action, by_policy.action)
 

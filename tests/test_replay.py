@@ -139,6 +139,23 @@ def test_replay_normalises_what_it_hands_out_and_keeps_what_it_holds():
     assert not same(replay.sample(KEY, (7,)), replay.sample(jax.random.key(1), (7,)))
 
 
+def test_beginnings_are_the_steps_with_which_episodes_begin():
+    replay = ReplayBuffer(5).init(DISCRETE)  # steps 0, 3, 6 ... terminate
+    assert set(np.asarray(replay.beginnings(KEY, (8,))).tolist()) == {0}
+    for i, begun in ((0, {0}), (1, {0, 1}), (3, {0, 1}), (4, {0, 1, 4})):
+        replay = holding(DISCRETE, jax.tree.map(lambda *rows: jnp.asarray(np.stack(rows)), *map(step_number, range(i + 1))), 5)
+        assert set(np.asarray(replay.beginnings(KEY, (64,))).tolist()) == begun
+    for i in (5, 6):
+        replay = added(replay, step_number(i))
+    # Held: 5, 6, 2, 3, 4, the last of which begins an episode; what came before 2 is not known.
+    assert set(np.asarray(replay.beginnings(KEY, (64,))).tolist()) == {4}
+    two = ReplayBuffer(8).init(DISCRETE, 2)
+    rows = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *map(step_number, range(4)))
+    both = jax.tree.map(lambda x: jnp.stack([x, x], axis=1), rows)
+    both = both._replace(terminated=both.terminated.at[:, 1].set(jnp.array([0.0, 1.0, 0.0, 0.0])))
+    assert set(np.asarray(two.add(both, 4).beginnings(KEY, (64,))).tolist()) == {0, 1, 2, 5}
+
+
 # ---- priorities
 
 ERRORS = jnp.array([0.0, 1.0, 0.5, 2.0, 99.0])  # of five positions, of which the last is empty

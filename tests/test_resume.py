@@ -99,6 +99,7 @@ TINY = {
 }  # fmt: skip
 ENSEMBLE = {"updates": 6, "check_every": 3, "batch": 4, "dynamics": NETWORK, "ending": NETWORK}
 DREAMER = {"trajectories": 4, "horizon": 3, "context": 2, "actor": NETWORK, "critic": NETWORK}
+SELECTION = {"kind": "PolicySelection", "rates": [0.5], "starts": 2, "steps": 3}
 REMEMBERING = {"kind": "SpikingNetwork", "hidden": [6], "ticks": 2, "persistent": True}
 PARTS = {
     "recurrent world, remembering actor, curiosity, priorities": {
@@ -106,7 +107,7 @@ PARTS = {
         "world_model": {
             "kind": "Recurrent", "latent": 2, "context": 3, "open_loop": 2, "network": REMEMBERING, "ensemble": ENSEMBLE,
         },
-        "agent": DREAMER | {"actor": REMEMBERING},
+        "agent": DREAMER | {"actor": REMEMBERING, "selection": SELECTION},
         "bonus": {
             "kind": "RandomNetworkDistillation", "target": NETWORK, "predictor": NETWORK, "fitting": {"updates": 5, "batch": 8},
         },
@@ -116,7 +117,7 @@ PARTS = {
         "world_model": ENSEMBLE | {"gaussian": True, "holdout": 0.2},
         "agent": {
             "kind": "MPC", "horizon": 3, "search": {"kind": "CEM", "candidates": 8, "iterations": 2, "elites": 3},
-            "policy": {"kind": "Dreamer", **DREAMER}, "proposals": 2,
+            "policy": {"kind": "Dreamer", **DREAMER, "selection": SELECTION}, "proposals": 2,
         },
         "replay": {"priority": "td_error"},
         "bonus": {"kind": "Disagreement"},

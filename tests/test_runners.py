@@ -106,7 +106,8 @@ def test_a_turns_fit_takes_the_gradient_steps_that_it_is_told(tmp_path: Path) ->
 
 
 def test_seeds_that_run_together_come_to_the_numbers_of_each_alone(tmp_path: Path) -> None:
-    seeds, how = (3, 4), config(budget=60)
+    selection = {"kind": "PolicySelection", "rates": [0.5], "starts": 2, "steps": 3}
+    seeds, how = (3, 4), config(budget=60, agent={"selection": selection})
     configs = [configuration.merge(how, {"seed": seed}) for seed in seeds]
     for chosen in configs:
         run(chosen, tmp_path / f"alone{chosen.seed}")

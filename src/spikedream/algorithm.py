@@ -25,7 +25,7 @@ from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
 from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
-from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, World
+from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, SelectingAgent, World
 
 
 class Keys(eqx.Module):
@@ -234,7 +234,8 @@ class Algorithm:
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
     @_at_its_precision
     def dream(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """`block` agent updates; metrics are their mean, counts their sum."""
+        """`block` agent updates, and a choice of what acts greedily where the agent makes one; metrics are their mean, counts
+        their sum."""
         world = self.world(state)
         key, block_key = jax.random.split(state.keys.dream)
 
@@ -250,6 +251,10 @@ class Algorithm:
         (agent, priority), metrics = jax.lax.scan(update, learning, jax.random.split(block_key, self.block))
         metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
         counters = self._counted(state.counters, metrics.pop("imagined_steps"))
+        if self.agent.selects:
+            *_, select_key = jax.random.split(state.keys.dream, 3)  # updates take the first two
+            agent, selected = cast(SelectingAgent, self.agent).select(agent, world, state.replay, select_key)
+            metrics |= selected
         replay = replace(state.replay, priority=priority)
         return replace(state, agent=agent, replay=replay, keys=replace(state.keys, dream=key), counters=counters), metrics
 

@@ -119,6 +119,10 @@ class Experience(Protocol):
         """In the environment's units."""
         ...
 
+    def beginnings(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Positions of stored transitions with which episodes begin, equally often; of any where none is known to."""
+        ...
+
     def gather(self, index: Array) -> Transition: ...
     def normalised(self, raw: Transition) -> Transition:
         """What was `raw`, in the scales in use."""

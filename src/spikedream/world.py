@@ -199,6 +199,11 @@ class Agent(Protocol):
         """Whether it learns from each real step as it comes, as an `OnlineAgent`."""
         ...
 
+    @property
+    def selects(self) -> bool:
+        """Whether it chooses anew what acts greedily after each block of updates, as a `SelectingAgent`."""
+        ...
+
     def init(self, spec: Spec, world: World, key: Array) -> PyTree: ...
     def policy_of(self, state: PyTree) -> PyTree: ...
     def start(self, policy: PyTree, world: World) -> PyTree:
@@ -224,6 +229,14 @@ class Agent(Protocol):
 
     def errors(self, state: PyTree, world: World, experience: Experience, index: Array, key: Array) -> Array:
         """(rows,) squared temporal-difference error on the transitions at `index`, (rows,)."""
+        ...
+
+
+class SelectingAgent(Agent, Protocol):
+    """Learns in `update`, and chooses what acts greedily among what came of that."""
+
+    def select(self, state: PyTree, world: World, experience: Experience, key: Array) -> tuple[PyTree, Metrics]:
+        """The state with another choice, and what decided."""
         ...
 
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import Decision, PyTree, Spec
+from spikedream.types import Decision, PyTree, Sequence, Spec
 from spikedream.world import Belief, World
 
 
@@ -22,6 +23,10 @@ class ActorPolicy(eqx.Module):
     actor: PyTree
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
+    chosen: PyTree = None  # the actor that acts greedily; None where that is the same
+
+    def acting(self, greedy: bool) -> PyTree:
+        return self.actor if self.chosen is None or not greedy else self.chosen
 
 
 class ActorCarry(NamedTuple):
@@ -55,4 +60,18 @@ def intended(self: HasActor, policy: ActorPolicy, world: World, carry: ActorCarr
 
 
 def describe(self: HasActor, policy: ActorPolicy) -> tuple[Node, ...]:
-    return *described(self.actor, policy.actor), described(policy.distribution)
+    return *described(self.actor, policy.acting(greedy=True)), described(policy.distribution)
+
+
+def relive(self: HasActor, actor: PyTree, world: World, sequence: Sequence, key: Array) -> tuple[Any, PyTree]:
+    """The world's and the actor's memory at each step of a real sequence, before its action; leaves (length, ...)."""
+    memory_key, actor_key = jax.random.split(key)
+    memory, resting = world.memories(sequence, memory_key), self.actor.start(actor)
+
+    def step(carry: PyTree, now: tuple[Any, Array, Array]) -> tuple[PyTree, PyTree]:
+        memory, first, key = now
+        carry = jax.tree.map(lambda rest, old: jnp.where(first > 0, rest, old), resting, carry)
+        return self.actor(actor, world.feature(memory), carry, key).carry, carry
+
+    keys = jax.random.split(actor_key, sequence.first.shape[0])
+    return memory, jax.lax.scan(step, resting, (memory, sequence.first, keys))[1]

@@ -3,9 +3,9 @@
 Spiking or conventional by the fields `actor` and `critic`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from jax import Array
 from spikedream.agents import acting
 from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
+from spikedream.agents.selection import PolicySelection
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
@@ -45,6 +46,7 @@ class DreamerState(eqx.Module):
     slow_actor: PyTree  # its running average, which acts; () where the actor itself does
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
+    selection: PyTree = ()  # of what acts greedily, where that is chosen
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Dreamer:
     gradient_clip: float = 1.0  # global norm
     target_rate: float = 0.05  # of the slow critic, per update
     actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
+    selection: PolicySelection | None = None  # chooses what acts greedily; None: what acts otherwise
     uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
@@ -102,6 +105,10 @@ class Dreamer:
     online = False
 
     @property
+    def selects(self) -> bool:
+        return self.selection is not None
+
+    @property
     def actor_steps(self) -> float:
         return {"clipped": self.passes * self.minibatches, "reinforce": self.minibatches, "model": 1}[self.gradient]
 
@@ -121,9 +128,9 @@ class Dreamer:
         pool = jax.tree.map(
             lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
         )
-        return DreamerState(
-            actor, critic, slow, actor_optimizer.init(actor), critic_optimizer.init(critic), pool, slow_actor, distribution, spec
-        )
+        moments = actor_optimizer.init(actor), critic_optimizer.init(critic)
+        selection = () if self.selection is None else self.selection.init(actor)
+        return DreamerState(actor, critic, slow, *moments, pool, slow_actor, distribution, spec, selection)
 
     _networks, _optimizers = property(networks_of), property(optimizers_of)
 
@@ -131,16 +138,17 @@ class Dreamer:
 
     def policy_of(self, state: DreamerState) -> ActorPolicy:
         actor = state.actor if self.actor_rate is None else state.slow_actor
-        return ActorPolicy(actor, state.distribution, state.spec)
+        chosen = None if self.selection is None else self.selection.chosen(state.selection, actor)
+        return ActorPolicy(actor, state.distribution, state.spec, chosen)
 
     def rest(self, policy: ActorPolicy) -> PyTree:
         return self.actor.start(policy.actor)
 
     start, act, intended, describe = acting.start, acting.act, acting.intended, acting.describe
 
-    def decide(self, policy: ActorPolicy | DreamerState, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
+    def decide(self, policy: ActorPolicy, carry: PyTree, feature: Array, key: Array, greedy: bool) -> Decision:
         """By the actor alone; `carry` is its own memory."""
-        return self._networks.decide(policy.actor, policy.distribution, carry, feature, key, greedy)
+        return self._networks.decide(policy.acting(greedy), policy.distribution, carry, feature, key, greedy)
 
     def value_of(self, critic: PyTree, feature: Array, key: Array) -> Array:
         """() value of one state under `critic` (or `target`), an average of normalised rewards to come."""
@@ -193,6 +201,8 @@ class Dreamer:
         if self.actor_rate is not None:
             slow = optax.incremental_update(state.actor, state.slow_actor, self.actor_rate)
             state = eqx.tree_at(lambda s: s.slow_actor, state, slow)
+        if self.selection is not None:
+            state = eqx.tree_at(lambda s: s.selection, state, self.selection.follow(state.selection, state.actor))
         last = imagined.prediction
         pool = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1]))
         metrics = {
@@ -214,6 +224,13 @@ class Dreamer:
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
         return eqx.tree_at(lambda s: s.pool, state, pool), metrics
+
+    def select(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
+        """Choose what acts greedily from now on."""
+        assert self.selection is not None
+        standing = replace(self.policy_of(state), chosen=None), 1.0 if self.actor_rate is None else self.actor_rate
+        selection, metrics = self.selection.select(state.selection, self, *standing, world, experience, key)
+        return eqx.tree_at(lambda s: s.selection, state, selection), metrics
 
     def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:
         return None
@@ -248,7 +265,7 @@ class Dreamer:
         if world.model.recurrent or jax.tree.leaves(pool.ends.carry):
             sequences = jax.vmap(partial(experience.sequence, length=self.context))(index)
             relive_keys = jax.random.split(relive_key, count)
-            memory, carry = jax.vmap(partial(self._relive, state, world))(sequences, relive_keys)
+            memory, carry = jax.vmap(partial(acting.relive, self, state.actor, world))(sequences, relive_keys)
             fresh = jax.tree.map(lambda x: x[:, -1], Ends(memory, carry))
         carry = jax.tree.map(choose, pool.ends.carry, fresh.carry)
         if not world.model.recurrent:
@@ -257,19 +274,6 @@ class Dreamer:
         # A remembered past suits only the observation that it led to, so no noise is added here.
         memory = jax.tree.map(choose, pool.ends.memory._replace(obs=pool_obs), fresh.memory)
         return Ends(memory, carry), importance
-
-    def _relive(self, state: DreamerState, world: World, sequence: Sequence, key: Array) -> tuple[Any, PyTree]:
-        """The world's and the actor's memory at each step of a real sequence, before its action; leaves (length, ...)."""
-        memory_key, actor_key = jax.random.split(key)
-        memory, resting = world.memories(sequence, memory_key), self.actor.start(state.actor)
-
-        def step(carry: PyTree, now: tuple[Any, Array, Array]) -> tuple[PyTree, PyTree]:
-            memory, first, key = now
-            carry = jax.tree.map(lambda rest, old: jnp.where(first > 0, rest, old), resting, carry)
-            return self.actor(state.actor, world.feature(memory), carry, key).carry, carry
-
-        keys = jax.random.split(actor_key, sequence.first.shape[0])
-        return memory, jax.lax.scan(step, resting, (memory, sequence.first, keys))[1]
 
     def _real_lessons(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Lesson:
         """What replayed real steps teach, corrected for the policies that took them; leaves (horizon, trajectories, ...)."""
@@ -281,7 +285,7 @@ class Dreamer:
 
         def teach(sequence: Sequence, importance: Array, key: Array) -> Lesson:
             relive_key, decide_key, observe_key, value_key, bonus_key = jax.random.split(key, 5)
-            memory, carry = self._relive(state, world, sequence, relive_key)
+            memory, carry = acting.relive(self, state.actor, world, sequence, relive_key)
             steps, length = sequence.steps, sequence.first.shape[0]
             keys = jax.random.split(decide_key, length)
             feature = jax.vmap(world.feature)(memory)
@@ -310,9 +314,8 @@ class Dreamer:
     ) -> tuple[Array, tuple[Dream, Ends, Lesson]]:
         """Minus the mean lambda-return of dreams from `starts`, with the dreams, where they ended and their lessons, leaves
         (horizon, trajectories, ...). Its gradient by `actor` flows through the model (stochastic value gradients)."""
-        state = eqx.tree_at(lambda s: s.actor, state, actor)
         dream_key, value_key = jax.random.split(key)
-        policy = partial(self.decide, state, greedy=False)
+        policy = partial(self.decide, ActorPolicy(actor, state.distribution, state.spec), greedy=False)
         imagined, ends = dream(world, lambda c, o, k: policy(c, o, k), starts.carry, starts.memory, self.horizon, dream_key)
         value_keys = jax.random.split(value_key, (self.horizon, self.trajectories))
         following = self._values(state.target, imagined.following, value_keys)

@@ -75,6 +75,7 @@ class Evolution:
     uses_world = True
     acts_in_world = False
     online = False
+    selects = False
     on_policy_steps = None
 
     def init(self, spec: Spec, world: World, key: Array) -> EvolutionState:

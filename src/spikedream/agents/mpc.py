@@ -76,6 +76,10 @@ class MPC:
     on_policy_steps = None
     online = False
 
+    @property
+    def selects(self) -> bool:
+        return self.policy is not None and self.policy.selects
+
     def _discount(self, world: World) -> tuple[Array | float, Array | float]:
         """Gamma, and what one reward counts, so that returns are on the scale of the critic's values; undiscounted ones are plain
         sums."""
@@ -188,6 +192,11 @@ class MPC:
         if self.policy is None:
             return state, {"imagined_steps": jnp.zeros((), jnp.int32)}
         policy, metrics = self.policy.update(state.policy, world, experience, key)
+        return MPCState(policy, state.spec), metrics
+
+    def select(self, state: MPCState, world: World, experience: Experience, key: Array) -> tuple[MPCState, Metrics]:
+        assert self.policy is not None
+        policy, metrics = self.policy.select(state.policy, world, experience, key)
         return MPCState(policy, state.spec), metrics
 
     def host_learner(self, spec: Spec, world: World, experience: Experience, key: Array) -> None:

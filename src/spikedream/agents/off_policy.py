@@ -142,6 +142,7 @@ class OffPolicy:
     acts_in_world = False
     on_policy_steps = None
     online = False
+    selects = False
 
     @property
     def actor_steps(self) -> float:

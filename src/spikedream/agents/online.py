@@ -124,6 +124,7 @@ class StreamActorCritic:
     acts_in_world = False
     on_policy_steps = None
     online = True
+    selects = False
 
     def init(self, spec: Spec, world: World, key: Array) -> StreamState:
         """Raises ValueError where something would have to be remembered from one step of an episode to the next."""

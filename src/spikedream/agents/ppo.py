@@ -115,6 +115,7 @@ class PPO:
 
     acts_in_world = False
     online = False
+    selects = False
 
     @property
     def on_policy_steps(self) -> int:

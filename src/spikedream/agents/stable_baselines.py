@@ -68,6 +68,7 @@ class StableBaselines:
     uses_world = True
     acts_in_world = False
     online = False
+    selects = False
     on_policy_steps = None
 
     # ---- acting

@@ -45,7 +45,7 @@ class OfDreamer:
     def decision(self, policy: ActorPolicy, world: World, carry: ActorCarry, obs: Array, action: Array, key: Array) -> Parts:
         follow_key, decide_key = jax.random.split(key)
         feature = world.feature(world.follow(carry.belief, obs, follow_key))
-        actor = self.agent.actor.operations(policy.actor, feature, carry.actor, _actor_key(decide_key))
+        actor = self.agent.actor.operations(policy.acting(greedy=True), feature, carry.actor, _actor_key(decide_key))
         return {"actor": actor} | of_model(world.model).observe(world.state, carry.belief, obs, follow_key)
 
     def each(self, state: DreamerState, world: World, memory: Any, action: Array, key: Array) -> Parts:
@@ -65,7 +65,8 @@ class OfDreamer:
         return self.agent.imagined_share.always_one and self.agent.gradient != "model" and not self.agent.actor.persistent
 
     def imagine(self, totals: Totals) -> dict[str, Calls] | None:
-        return {"actor": Calls(totals.imagined_steps)} if self._plain else None
+        """Not known where dreams also choose what acts greedily: how often they did is not counted."""
+        return {"actor": Calls(totals.imagined_steps)} if self._plain and not self.agent.selects else None
 
     def learn(self, totals: Totals) -> dict[str, Calls] | None:
         if not self._plain:
@@ -227,7 +228,7 @@ class OfMPC:
             for name, operations in model.step(world.state, memory, action, plan_key).items():
                 found[name] = found.get(name, ()) + scaled(operations, steps * asked[name])
         if isinstance(learner, Dreamer):
-            actor = learner.actor.operations(policy.policy.actor, feature, carry.policy, plan_key)
+            actor = learner.actor.operations(policy.policy.acting(greedy=True), feature, carry.policy, plan_key)
             found["actor"] = scaled(actor, 1 + proposed)
             if plans and agent.terminal_value:
                 critic = learner.critic.operations(policy.critic, feature, learner.critic.start(policy.critic), plan_key)

@@ -228,6 +228,17 @@ class Replay(eqx.Module):
         found = tree.find(jax.random.uniform(key, shape) * tree.total)
         return jnp.minimum(found, jnp.maximum(self.size - 1, 0))
 
+    def beginnings(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Positions, with replacement, of steps with which episodes begin, equally often; of any where none is known to."""
+        over = jnp.maximum(self.data.terminated, self.data.truncated) > 0
+        row, oldest = jnp.arange(self.rows), jnp.where(self.added > self.rows, self.added % self.rows, 0)
+        begins = jnp.where((row == oldest)[:, None], self.added <= self.rows, jnp.roll(over, 1, axis=0))
+        begins = (begins & (row < self.added)[:, None]).reshape(-1)
+        number = jnp.cumsum(begins.astype(jnp.int32))
+        drawn = jax.random.randint(key, shape, 0, jnp.maximum(number[-1], 1))
+        found = jnp.searchsorted(number, drawn, side="right")
+        return jnp.where(number[-1] > 0, found, jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1)))
+
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition:
         return self.gather(self.draw(key, shape))
 

@@ -22,6 +22,14 @@ def _prior(row: Row) -> str:
     return f"the strongest whose squared error on held-out steps was near the least: {told}"
 
 
+def _judged(row: Row) -> str:
+    """Candidates by the mean return of their dreams, best first."""
+    found = {name.removeprefix("selection/return_"): row[name] for name in row if name.startswith("selection/return_")}
+    best_first = sorted(found, key=lambda rate: -found[rate])
+    told = ", ".join(f"{found[rate]:.4g} of rate {rate}" for rate in best_first)
+    return f"mean return in dreams that the newest model's members dream alone: {told}"
+
+
 CHOICES = (
     Choice("scale/action_repeat", "Steps for which an action is held", number,
            lambda row: f"an entry of the observation goes round in about {row['scale/cycle']:.0f} of the environment's steps",
@@ -41,6 +49,9 @@ CHOICES = (
     Choice("beta", "Weight of curiosity", number,
            lambda row: "no reward has told one state from another" if row["blind"] else "rewards or endings tell states apart",
            "--bonus None"),
+    Choice("selection/rate", "What acts greedily",
+           lambda rate: "the actor after its last update" if rate == 1 else f"its average over about {1 / rate:.0f} updates",
+           _judged, "--agent.selection None"),
 )  # fmt: skip
 
 
