@@ -197,6 +197,20 @@ def test_termination_is_the_mean_or_the_largest_of_the_members():
     assert probability.max() > probability.min()
 
 
+def test_an_ending_is_as_probable_as_it_was_however_much_its_examples_counted():
+    model = replace(small(Ensemble(), members=1), terminal_weight=7.0)
+    rare = experience(DISCRETE)
+    rare = replace(rare, moments=replace(rare.moments, count=jnp.asarray(100), terminated=jnp.asarray(20)))
+    state, action = initialised(model, DISCRETE), jnp.eye(2)[0]
+    weighed = eqx.tree_at(lambda s: s.scale, model.rescale(state, rare), state.scale)
+    assert float(weighed.outweighed) == 4.0 and float(state.outweighed) == 1.0
+    scarce = replace(rare, moments=replace(rare.moments, terminated=jnp.asarray(2)))
+    assert float(model.rescale(state, scarce).outweighed) == 7.0
+    memory = model.start(state, jnp.zeros(4), KEY)
+    fitted, said = (float(model.step(s, memory, action, OTHER)[1].terminated) for s in (state, weighed))
+    assert said / (1 - said) == pytest.approx(fitted / (1 - fitted) / 4, rel=1e-4)
+
+
 @world_kinds
 @both_specs
 def test_memory_holds_the_present_observation_and_the_past_only_where_recurrent(kind, spec):
