@@ -18,6 +18,7 @@ from spikedream.cli import main
 from spikedream.experiments import record
 from spikedream.export.energy import of_newest
 from spikedream.runners.energy_told import EnergyTold
+from spikedream.runs.evaluate import Evaluator
 
 sys.path.insert(0, str(Path(__file__).parent))  # for ids such as `environments:Walk-v0`
 
@@ -74,6 +75,20 @@ def test_evaluate_is_repeatable_and_another_repetition_differs(run: Path, capsys
     other = call(capsys, "evaluate", str(run), "--episodes", "7", "--repetition", "1")
     assert first == again and first[0] == 0 and "over 7 greedy episodes" in first[1]
     assert other[1] != first[1]
+
+
+def test_evaluate_says_how_many_succeeded_where_the_environment_tells(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Evaluator._call
+
+    def telling(self: Evaluator, what: str, *args: Any, **kwargs: Any) -> Any:
+        *rest, info = plain(self, what, *args, **kwargs)
+        return *rest, info | {"is_success": np.arange(self.batch) < 3}
+
+    assert "succeeded" not in call(capsys, "evaluate", str(run), "--episodes", "7")[1]
+    monkeypatch.setattr(Evaluator, "_call", telling)
+    assert "; 3 of 7 succeeded" in call(capsys, "evaluate", str(run), "--episodes", "7")[1]
 
 
 def test_resume_of_a_finished_run_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_run_is_compressed_without_a_real_step_evaluated_and_exported(run: spi
         np.testing.assert_array_equal(ours, theirs)
     params = new.state.agent.actor.present
     assert all(0.2 < float((w != 0).mean()) < 0.3 for w in synapses((params.layers, params.readout)))
-    assert new.evaluate(2).shape == (2,)
+    assert new.evaluate(2).returns.shape == (2,)
     exported = spikedream.export_policy(new, "c", vectors=8)
     assert exported.weights < 0.5 * spikedream.export_policy(run, "c", vectors=1).weights
     assert "int8_t" in (exported.directory / "actor.c").read_text()

@@ -166,7 +166,7 @@ def test_an_agent_in_a_world_that_remembers_sees_what_is_remembered(tmp_path: Pa
     chosen = settings("PPO") | {"world_model": world, "bonus": "RandomNetworkDistillation"}
     run = spikedream.train("CartPoleHiddenVelocity-v0", seed=1, out=tmp_path / "run", settings=chosen, report=False)
     assert run.state.agent.actor.layers[0].weight.shape == (run.spec.obs_size + 3, 16)
-    assert np.isfinite(run.evaluate(2)).all()
+    assert np.isfinite(run.evaluate(2).returns).all()
 
 
 def test_weights_of_a_zip_are_taken_and_nothing_in_it_is_unpickled(tmp_path: Path) -> None:

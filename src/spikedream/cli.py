@@ -84,13 +84,16 @@ def resume(arguments: list[str], console: Console) -> int:
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = spikedream.load(command.run, command.best)
+    success = None
     if command.render:
         returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
     else:
-        returns = run.evaluate(100 if command.episodes is None else command.episodes, command.repetition)
+        evaluated = run.evaluate(100 if command.episodes is None else command.episodes, command.repetition)
+        returns, success = evaluated.returns, evaluated.success
+    told = "" if success is None else f"; {success.sum()} of {len(success)} succeeded"
     console.print(
         f"{run.config.env}: return {returns.mean():.1f} ± {returns.std():.1f} over {len(returns)} greedy episodes on fresh seeds"
-        f" (lowest {returns.min():.1f}, highest {returns.max():.1f})",
+        f" (lowest {returns.min():.1f}, highest {returns.max():.1f}){told}",
         highlight=False,
         soft_wrap=True,
     )

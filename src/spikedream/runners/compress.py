@@ -99,7 +99,7 @@ def compression(before: Run, after: Run, episodes: int) -> Compression:
 
 
 def _measured(run: Run, episodes: int) -> Measured:
-    returns, counted = run.evaluate(episodes), energy(run, learning=False)
+    returns, counted = run.evaluate(episodes).returns, energy(run, learning=False)
     rates, sparsity = counted["firing_rate"].values(), counted["neurobench"]["actor"]["connection_sparsity"]
     return Measured(
         return_mean=float(returns.mean()),

@@ -21,7 +21,7 @@ from spikedream.envs.make import make_own, translation_of
 from spikedream.envs.spaces import Translation, decode_actions
 from spikedream.replay.ring import Replay
 from spikedream.runs import checkpoint
-from spikedream.runs.evaluate import Evaluator
+from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.types import PyTree, Spec
@@ -141,12 +141,12 @@ class Run:
         """
         return DreamVecEnv(self.spec, self.algorithm.world(self.state), self.experience(), count, dreams, seed, autoreset_mode)
 
-    def evaluate(self, episodes: int = 100, repetition: int = 0) -> np.ndarray:
-        """Returns of greedy episodes, (episodes,), on seeds that neither learning nor its own evaluations used. The same
-        `repetition` gives the same seeds."""
+    def evaluate(self, episodes: int = 100, repetition: int = 0) -> Evaluated:
+        """Greedy episodes on seeds that neither learning nor its own evaluations used: their returns, (episodes,), and whether
+        each was a success, where the environment tells. The same `repetition` gives the same seeds."""
         evaluator = Evaluator(self.config, episodes)
         try:
             policy = self.algorithm.policy(self.state)
-            return evaluator(self.algorithm, policy, self.state.keys.evaluate, REPORT, repetition).returns
+            return evaluator(self.algorithm, policy, self.state.keys.evaluate, REPORT, repetition)
         finally:
             evaluator.close()

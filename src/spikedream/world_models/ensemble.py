@@ -319,7 +319,9 @@ class Ensemble:
         )
         index, counts = experience.survey(survey_key, most=SURVEYED)
         steps, held = experience.gather(index), counts * split.held(state.key, experience, index)
-        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, state.outweighed, error_key))(fitted.params, candidates)
+        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, state.outweighed, error_key))(
+            fitted.params, candidates
+        )
         prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
         after = SearchState(fitted.params, fitted.optimizer, prior)
         return eqx.tree_at(lambda s: s.search, state, after), metrics
