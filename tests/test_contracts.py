@@ -191,24 +191,19 @@ def test_termination_is_the_mean_or_the_largest_of_the_members():
     found = {how: replace(model, termination=how).step(state, memory, action, OTHER)[1] for how in ("mean", "max")}
     obs = found["mean"].obs
     logits = jax.vmap(lambda member: model.ending(member.ending, obs, key=OTHER).value[0])(state.members)
-    probability = np.asarray(jax.nn.sigmoid(logits))
+    probability = np.asarray(jax.nn.sigmoid(logits / model.ending_temperature))
     assert float(found["mean"].terminated) == pytest.approx(probability.mean(), rel=1e-5)
     assert float(found["max"].terminated) == pytest.approx(probability.max(), rel=1e-5)
     assert probability.max() > probability.min()
 
 
-def test_an_ending_is_as_probable_as_it_was_however_much_its_examples_counted():
-    model = replace(small(Ensemble(), members=1), terminal_weight=7.0)
-    rare = experience(DISCRETE)
-    rare = replace(rare, moments=replace(rare.moments, count=jnp.asarray(100), terminated=jnp.asarray(20)))
-    state, action = initialised(model, DISCRETE), jnp.eye(2)[0]
-    weighed = eqx.tree_at(lambda s: s.scale, model.rescale(state, rare), state.scale)
-    assert float(weighed.outweighed) == 4.0 and float(state.outweighed) == 1.0
-    scarce = replace(rare, moments=replace(rare.moments, terminated=jnp.asarray(2)))
-    assert float(model.rescale(state, scarce).outweighed) == 7.0
-    memory = model.start(state, jnp.zeros(4), KEY)
-    fitted, said = (float(model.step(s, memory, action, OTHER)[1].terminated) for s in (state, weighed))
-    assert said / (1 - said) == pytest.approx(fitted / (1 - fitted) / 4, rel=1e-4)
+def test_an_ending_is_the_surer_the_lower_its_temperature():
+    state, action, odds = initialised(small(Ensemble(), members=1), DISCRETE), jnp.eye(2)[0], []
+    for temperature in (1.0, 0.5):
+        model = small(Ensemble(ending_temperature=temperature), members=1)
+        said = float(model.step(state, model.start(state, jnp.zeros(4), KEY), action, OTHER)[1].terminated)
+        odds.append(said / (1 - said))
+    assert odds[1] == pytest.approx(odds[0] ** 2, rel=1e-4)
 
 
 @world_kinds

@@ -38,7 +38,6 @@ class EnsembleState(eqx.Module):
     high: Array  # (obs_size,) largest
     rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
-    outweighed: Array  # () how much more a terminal example counted in the last fit than another
     spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
     confidence: Array  # () exp(-mean squared error) on held-out transitions, or on all where none are; 0 before the first fit
     search: SearchState | None = None  # where priors are chosen
@@ -60,6 +59,7 @@ class Ensemble:
     dynamics: AnyNetwork = SpikingNetwork(neuron=LIF(decay=(0.99, 0.999)))  # little leak: counts spikes precisely
     ending: AnyNetwork = SpikingNetwork(hidden=(128,), neuron=LIF(decay=(0.5, 0.95)), gain=1.5, bias=(-2.0, 1.0))
     ending_sparsity: float = 1e-2  # L1 penalty on the ending's readout weights
+    ending_temperature: float = 0.25  # divides the logits of endings, which few spikes and the penalty keep small (Guo et al. 2017)
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
     termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic
     learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
@@ -86,7 +86,7 @@ class Ensemble:
         check_bounds(self, patience=at_least_one, learning_rate=not_negative, weight_decay=not_negative, holdout=(0, 0.9))
         check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
         check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
-        check_bounds(self, reward_weight=not_negative)
+        check_bounds(self, reward_weight=not_negative, ending_temperature=(1e-3, None))
         check_bounds(self, obs_bound=(1, None), adversarial=not_negative)
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
@@ -127,9 +127,8 @@ class Ensemble:
         low, high = jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size)
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
         optimizer = start(self._optimizer(), members)
-        scale, nothing, none, alike = jnp.ones(spec.obs_size), jnp.zeros(2), jnp.zeros(()), jnp.ones(())
-        ranges = (scale, low, high, nothing, none, alike)
-        return EnsembleState(members, optimizer, holdout_key, *ranges, spread, unknown, found)
+        scale, nothing = jnp.ones(spec.obs_size), jnp.zeros(2)
+        return EnsembleState(members, optimizer, holdout_key, scale, low, high, nothing, jnp.zeros(()), spread, unknown, found)
 
     def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
         keys = jax.random.split(key, len(search.curvatures))
@@ -182,8 +181,7 @@ class Ensemble:
         obs = jnp.clip(obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
         ending = self._endings(state, obs, ending_key)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
-        # The odds of what was fitted to weighted examples are so much too high (King & Zeng 2001, eq. 7).
-        probability = jax.nn.sigmoid(ending.value[:, 0] - jnp.log(state.outweighed)) * state.endings
+        probability = jax.nn.sigmoid(ending.value[:, 0] / self.ending_temperature) * state.endings
         return Prediction(
             obs=obs,
             reward=jnp.clip(change[-1], state.rewards[0], state.rewards[1]),
@@ -234,14 +232,14 @@ class Ensemble:
         self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int
     ) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
-        state = self.rescale(state, experience)
+        state, weight = self.rescale(state, experience)
         fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
         searched: Metrics = {}
         if self.search is not None:
             key, search_key = jax.random.split(key)
-            state, searched = self._choose(state, experience, search_key, updates)
+            state, searched = self._choose(state, experience, search_key, updates, weight)
         prior = None if state.search is None else state.search.chosen
-        loss = partial(self.each.loss, scale=state.scale, weight=state.outweighed, prior=prior)
+        loss = partial(self.each.loss, scale=state.scale, weight=weight, prior=prior)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
@@ -290,14 +288,14 @@ class Ensemble:
         )
 
     def _choose(
-        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int
+        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weight: Array
     ) -> tuple[EnsembleState, Metrics]:
         """The state with the prior that is best on held-out transitions, and what decided."""
         search, found = self.search, state.search
         assert search is not None and found is not None
         fit_key, survey_key, error_key = jax.random.split(key, 3)
         split, candidates = Split(search.holdout, self.fine_tuning), search.candidates
-        loss = partial(self.each.loss, scale=state.scale, weight=state.outweighed)
+        loss = partial(self.each.loss, scale=state.scale, weight=weight)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array, Prior]:
             index = split.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
@@ -319,15 +317,13 @@ class Ensemble:
         )
         index, counts = experience.survey(survey_key, most=SURVEYED)
         steps, held = experience.gather(index), counts * split.held(state.key, experience, index)
-        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, state.outweighed, error_key))(
-            fitted.params, candidates
-        )
+        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
         prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
         after = SearchState(fitted.params, fitted.optimizer, prior)
         return eqx.tree_at(lambda s: s.search, state, after), metrics
 
-    def rescale(self, state: EnsembleState, experience: Experience) -> EnsembleState:
-        """The state with scales, ranges and the terminal examples' weight of all experience."""
+    def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
+        """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
         moments, normalizer = experience.moments, experience.normalizer
         scale = jnp.sqrt(moments.change) / normalizer.scale + 1e-6
         ended = moments.terminated.astype(jnp.float32)
@@ -335,8 +331,8 @@ class Ensemble:
         low, high = normalizer.obs(moments.low), normalizer.obs(moments.high)
         margin = self.support_margin * (high - low)
         rewards = jnp.stack(normalizer.reward_range())
-        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0), weight)
-        return eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings, s.outweighed), state, measured)
+        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0))
+        return eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured), weight
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
         """The state after fitting, before anything is measured."""

@@ -148,7 +148,7 @@ class Recurrent:
     ) -> tuple[RecurrentState, Metrics]:
         """Warm-started steps on mini-batches of sequences."""
         hyper, length = self.ensemble, self.context + self.open_loop
-        ensemble = hyper.rescale(state.ensemble, experience)
+        ensemble, weight = hyper.rescale(state.ensemble, experience)
         rest = self.network.start(state.network)
         fit_key, survey_key, error_key = jax.random.split(key, 3)
 
@@ -165,8 +165,7 @@ class Recurrent:
             obs, latent, age = unroll(drawn_sequences, jax.random.split(key, hyper.batch))
             counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
-            weigh = {"scale": ensemble.scale, "weight": ensemble.outweighed}
-            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, key, **weigh))(members)
+            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         def check(params: tuple[PyTree, PyTree]) -> Array:
