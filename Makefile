@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test test-learning test-embedded test-extras tables clean
+.PHONY: cartpole test types behaviour test-learning test-embedded test-extras tables clean
 
 cartpole: .venv/installed
 	$(BIN)/spikedream train cartpole
@@ -10,8 +10,13 @@ cartpole: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory --jobs 2 types behaviour
+
+types: .venv/installed-dev
+	$(BIN)/pyright
+
+behaviour: .venv/installed-dev
 	$(BIN)/pytest
 
 # Trains one seed or more of the presets that `make test` does not, and the witnesses of the tables: hours.
