@@ -291,3 +291,17 @@ def test_disagreement_and_temporal_differences_are_judged_with_the_past_in_mind(
     unit = 1 - agent.gamma
     target = steps.reward + agent.gamma * (1 - steps.terminated) * value(after) / unit
     np.testing.assert_allclose(errors, np.square(target - value(remembered) / unit), rtol=1e-2, atol=1e-4)
+
+
+def test_what_came_long_ago_is_not_read_again():
+    """A new network's latent state is linear in what it reads now (`MembraneReadout`), in the middle of an episode as at its start."""
+    network = Recurrent().network
+    params = network.init(3, 8, KEY)
+    read = jax.jit(lambda carry, x: network(params, x, carry, KEY)[:2])
+    *past, now = jax.random.normal(OTHER, (201, 3))
+    first, _ = read(network.start(params), now)
+    carry = network.start(params)
+    for x in past:
+        _, carry = read(carry, x)
+    later, _ = read(carry, now)
+    np.testing.assert_allclose(later, first, atol=0.02)

@@ -255,7 +255,7 @@ class Dreamer:
         index = experience.draw(replay_key, (count,))
         importance = jnp.where(go_on, 1.0, experience.importance(index))
         fresh_obs = experience.gather(index).obs
-        fresh_obs = fresh_obs + self.start_noise * jax.random.normal(noise_key, fresh_obs.shape)
+        noise = self.start_noise * jax.random.normal(noise_key, fresh_obs.shape)
         pool_obs = experience.normalizer.obs(pool.obs)
 
         def choose(old: Array, new: Array) -> Array:
@@ -264,14 +264,17 @@ class Dreamer:
         fresh = Ends((), ())
         if world.model.recurrent or jax.tree.leaves(pool.ends.carry):
             sequences = jax.vmap(partial(experience.sequence, length=self.context))(index)
+            if world.model.recurrent:  # a remembered past suits only the observation that it led to, so it moves as a whole
+                steps = sequences.steps
+                moved = steps._replace(obs=steps.obs + noise[:, None], next_obs=steps.next_obs + noise[:, None])
+                sequences = sequences._replace(steps=moved)
             relive_keys = jax.random.split(relive_key, count)
             memory, carry = jax.vmap(partial(acting.relive, self, state.actor, world))(sequences, relive_keys)
             fresh = jax.tree.map(lambda x: x[:, -1], Ends(memory, carry))
         carry = jax.tree.map(choose, pool.ends.carry, fresh.carry)
         if not world.model.recurrent:
             start_keys = jax.random.split(start_key, count)
-            return Ends(jax.vmap(world.start)(choose(pool_obs, fresh_obs), start_keys), carry), importance
-        # A remembered past suits only the observation that it led to, so no noise is added here.
+            return Ends(jax.vmap(world.start)(choose(pool_obs, fresh_obs + noise), start_keys), carry), importance
         memory = jax.tree.map(choose, pool.ends.memory._replace(obs=pool_obs), fresh.memory)
         return Ends(memory, carry), importance
 

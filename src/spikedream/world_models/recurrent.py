@@ -46,8 +46,13 @@ class Recurrent:
     """
 
     # The latent state has to hold a velocity precisely: of spikes alone it learned CartPoleHiddenVelocity-v0 several times slower.
+    # Its neurons do not leak: what leaks of the charge of an older step would be read as if it had come in with this one, so that
+    # a model that learned from the first steps of sequences went wrong in the middle of an episode.
     network: AnyNetwork = SpikingNetwork(
-        persistent=True, neuron=LIF(decay=(0.99, 0.999), recurrent=True, recurrent_gain=0.0), ticks=4, readout=MembraneReadout()
+        persistent=True,
+        neuron=LIF(decay=(0.99999, 0.99999), learn_decay=False, recurrent=True, recurrent_gain=0.0),
+        ticks=4,
+        readout=MembraneReadout(),
     )
     latent: int = 8
     # The batch counts sequences. Surer endings, as an ensemble alone has them, solved CartPoleHiddenVelocity-v0 no sooner.
