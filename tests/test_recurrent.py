@@ -305,3 +305,18 @@ def test_what_came_long_ago_is_not_read_again():
         _, carry = read(carry, x)
     later, _ = read(carry, now)
     np.testing.assert_allclose(later, first, atol=0.02)
+
+
+def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted):
+    model, state, experience = fitted
+    world, agent = seeing(model, state, experience), Dreamer(actor=MLP((4,)), critic=MLP((4,)), trajectories=200, context=4)
+
+    @partial(jax.jit, static_argnums=0)
+    def begin(noise):
+        starts, _ = replace(agent, start_noise=noise)._starts(agent.init(LINE, world, KEY), world, experience, OTHER)
+        after, _ = jax.vmap(lambda memory: world.step(memory, jnp.zeros(1), KEY))(starts.memory)
+        return starts.memory.obs[:, 0], (after.obs - starts.memory.obs)[:, 0]
+
+    (still, told), (moved, told_there) = begin(0.0), begin(0.5)
+    assert 0.4 < (moved - still).std() < 0.6
+    assert np.corrcoef(told, told_there)[0, 1] > 0.9

@@ -55,8 +55,7 @@ class Recurrent:
         readout=MembraneReadout(),
     )
     latent: int = 8
-    # The batch counts sequences. Surer endings, as an ensemble alone has them, solved CartPoleHiddenVelocity-v0 no sooner.
-    ensemble: Ensemble = Ensemble(updates=1000, batch=32, ending_temperature=1.0)
+    ensemble: Ensemble = Ensemble(updates=1000, batch=32)  # the batch counts sequences
     context: int = 6  # steps in which real observations are given
     open_loop: int = 0  # steps after that, in which the model goes on by its own predictions
     burn_in: int = 1  # steps at the start of an episode or sequence that nothing is learned from: too little is known there
