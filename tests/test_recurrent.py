@@ -294,7 +294,7 @@ def test_disagreement_and_temporal_differences_are_judged_with_the_past_in_mind(
 
 
 def test_what_came_long_ago_is_not_read_again():
-    """A new network's latent state is linear in what it reads now (`MembraneReadout`), in the middle of an episode as at its start."""
+    """A new network's latent state is linear in what it reads now, in the middle of an episode as at its start."""
     network = Recurrent().network
     params = network.init(3, 8, KEY)
     read = jax.jit(lambda carry, x: network(params, x, carry, KEY)[:2])

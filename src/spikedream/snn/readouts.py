@@ -97,8 +97,8 @@ class MembraneReadout:
     The residual charge in v is what the spike count rounds away; reading it makes a few ticks as precise as a conventional network.
     For soft-reset neurons of little leak, spikes and residue add up to the charge that came in, which is linear in the input: with
     Ws starting at zero the network starts linear, and a penalty on Ws (`Network.curvature`) holds it as near to linear as the data
-    allow. That prior is what lets a model of a hundred transitions generalise. In a `persistent` network v is less what the membrane
-    held before; a part of that leaks during the window and is missed, so that there the neurons should leak next to nothing.
+    allow. That prior is what lets a model of a hundred transitions generalise. In a `persistent` network v is less what the
+    membrane held before; the part of that which leaks in the window is missed, so that its neurons should leak next to nothing.
     On a chip: one analogue or multi-bit read of the membranes at the end of the window, counted as multiply-accumulates.
     """
 
