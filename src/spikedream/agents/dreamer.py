@@ -62,7 +62,7 @@ class Dreamer:
     restart: float = 0.1  # share of the dreams that begin at a replayed state even though their predecessor could go on
     context: int = 16  # replayed steps that warm up a memory, where world model or actor have one, before it dreams on
     imagined_share: ImaginedShare = ImaginedShare()  # the rest is learned from replayed real steps
-    start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start
+    start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start and its past
     gamma: float | None = 0.99  # None: as far ahead as the experience says, with replay.scale "spread"
     return_lambda: float = 0.95
     passes: int = 2  # over each dream ("clipped" only; the others take one)
