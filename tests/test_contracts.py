@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from small import CONTINUOUS, DISCRETE, SPECS, encoders, filled, finite, kinds, known, same, shapes, small
 
 from spikedream.agents.dreamer import Dreamer
@@ -44,6 +44,8 @@ from spikedream.snn.neurons import AnyNeuron
 from spikedream.snn.readouts import AnyReadout
 from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.fine_tuning import FineTuning
+from spikedream.world_models.priors import PriorSearch
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
 
@@ -712,25 +714,42 @@ def test_algorithm_runs_repeats_compiles_once_and_survives_a_checkpoint(world_ki
     assert sized(algorithm) == compiled, "a verb was compiled again on a restored state"
 
 
-def keys_used_in_two_ways(jaxpr):
-    """Of a program and those inside it: keys that are split and also folded in. As `fold_in(key, i)` is `split(key, n)[i]`, what
-    comes of the one and of the other would be the same randomness."""
-    uses = {}
+def key_uses(jaxpr, names, uses):
+    """Adds to `uses` {key: ways} what a program and those inside it make of keys. `names` of its inputs are those that the program
+    around it knows them by."""
     for equation in jaxpr.eqns:
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)):
+        given = [names.get(x, x) if isinstance(x, Var) else x for x in equation.invars]
+        if equation.primitive.name in ("random_split", "random_bits", "random_fold_in"):
+            uses.setdefault(given[0], set()).add((equation.primitive.name, equation.params.get("shape")))
+        programs = [x for name, x in equation.params.items() if name != "cond_jaxpr"]  # of a while loop: takes other inputs
+        for inner in jax.tree.leaves(programs, is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)):
             if isinstance(inner, ClosedJaxpr | Jaxpr):
-                yield from keys_used_in_two_ways(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
-        if equation.primitive.name in ("random_split", "random_fold_in"):
-            uses.setdefault(equation.invars[0], set()).add(equation.primitive.name)
-    yield from (key for key, ways in uses.items() if len(ways) == 2)
+                inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+                key_uses(inner, dict(zip(inner.invars, given[len(given) - len(inner.invars) :], strict=True)), uses)
 
 
-def test_a_key_that_is_used_in_two_ways_is_seen():
-    both = jax.make_jaxpr(lambda k: (jax.random.split(k), jax.random.fold_in(k, 1)))(KEY)
-    inside = jax.make_jaxpr(lambda k: jax.lax.scan(lambda c, x: (c, (jax.random.split(x), jax.random.fold_in(x, 1))), 0, k))
-    assert list(keys_used_in_two_ways(both.jaxpr)) and list(keys_used_in_two_ways(inside(jax.random.split(KEY)).jaxpr))
-    one = jax.make_jaxpr(lambda k: [jax.random.split(x) for x in jax.random.split(k)])(KEY)
-    assert not list(keys_used_in_two_ways(one.jaxpr))
+def keys_used_in_two_ways(jaxpr):
+    """Of a program and those inside it: keys that are split and also folded in, split into different numbers or split and drawn
+    from. As `fold_in(key, i)` is `split(key, n)[i]` for every n, what comes of the one and of the other would be the same
+    randomness. Drawing the same twice is meant: it compares things under the same chance."""
+    uses = {}
+    key_uses(jaxpr, {}, uses)
+    return [key for key, ways in uses.items() if len(ways) > 1]
+
+
+@pytest.mark.parametrize("other", [lambda k: jax.random.fold_in(k, 1), lambda k: jax.random.split(k, 3), jax.random.uniform])
+def test_a_key_that_is_used_in_two_ways_is_seen(other):
+    split, keys = jax.random.split, jax.random.split(KEY)
+
+    def looped(key):  # one way before a loop, the other inside it
+        return split(key), jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, other(key)), (0, other(KEY)))
+
+    assert keys_used_in_two_ways(jax.make_jaxpr(lambda k: (split(k), other(k)))(KEY).jaxpr)
+    assert keys_used_in_two_ways(jax.make_jaxpr(looped)(KEY).jaxpr)
+    inside = jax.make_jaxpr(lambda k: jax.lax.scan(lambda c, x: (c, (split(x), jax.jit(other)(x))), 0, k))(keys)
+    assert keys_used_in_two_ways(inside.jaxpr)
+    one = jax.make_jaxpr(lambda k: [(split(x), split(x), other(y)) for x, y in [split(k)]])(KEY)
+    assert not keys_used_in_two_ways(one.jaxpr)
 
 
 @pytest.mark.parametrize(("world_kind", "name", "bonus", "priority", "specs"), [*JOINED, *TRACED])
@@ -744,9 +763,24 @@ def test_no_verb_changes_the_state_s_form_or_uses_a_key_in_two_ways(world_kind, 
         verbs.append((algorithm.learn, (state, jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:])), state.replay.data))))
     for verb, arguments in verbs:
         jaxpr, after = jax.make_jaxpr(verb, return_shape=True)(*arguments)
-        assert not list(keys_used_in_two_ways(jaxpr.jaxpr))
+        assert not keys_used_in_two_ways(jaxpr.jaxpr)
         if verb in (algorithm.fit, algorithm.dream, algorithm.learn):
             assert shapes(after[0]) == shapes(state)
+
+
+HOLDING = FineTuning(holdout_newest=0.25, share=0.5, of="random")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [small(Ensemble(search=PriorSearch())), Recurrent(GRU(4), 2, small(Ensemble(fine_tuning=HOLDING)), context=2)],
+    ids=["searches", "holds out"],
+)
+def test_no_fit_uses_a_key_in_two_ways(model):
+    """Of those that no algorithm above has. Whether `chosen` shares none with the steps of a fit: test_fine_tuning.py."""
+    state = jax.eval_shape(lambda k: model.init(DISCRETE, k), KEY)
+    jaxpr = jax.make_jaxpr(model.update)(state, experience(DISCRETE), KEY, 4)
+    assert not keys_used_in_two_ways(jaxpr.jaxpr)
 
 
 # ---- checkpoints

@@ -54,6 +54,13 @@ def test_a_random_share_is_the_same_during_a_fit_and_another_in_the_next() -> No
     assert first == again != later and 4 < len(first) < 16
 
 
+def test_a_random_share_shares_no_randomness_with_the_steps_of_its_fit() -> None:
+    """These fold their numbers into the same key."""
+    chosen = FineTuning(share=0.5, of="random").chosen(rows(10), jnp.arange(20), KEY)
+    of_steps = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(KEY, i)))(jnp.arange(20)) < 0.5
+    assert not same(chosen, of_steps)
+
+
 def test_beside_the_newest_some_are_held_out_by_chance() -> None:
     model, replay = small(Ensemble(holdout=0.3, fine_tuning=FineTuning(holdout_newest=0.2))), rows(10)
     drawn = set(np.unique(model.split.draw(KEY, replay, OTHER, (600,), KEY)))

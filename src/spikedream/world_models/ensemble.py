@@ -233,10 +233,11 @@ class Ensemble:
     ) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
         state, weight = self.rescale(state, experience)
-        fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
         searched: Metrics = {}
-        if self.search is not None:
-            key, search_key = jax.random.split(key)
+        if self.search is None:
+            fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
+        else:
+            fit_key, search_key, survey_key, error_key, check_key = jax.random.split(key, 5)
             state, searched = self._choose(state, experience, search_key, updates, weight)
         prior = None if state.search is None else state.search.chosen
         loss = partial(self.each.loss, scale=state.scale, weight=weight, prior=prior)

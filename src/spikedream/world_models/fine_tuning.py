@@ -55,7 +55,8 @@ class FineTuning:
     def chosen(self, experience: Experience, index: Array, key: Array) -> Array:
         """Which of the positions `index`, any shape, a fit whose key this is may learn from, bool, if they are not held out."""
         if self.of == "random":
-            chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index.reshape(-1))
+            # The fit folds the numbers of its steps into this key, from 0 up; those of positions go from the largest down.
+            chance = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, ~i)))(index.reshape(-1))
             return (chance < self.share).reshape(index.shape)
         rows, held, age = experience.size // experience.environments, self._number(experience), experience.age(index)
         number = jnp.ceil(self.share * (rows - held))

@@ -155,7 +155,7 @@ class Recurrent:
         hyper, length = self.ensemble, self.context + self.open_loop
         ensemble, weight = hyper.rescale(state.ensemble, experience)
         rest = self.network.start(state.network)
-        fit_key, survey_key, error_key = jax.random.split(key, 3)
+        fit_key, survey_key, error_key, *check_keys = jax.random.split(key, 5 if hyper.split.holds_out else 3)
 
         def sequences(ends: Array) -> Sequence:
             return jax.vmap(jax.vmap(lambda end: experience.sequence(end, length)))(ends)
@@ -166,17 +166,18 @@ class Recurrent:
 
         def loss(params: tuple[PyTree, PyTree], drawn: tuple[Sequence, Array], key: Array) -> Array:
             (network, members), (drawn_sequences, importance) = params, drawn
+            unroll_key, loss_key = jax.random.split(key)
             unroll = jax.vmap(lambda s, k: self._unroll(network, members, ensemble.scale, rest, s, k))
-            obs, latent, age = unroll(drawn_sequences, jax.random.split(key, hyper.batch))
+            obs, latent, age = unroll(drawn_sequences, jax.random.split(unroll_key, hyper.batch))
             counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
-            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, key, scale=ensemble.scale, weight=weight))(members)
+            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, loss_key, scale=ensemble.scale, weight=weight))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         def check(params: tuple[PyTree, PyTree]) -> Array:
-            check_key = jax.random.fold_in(survey_key, 0)
-            ends = hyper.split.draw_held(ensemble.key, experience, check_key, (1, hyper.batch), length)
-            return jax.vmap(loss, in_axes=(0, 0, None))(params, (sequences(ends), jnp.ones(ends.shape)), check_key)
+            held_key, loss_key = check_keys
+            ends = hyper.split.draw_held(ensemble.key, experience, held_key, (1, hyper.batch), length)
+            return jax.vmap(loss, in_axes=(0, 0, None))(params, (sequences(ends), jnp.ones(ends.shape)), loss_key)
 
         params = _alone((state.network, ensemble.members))
         fitted = hyper.fit(params, state.optimizer, loss, draw, check, self._optimizer(), updates, fit_key)
