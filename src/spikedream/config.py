@@ -8,7 +8,7 @@ the actor of `OffPolicy` is population-coded. Fields that are not written keep t
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -214,15 +214,40 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
     base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()
     hints, defaults = typing.get_type_hints(type(base)), {f.name: f.default for f in dataclasses.fields(base)}
     for name in changes:
-        if name not in hints:
-            where = f"{path}.{name}" if path else str(name)
-            raise ConfigError(f"unknown setting {where!r}; {suggestion(str(name), hints)}")
+        _check_name(base, str(name), path)
     prefix = f"{path}." if path else ""
     new = {n: merge(getattr(base, n), v, hints[n], prefix + n, defaults[n]) for n, v in changes.items()}
     try:
         return dataclasses.replace(base, **new)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+
+
+def find(part: Any, names: Sequence[str]) -> Any:
+    """What stands under a dotted name, split at its dots; None below what is switched off or is no part. Raises ConfigError where
+    there is no such setting."""
+    for i, name in enumerate(names):
+        if not dataclasses.is_dataclass(part):
+            return None
+        _check_name(part, name, ".".join(names[:i]))
+        part = getattr(part, name)
+    return part
+
+
+def _check_name(part: Any, name: str, path: str) -> None:
+    own = [f.name for f in dataclasses.fields(part)]
+    if name not in own:
+        inner = [known for known in _names(part) if known.endswith(f".{name}")]
+        where = f"{path}.{name}" if path else name
+        raise ConfigError(f"unknown setting {where!r}; {suggestion(name, inner or own)}")
+
+
+def _names(part: Any) -> Iterator[str]:
+    """Dotted names of the settings of a part, at any depth."""
+    for f in dataclasses.fields(part):
+        yield f.name
+        if dataclasses.is_dataclass(value := getattr(part, f.name)):
+            yield from (f"{f.name}.{name}" for name in _names(value))
 
 
 def kinds(hint: Any) -> dict[str, type]:
