@@ -339,7 +339,12 @@ def test_bad_input_gets_one_clear_line(
     [
         (["train", "debug", "--agent.horizn", "3"], "unknown setting 'agent.horizn'; did you mean 'horizon'?"),
         (["train", "debug", "--agent.horizon", "long"], "agent.horizon takes a whole number, not 'long'"),
-        (["train", "debug", "--agent.horizon"], "--agent.horizon takes a value"),
+        (["train", "debug", "--agent.horizon"], "--agent.horizon takes a value; without the flag it is"),
+        (["train", "debug", "--agent.actor"], "--agent.actor takes a value; without the flag it is SpikingNetwork"),
+        (["train", "debug", "--wandb"], "unknown setting 'wandb'; did you mean 'logging.wandb'?"),
+        (["train", "debug", "--wandb", "mine"], "unknown setting 'wandb'; did you mean 'logging.wandb'?"),
+        (["train", "debug", "--agent", "MPC", "--agent.serch"], "unknown setting 'agent.serch'; did you mean 'search'?"),
+        (["train", "debug", "--realtime.tick"], "--realtime.tick takes a value; without the flag it is None"),
         (["train", "debug", "--out", "a", "b"], "--out takes one value"),
         (["train", "debug", "fast"], "'fast' is no setting"),
         (["train", "debug", "--evaluation.every", "0"], "evaluation.every is 0; it must be at least 1"),

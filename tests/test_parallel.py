@@ -280,7 +280,7 @@ def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(h
 
 def test_what_a_fit_measures_decides_what_the_other_parts_draw(here, tmp_path: Path) -> None:
     driver: Any = go(config(replay={"priority": "td_error"}, budget=40), tmp_path / "run")
-    trainer, ranks = driver.crew._parts[parallel.AGENT].learner.state, driver.newest.model.ranks
+    trainer, ranks = driver.crew._parts[parallel.AGENT].replica.state, driver.newest.model.ranks
 
     def weights(replay: Any) -> np.ndarray:
         return np.asarray(replay.priority.tree.weight(np.arange(ranks.rows * 2)))

@@ -56,7 +56,7 @@ def parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
     changes: dict[str, Any] = {}
     out: Path | None = None
-    asks_help = False
+    asks_help, without_value = False, []
     for path, values in flags.split(arguments[len(names) :]):
         if path in (["help"], ["h"]):
             asks_help = True
@@ -64,13 +64,17 @@ def parse_train(arguments: list[str]) -> Train:
             flags.put(changes, path, True)
         elif path == ["out"]:
             out = Path(flags.single(path, values))
-        else:
+        elif values:
             flags.put(changes, path, flags.value(path, values))
+        else:
+            without_value.append(path)
     config, given_up = configuration.resolve(names[0], changes) if names else (configuration.merge(Config(), changes), ())
     if asks_help or not names:
         default = Train(name=names[0] if names else tyro.MISSING, config=config)
         settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
+    for path in without_value:
+        raise flags.lacks_value(path, configuration.find(config, path))
     return Train(names[0], config, out, given_up)
 
 

@@ -6,10 +6,9 @@ the actor of `OffPolicy` is population-coded. Fields that are not written keep t
 """
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -38,6 +37,7 @@ from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
+from spikedream.spelling import suggestion
 from spikedream.types import Spec, check_bounds
 from spikedream.verbs import Checkpointing, Collect, Evaluation, Fit, Improve, check_period
 from spikedream.world_models.ensemble import Ensemble
@@ -210,13 +210,11 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
     changes = dict(changes)
     kind = changes.pop("kind", next(iter(options)) if base is None and len(options) == 1 else type(base).__name__)
     if kind not in options:
-        raise ConfigError(f"{path} has no kind {kind!r}; {nearest(str(kind), options)}")
+        raise ConfigError(f"{path} has no kind {kind!r}; {suggestion(str(kind), options)}")
     base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()
     hints, defaults = typing.get_type_hints(type(base)), {f.name: f.default for f in dataclasses.fields(base)}
     for name in changes:
-        if name not in hints:
-            where = f"{path}.{name}" if path else str(name)
-            raise ConfigError(f"unknown setting {where!r}; {nearest(str(name), hints)}")
+        _check_name(base, str(name), path)
     prefix = f"{path}." if path else ""
     new = {n: merge(getattr(base, n), v, hints[n], prefix + n, defaults[n]) for n, v in changes.items()}
     try:
@@ -225,10 +223,31 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
         raise ConfigError(f"{prefix}{error}") from error
 
 
-def nearest(name: str, choices: typing.Iterable[str]) -> str:
-    choices = [str(c) for c in choices]
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}"
+def find(part: Any, names: Sequence[str]) -> Any:
+    """What stands under a dotted name, split at its dots; None below what is switched off or is no part. Raises ConfigError where
+    there is no such setting."""
+    for i, name in enumerate(names):
+        if not dataclasses.is_dataclass(part):
+            return None
+        _check_name(part, name, ".".join(names[:i]))
+        part = getattr(part, name)
+    return part
+
+
+def _check_name(part: Any, name: str, path: str) -> None:
+    own = [f.name for f in dataclasses.fields(part)]
+    if name not in own:
+        inner = [known for known in _names(part) if known.endswith(f".{name}")]
+        where = f"{path}.{name}" if path else name
+        raise ConfigError(f"unknown setting {where!r}; {suggestion(name, inner or own)}")
+
+
+def _names(part: Any) -> Iterator[str]:
+    """Dotted names of the settings of a part, at any depth."""
+    for f in dataclasses.fields(part):
+        yield f.name
+        if dataclasses.is_dataclass(value := getattr(part, f.name)):
+            yield from (f"{f.name}.{name}" for name in _names(value))
 
 
 def kinds(hint: Any) -> dict[str, type]:
@@ -245,7 +264,7 @@ def _plain(value: Any, hint: Any, path: str) -> Any:
         return None if value is None else _plain(value, next(a for a in arguments if a is not type(None)), path)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{path} is {value!r}; {nearest(str(value), arguments)} (one of {', '.join(arguments)})")
+            raise ConfigError(f"{path} is {value!r}; {suggestion(str(value), arguments)} (one of {', '.join(arguments)})")
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -302,7 +321,7 @@ def named(name: str) -> Config:
         text = (resources.files("spikedream.presets") / f"{name}.yaml").read_text()
         return dataclasses.replace(parse(text, f"preset {name}"), preset=name)
     if "-v" not in name and ":" not in name:
-        raise ConfigError(f"no preset {name!r} ({nearest(name, known)}), and environment ids look like CartPole-v1")
+        raise ConfigError(f"no preset {name!r} ({suggestion(name, known)}), and environment ids look like CartPole-v1")
     return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
 
 

@@ -1,5 +1,6 @@
 """Settings as they are written on the command line."""
 
+from dataclasses import is_dataclass
 from typing import Any
 
 import yaml
@@ -32,14 +33,18 @@ def single(path: list[str], values: list[str]) -> str:
 
 
 def value(path: list[str], values: list[str]) -> Any:
-    """As YAML reads it; several values are a list."""
-    if not values:
-        raise ConfigError(f"{written(path)} takes a value: {written(path)} True, for instance")
+    """As YAML reads it; several values, at least one, are a list."""
     try:
         read = [None if value == "None" else yaml.safe_load(value) for value in values]
     except yaml.YAMLError as error:
         raise ConfigError(f"{written(path)} {' '.join(values)} cannot be read: {' '.join(str(error).split())}") from error
     return read if len(read) > 1 else read[0]
+
+
+def lacks_value(path: list[str], present: Any) -> ConfigError:
+    """Of a flag alone, without which its setting is the `present` one."""
+    shown = type(present).__name__ if is_dataclass(present) else present
+    return ConfigError(f"{written(path)} takes a value; without the flag it is {shown}")
 
 
 def put(changes: dict[str, Any], path: list[str], new: Any) -> None:

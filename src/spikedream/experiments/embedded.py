@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from spikedream.config import Config, ConfigError, nearest
+from spikedream.config import Config, ConfigError
 from spikedream.envs.make import make_own
 from spikedream.experiments import grid, record
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, check_unchanged, run_cells
@@ -32,6 +32,7 @@ from spikedream.reports.energy_shown import amount
 from spikedream.runs import provenance
 from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
+from spikedream.spelling import suggestion
 
 VECTORS = 100  # observations on which a policy's decisions are counted on a board
 LEARNED = 250  # steps that a learner goes on with there
@@ -76,7 +77,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
         BrokenEnvironment: the environment cannot be used.
     """
     if command.board not in BOARDS:
-        raise ConfigError(f"there is no board {command.board!r}; {nearest(command.board, BOARDS)}")
+        raise ConfigError(f"there is no board {command.board!r}; {suggestion(command.board, BOARDS)}")
     prices.load(command.table)
     study, board = grid.named(command.study), BOARDS[command.board]
     out = command.out or Path("runs") / study.name
@@ -86,7 +87,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
         raise ConfigError(f"study {study.name} has {len(environments)} environments; what is learned from scratch here is one")
     for method in command.methods:
         if method not in study.methods:
-            raise ConfigError(f"study {study.name} has no method {method!r}; {nearest(method, study.methods)}")
+            raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
     cells = [c for c in grid.part(study, cells, command.seeds, ()) if c.method in (command.methods or study.methods)]
     check_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)

@@ -28,12 +28,13 @@ import jax
 import yaml
 
 from spikedream import config as configuration
-from spikedream.config import Config, ConfigError, nearest
+from spikedream.config import Config, ConfigError
 from spikedream.envs.make import spec_of
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import baselines
 from spikedream.experiments.baselines import Baseline
 from spikedream.reports.statistics import Statistic
+from spikedream.spelling import suggestion
 
 SHARED_BY_METHODS = (
     "env",
@@ -105,7 +106,7 @@ def parse(text: str, origin: str) -> Grid:
     fields = [f.name for f in dataclasses.fields(Grid)]
     for key in data:
         if key not in fields:
-            raise ConfigError(f"{origin} has an unknown key {key!r}; {nearest(str(key), fields)}")
+            raise ConfigError(f"{origin} has an unknown key {key!r}; {suggestion(str(key), fields)}")
     name = data.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"{origin}: name takes a text of letters, digits, spaces and . + -, not {name!r}")
@@ -159,7 +160,7 @@ def _check_method(settings: dict[str, Any], environments: Iterable[str], where: 
         raise ConfigError(f"{where}.only takes a list of environments, not {only!r}")
     for environment in [*(only or []), *on]:
         if environment not in environments:
-            hint = nearest(str(environment), environments)
+            hint = suggestion(str(environment), environments)
             raise ConfigError(f"{where} names {environment!r}, which is not among the environments; {hint}")
     for part in (settings, *(_mapping(value, f"{where}.on.{name}") for name, value in on.items())):
         for name in SHARED_BY_METHODS:
@@ -212,7 +213,9 @@ def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Co
         raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
     for environment in environments:
         if environment not in study.environments:
-            raise ConfigError(f"study {study.name} has no environment {environment!r}; {nearest(environment, study.environments)}")
+            raise ConfigError(
+                f"study {study.name} has no environment {environment!r}; {suggestion(environment, study.environments)}"
+            )
     first = study.seeds[:seeds]
     chosen = [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
     idle = set(environments or study.environments) - {c.environment for c in chosen}

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from spikedream.config import ConfigError, nearest
+from spikedream.config import ConfigError
 from spikedream.experiments import record
 from spikedream.experiments.record import END, FRESH, STEPS, Row
 from spikedream.reports.statistics import summary
+from spikedream.spelling import suggestion
 
 FEW = 3  # solved seeds, up to which each one's steps are told where not all are solved
 BLOCK = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -107,7 +108,7 @@ def _cell(
     if "show" not in column:
         return str(entry.get(column["title"]) or ""), []
     if column["show"] not in SHOW:
-        raise ConfigError(f"{where} shows {column['show']!r}; {nearest(column['show'], SHOW)}")
+        raise ConfigError(f"{where} shows {column['show']!r}; {suggestion(column['show'], SHOW)}")
     named = entry.get(column.get("of", "of"))
     if named is None:
         return "" if column["show"] == "peers" else UNKNOWN, []

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import yaml
 
-from spikedream.config import ConfigError, nearest
+from spikedream.config import ConfigError
+from spikedream.spelling import suggestion
 
 DEFAULT = "45nm"
 
@@ -86,7 +87,9 @@ def load(name: str) -> Table:
         except OSError as error:
             raise ConfigError(f"cannot read {name}: {error.strerror}") from error
     if name not in tables():
-        raise ConfigError(f"no energy table {name!r} ({nearest(name, tables())}); a table of your own is named by its .yaml file")
+        raise ConfigError(
+            f"no energy table {name!r} ({suggestion(name, tables())}); a table of your own is named by its .yaml file"
+        )
     return parse(resources.files("spikedream.export").joinpath("energy_tables", f"{name}.yaml").read_text(), name)
 
 

@@ -144,34 +144,32 @@ def return_at(mark: int) -> str:
 
 def find_runs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Run directories that are named, match a glob pattern, or lie in such a directory at any depth; sorted, each once. Beside them
-    notes on what a pattern matched that is no run.
+    notes on what was named or matched and is no run: a shell that expands a pattern names whatever lies there.
 
     Raises:
-        ConfigError: a path that is named holds no run, or a pattern leads to none.
+        ConfigError: a path does not exist, a pattern matches nothing, or there is no run in any of them.
     """
     found: dict[Path, Path] = {}
-    notes: list[str] = []
+    empty: list[Path] = []
     for pattern in patterns:
-        named = Path(pattern).exists()
-        places = [Path(pattern)] if named else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
         if not places:
             raise ConfigError(f"no run directory {pattern}")
         runs = {place: sorted(_runs_in(place)) for place in places}
-        if not any(runs.values()):
-            hint = "; a pattern in quotes, such as 'runs/*', skips what is no run" if named and not Path(pattern).is_dir() else ""
-            raise ConfigError(f"no run in {pattern}{hint}")
-        notes += [f"{place} is left out: there is no run in it." for place in places if not runs[place]]
+        empty += [place for place in places if not runs[place] and place not in empty]
         found |= {run.resolve(): run for several in runs.values() for run in several if run.resolve() not in found}
     if not found:
-        raise ConfigError("no runs given: name run directories, glob patterns, or directories that contain runs")
-    return _only_runs(patterns, list(found.values()), notes), notes
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        missing = f"no run in {', '.join(map(str, empty[:3]))}{more}" if empty else "no runs given"
+        raise ConfigError(f"{missing}: name run directories, glob patterns, or directories that contain runs")
+    notes = [f"{place} is left out: there is no run in it." for place in empty]
+    return _only_runs(list(found.values()), notes), notes
 
 
-def _only_runs(patterns: Iterable[str], directories: list[Path], notes: list[str]) -> list[Path]:
-    """Without the directories, found by searching, whose `config.yaml` is somebody else's; all where nothing else is left or
-    where one was named itself, so that reading them says what is wrong."""
-    named = {Path(pattern).resolve() for pattern in patterns}
-    foreign = [d for d in directories if d.resolve() not in named and not _is_run(d)]
+def _only_runs(directories: list[Path], notes: list[str]) -> list[Path]:
+    """Without those whose `config.yaml` is somebody else's; all where nothing else is left, so that reading them says what is
+    wrong."""
+    foreign = [directory for directory in directories if not _is_run(directory)]
     if len(foreign) == len(directories):
         return directories
     notes += [f"{directory} is left out: its config.yaml is not a run's." for directory in foreign]

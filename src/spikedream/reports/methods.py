@@ -1,11 +1,11 @@
 """Which runs repeat one another, and what to call them: from their configurations as plain data."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spikedream.config import ConfigError, to_data
+from spikedream.spelling import nearest
 
 ABSENT = "none"  # how a setting is written that a run does not have
 
@@ -64,7 +64,7 @@ def _known(field: str, configs: Sequence[Mapping[str, Any]], settings: Sequence[
     known = sorted({"seed"} | {name for s in settings for name in s})
     if field in known:  # None in every run
         return field
-    near = [name for name in known if name.endswith(f".{field}")] or difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+    near = nearest(field, known, cutoff=0.0)
     raise ConfigError(f"no run has a setting {field!r}; the nearest is {near[0]!r}")
 
 

@@ -8,14 +8,14 @@ import numpy as np
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.replay.ring import Replay
 from spikedream.runners.account import LEARNER, held_outside
-from spikedream.runners.parts import Begun, Learned, Model
+from spikedream.runners.parts import Begun, Learned, ModelVersion
 from spikedream.runners.states import Arrays
 from spikedream.runs import checkpoint
 from spikedream.runs.replay_log import rows_of
 from spikedream.world import HostLearner
 
 
-class Policy(NamedTuple):
+class PolicyVersion(NamedTuple):
     """A version of what acts."""
 
     version: int
@@ -38,17 +38,17 @@ class Newest:
     def __init__(self, algorithm: Algorithm, state: TrainState, model: int, real_steps: int, learner: HostLearner | None = None):
         held = replace(state, replay=replace(state.replay, data=None))
         arrays = checkpoint.flatten(held, "state") | held_outside(learner)
-        self.model = Model(model, {})
-        self.policy = Policy(0, real_steps, arrays, checkpoint.flatten(algorithm.policy(state), "policy"))
+        self.model = ModelVersion(model, {})
+        self.policy = PolicyVersion(0, real_steps, arrays, checkpoint.flatten(algorithm.policy(state), "policy"))
 
     def fitted(self, learned: Learned) -> None:
-        self.model = Model(self.model.version + 1, learned.arrays, learned.ranks)
+        self.model = ModelVersion(self.model.version + 1, learned.arrays, learned.ranks)
 
-    def dreamt(self, learned: Learned, model: Model, real_steps: int) -> None:
+    def dreamt(self, learned: Learned, model: ModelVersion, real_steps: int) -> None:
         """`model` is the one in which the agent has dreamt."""
         assert learned.policy is not None
         arrays = self.policy.arrays | model.arrays | learned.arrays
-        self.policy = Policy(self.policy.version + 1, real_steps, arrays, learned.policy)
+        self.policy = PolicyVersion(self.policy.version + 1, real_steps, arrays, learned.policy)
 
     @property
     def counters(self) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +66,7 @@ class Newest:
         return self.policy.arrays | _counted(replay)
 
     @staticmethod
-    def acts(policy: Policy, replay: Replay) -> Arrays:
+    def acts(policy: PolicyVersion, replay: Replay) -> Arrays:
         """The same of any agent, without what improves it outside."""
         return {name: x for name, x in policy.arrays.items() if not name.startswith(LEARNER)} | _counted(replay)
 

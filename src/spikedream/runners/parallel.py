@@ -27,7 +27,7 @@ from spikedream.runners.crew import Crew, Lost, check_ray
 from spikedream.runners.inherit import inherit
 from spikedream.runners.intake import Intake
 from spikedream.runners.lanes import Handover
-from spikedream.runners.newest import Newest, Policy
+from spikedream.runners.newest import Newest, PolicyVersion
 from spikedream.runners.parts import Begun, Collecting, Dreaming, Evaluating, Judgement, Learned, Modelling, Seat, Task
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import ranked, state_of
@@ -76,7 +76,7 @@ class Driver:
         self._held: dict[str, int] = {}  # version that a part holds: of the policy, of the model
         self._starting: set[str] = set()  # parts that have not yet said that they are ready
         self._begins: set[str] = set()  # trainers that have still to be told everything
-        self._evaluated: Policy | None = None  # the last that was handed to the evaluator
+        self._evaluated: PolicyVersion | None = None  # the last that was handed to the evaluator
         self._failures: dict[str, int] = {}  # in a row
         self._shared: tuple[int, Any] | None = None  # version of the policy that was put, and what stands for it
         self.watch = Watch()

@@ -124,7 +124,7 @@ class Begun(NamedTuple):
     rows: np.ndarray  # what was experienced, as `rows_of` gives it
 
 
-class Model(NamedTuple):
+class ModelVersion(NamedTuple):
     """A version of the world model, the scales of experience and the bonus."""
 
     version: int
@@ -132,8 +132,8 @@ class Model(NamedTuple):
     ranks: Ranks | None = None  # where a fit measures them
 
 
-class Learner:
-    """What both trainers hold: a training state of their own, which takes in the experience that it is given."""
+class Replica:
+    """What both trainers hold: a copy of the training state, which takes in the experience and the leaves that it is given."""
 
     def __init__(self, algorithm: Algorithm):
         self.algorithm = algorithm
@@ -184,28 +184,28 @@ class Modelling:
     """The trainer of the world model."""
 
     def __init__(self, task: Task):
-        self.learner = Learner(task.begin())
+        self.replica = Replica(task.begin())
         updates, start = jax.ShapeDtypeStruct((), np.int32), time.perf_counter()
-        self._fit = Algorithm.fit.lower(self.learner.algorithm, self.learner.template, updates).compile()
+        self._fit = Algorithm.fit.lower(self.replica.algorithm, self.replica.template, updates).compile()
         self._compiling = time.perf_counter() - start
 
     def ready(self) -> None:
         """Answers once it has begun."""
 
     def fit(self, begun: Begun | None, steps: Transition | None, before: int, agent: Arrays | None, updates: int) -> Learned:
-        """See `Learner` and `Algorithm.fit`; `agent` is whose errors are to be measured, None where none are."""
-        start, learner = time.perf_counter(), self.learner
-        learner.begin(begun)
-        learner.remember(steps, before)
+        """See `Replica` and `Algorithm.fit`; `agent` is whose errors are to be measured, None where none are."""
+        start, replica = time.perf_counter(), self.replica
+        replica.begin(begun)
+        replica.remember(steps, before)
         if agent is not None:
-            learner.take_over(agent)
-        learner.state, metrics = self._fit(learner.state, np.int32(updates))
-        state = learner.state
+            replica.take_over(agent)
+        replica.state, metrics = self._fit(replica.state, np.int32(updates))
+        state = replica.state
         arrays = {k: v for name in FITTED for k, v in checkpoint.flatten(getattr(state, name), f"state.{name}").items()}
         arrays |= checkpoint.flatten(state.replay.normalizer, "state.replay.normalizer")
         arrays |= checkpoint.flatten(state.keys.fit, "state.keys.fit")
         ranks = None
-        if learner.algorithm.buffer.measured_in_fit:
+        if replica.algorithm.buffer.measured_in_fit:
             ranks = Ranks(checkpoint.flatten(state.replay.priority, "priority"), int(state.replay.added))
         return Learned(arrays, _numbers(metrics), updates, time.perf_counter() - start, self._compiling, ranks=ranks)
 
@@ -214,8 +214,8 @@ class Dreaming:
     """The trainer of the agent."""
 
     def __init__(self, task: Task):
-        self.learner, start = Learner(task.begin()), time.perf_counter()
-        algorithm, template = self.learner.algorithm, self.learner.template
+        self.replica, start = Replica(task.begin()), time.perf_counter()
+        algorithm, template = self.replica.algorithm, self.replica.template
         self._outside = algorithm.host_learner(blank(template))  # goes on from what the driver holds as soon as it begins
         if self._outside is None:
             self._dream = Algorithm.dream.lower(algorithm, template).compile()
@@ -225,40 +225,40 @@ class Dreaming:
         """Answers once it has begun."""
 
     def dream(
-        self, begun: Begun | None, steps: Transition | None, before: int, model: Model | None, blocks: int, seconds: float
+        self, begun: Begun | None, steps: Transition | None, before: int, model: ModelVersion | None, blocks: int, seconds: float
     ) -> Learned:
-        """See `Learner` and `Algorithm.dream`.
+        """See `Replica` and `Algorithm.dream`.
 
         Args:
-            begun: of `Learner.begin`.
-            steps, before: of `Learner.remember`.
+            begun: of `Replica.begin`.
+            steps, before: of `Replica.remember`.
             model: a world model in which to dream from now on, as `Modelling.fit` gives it; None where it is the one before.
             blocks: of agent updates, at most.
             seconds: after which it brings what it has.
         """
-        start, learner = time.perf_counter(), self.learner
-        learner.begin(begun)
+        start, replica = time.perf_counter(), self.replica
+        replica.begin(begun)
         if begun is not None:
             restore_outside(self._outside, begun.arrays)
-        learner.remember(steps, before)
+        replica.remember(steps, before)
         if model is not None:
-            learner.take_over(model.arrays)
-            learner.rank(model.ranks)
+            replica.take_over(model.arrays)
+            replica.rank(model.ranks)
         metrics, done = {}, 0
         while done < blocks and (not done or time.perf_counter() - start < seconds):
-            learner.state, metrics = self._improved(learner.state)
-            jax.block_until_ready(learner.state.counters)
+            replica.state, metrics = self._improved(replica.state)
+            jax.block_until_ready(replica.state.counters)
             done += 1
-        state = learner.state
+        state = replica.state
         arrays = checkpoint.flatten(state.agent, "state.agent") | checkpoint.flatten(state.counters, "state.counters")
         arrays |= checkpoint.flatten(state.keys.dream, "state.keys.dream") | held_outside(self._outside)
-        policy = checkpoint.flatten(learner.algorithm.policy(state), "policy")
+        policy = checkpoint.flatten(replica.algorithm.policy(state), "policy")
         return Learned(arrays, _numbers(metrics), done, time.perf_counter() - start, self._compiling, policy)
 
     def _improved(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         if self._outside is None:
             return self._dream(state)
-        return self.learner.algorithm.dream_on_host(self._outside, state)
+        return self.replica.algorithm.dream_on_host(self._outside, state)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
