@@ -1,4 +1,4 @@
-"""A new task on dynamics that are known: learned from dreams, with one new real step.
+"""A new task on dynamics that are known: learned from dreams, with one more real step of each environment that RUN has.
 
     spikedream train pendulum --out RUN
     python benchmarks/new_task.py RUN [--out runs/spin]

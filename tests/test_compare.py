@@ -735,10 +735,10 @@ def test_a_baseline_stops_when_its_budget_is_spent(tmp_path: Path) -> None:
     assert watch.solved_at is None and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # says PPO of the Zoo's own settings
 @pytest.mark.parametrize(("algorithm", "env"), [(a, env) for a, known in baselines.RL_ZOO.items() for env in known])
 def test_stable_baselines3_takes_the_settings(algorithm: str, env: str, tmp_path: Path) -> None:
-    pytest.importorskip("stable_baselines3")
     changes = {"budget": 64, "evaluation": {"episodes": 2}, "agent": {"schedule": 64, "evaluate_every": 32}}
     baselines.run(configuration.merge(baselines.from_zoo(algorithm, env), changes), tmp_path / "run")
     assert json.loads((tmp_path / "run/result.json").read_text())["real_steps"] >= 64

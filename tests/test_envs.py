@@ -490,7 +490,7 @@ def test_an_id_of_the_users_own_script_works_and_no_worker_outlives_it(tmp_path:
 # ---- dm_control
 
 
-@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("dm_control", "shimmy"))), reason="needs spikedream[dm-control]")
+@pytest.mark.extras
 def test_dm_control_is_played_without_a_time_limit_and_comes_back_to_where_it_was() -> None:
     host, again = (HostEnvironments("dm_control/cartpole-swingup-v0", {}, None, 0, action_repeat=2) for _ in range(2))
     assert host.spec.obs_size == 5 and host.spec.action_size == 1 and not host.spec.discrete

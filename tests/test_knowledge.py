@@ -83,6 +83,14 @@ def test_a_function_that_is_not_there_is_named_before_anything_runs(name: str, s
         Config(knowledge=Knowledge(reward=name)).check()
 
 
+def test_a_told_termination_does_not_go_with_a_model_that_never_asks_it() -> None:
+    dyna, termination = configuration.named("dyna-cartpole"), {"knowledge": {"termination": ENDED}}
+    with pytest.raises(ValueError, match=r"do not end where knowledge.termination says; set agent.dyna to None \(it is Dyna\)"):
+        configuration.merge(dyna, termination).check()
+    configuration.merge(dyna, {"knowledge": {"reward": PAID}}).check()
+    configuration.merge(dyna, termination | {"agent": {"dyna": None}}).check()
+
+
 TINY: dict[str, Any] = {
     "env": "Pendulum-v1", "max_episode_steps": 20, "budget": 40, "threshold": 1e9, "world_model": ENSEMBLE, "agent": DREAMER,
     "collect": {"seed_episodes": 1, "steps": 10}, "improve": {"first": 2, "then": 2, "block": 1}, "evaluation": {"episodes": 2},

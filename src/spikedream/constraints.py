@@ -30,6 +30,8 @@ def demands(config: Any) -> Iterator[Demand]:
         yield Demand(f"{name} learns from each step as it comes, of its own and of one environment, and nothing is left to do after"
                      " that", {"collect.environments": 1, **own_alone, **after})  # fmt: skip
         yield Demand(f"{name} learns from the environment's own rewards", {"bonus": None})
+    if getattr(agent, "dyna", None) is not None and config.knowledge.termination is not None:
+        yield Demand("dreams in the own model of agent.dyna do not end where knowledge.termination says", {"agent.dyna": None})
     if (steps := agent.on_policy_steps) is not None:
         turn = {"collect.steps": steps, "collect.growth": 0.0, "fit.every": None}
         once = {"improve.first": 1, "improve.then": 1, "improve.ratio": None, "improve.block": 1}

@@ -18,8 +18,9 @@ Told = Callable[[Array, Array, Array], Array]
 @dataclass(frozen=True)
 class Knowledge:
     """Functions, written as `module:function`, of one step: the observation (obs_size,), the action as the environment takes it, a
-    whole number or (action_size,), and the next observation. They hold in every dream and for every real step that is learned from:
-    a reward in place of the environment's own makes another task of it."""
+    whole number or (action_size,), and the next observation. They hold in every dream in the world model and for every real step
+    that is learned from: a reward in place of the environment's own makes another task of it. The own model of `Dyna` learns a told
+    reward from such steps, and is not for a told termination."""
 
     reward: str | None = None  # -> () the step's reward
     termination: str | None = None  # -> () bool, whether the task ends with the step

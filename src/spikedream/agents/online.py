@@ -75,7 +75,7 @@ class StreamState(eqx.Module):
     distribution: ActionDistribution = eqx.field(static=True)
 
 
-class Step(NamedTuple):
+class StreamStep(NamedTuple):
     """A real or imagined step, as it is learned from."""
 
     obs: Array  # (obs_size,) normalised
@@ -195,7 +195,7 @@ class StreamActorCritic:
         real = jax.tree.map(lambda x: x[0], experience.gather(experience.newest()))
         raw, goes_on = real.reward * world.normalizer.reward_scale, 1 - jnp.maximum(real.terminated, real.truncated)
         returns = state.returns.add(raw, self.gamma * goes_on)
-        step = Step(real.obs, real.action, raw / returns.scale(), real.next_obs, real.terminated, goes_on)
+        step = StreamStep(real.obs, real.action, raw / returns.scale(), real.next_obs, real.terminated, goes_on)
         params, traces, metrics = self._learn_from(state.params, state.traces, state.distribution, step, real_key)
         average = state.average if self.average is None else self.average.follow(state.average, params.actor, experience.count)
         state = StreamState(params, traces, returns, state.dyna, state.dreamt, average, state.distribution)
@@ -221,14 +221,14 @@ class StreamActorCritic:
             found = dyna.imagine(dream, experience, obs, action, model_key)
             dream = dyna.onward(dream, experience, found)
             goes_on = (dream.age < dyna.horizon).astype(jnp.float32)
-            step = Step(obs, action, scale * found.reward, found.obs, found.terminated, goes_on)
+            step = StreamStep(obs, action, scale * found.reward, found.obs, found.terminated, goes_on)
             params, traces, _ = self._learn_from(state.params, state.dreamt, state.distribution, step, learn_key)
             return replace(state, params=params, dyna=dream, dreamt=traces), None
 
         return jax.lax.scan(imagine, state, jax.random.split(key, dyna.steps))[0]
 
     def _learn_from(
-        self, params: Both, traces: Both, distribution: ActionDistribution, step: Step, key: Array
+        self, params: Both, traces: Both, distribution: ActionDistribution, step: StreamStep, key: Array
     ) -> tuple[Both, Both, Metrics]:
         actor_key, critic_key, after_key = jax.random.split(key, 3)
 

@@ -23,7 +23,7 @@ class Standing(NamedTuple):
     key: Array  # () for the next step
 
 
-class Step(NamedTuple):
+class DreamStep(NamedTuple):
     """What a step gave, in the environment's own units; leaves (dreams, ...)."""
 
     seen: Array  # (dreams, feature_size) afterwards; where a dream begins, at its start
@@ -60,7 +60,7 @@ class SteppedDreams:
 
     def step(
         self, world: World, experience: Experience, standing: Standing, action: Array, autoreset: Autoreset
-    ) -> tuple[Standing, Step]:
+    ) -> tuple[Standing, DreamStep]:
         """One step of each dream, whose encoded actions are (dreams, action_size). One that ends makes way for another: in the same
         step, or in the next, of which the action is ignored and the reward 0."""
         step_key, start_key, key = jax.random.split(standing.key, 3)
@@ -93,7 +93,7 @@ class SteppedDreams:
         seen = _seen(world, memory)
         reward = jnp.where(goes_on, self._reward(world, prediction), 0.0)
         uncertainty = jnp.where(goes_on, prediction.uncertainty, 0.0)
-        return after, Step(seen, last, reward, terminated, truncated, uncertainty, ~fresh)
+        return after, DreamStep(seen, last, reward, terminated, truncated, uncertainty, ~fresh)
 
     def _starts(self, world: World, experience: Experience, dreams: int, key: Array) -> Any:
         """The world's memory at replayed steps, leaves (dreams, ...)."""

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jax import Array
 
-from spikedream.dream_env.stepped_dreams import DREAMS, Autoreset, Standing, Step, SteppedDreams, encoded
+from spikedream.dream_env.stepped_dreams import DREAMS, Autoreset, DreamStep, Standing, SteppedDreams, encoded
 from spikedream.types import Experience, Spec
 from spikedream.world import World
 
@@ -25,7 +25,7 @@ def _begin(dreams: SteppedDreams, world: World, experience: Experience, count: i
 @partial(jax.jit, static_argnums=(0, 1, 6), donate_argnums=4)
 def _step(
     dreams: SteppedDreams, spec: Spec, world: World, experience: Experience, standing: Standing, action: Array, autoreset: Autoreset
-) -> tuple[Standing, Step]:
+) -> tuple[Standing, DreamStep]:
     return dreams.step(world, experience, standing, encoded(spec, action), autoreset)
 
 

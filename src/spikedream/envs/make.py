@@ -1,6 +1,5 @@
 """Environments by their Gymnasium ids: as they are, or behind flat spaces, one or a batch."""
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -18,6 +17,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from spikedream.envs.delayed import Delayed, split
 from spikedream.envs.spaces import BrokenEnvironment, FlatSpaces, Translation, translate
+from spikedream.spelling import nearest
 from spikedream.types import Spec
 
 LONGEST_EPISODE = 100_000  # an environment's own steps, where no time limit is known
@@ -35,7 +35,7 @@ def registered(env_id: str) -> EnvSpec:
     except ImportError as error:
         raise BrokenEnvironment(f"cannot import the module of environment {env_id!r}: {error}") from error
     except gymnasium.error.Error as error:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry), n=3)
+        near = nearest(env_id, gymnasium.registry, count=3, cutoff=0.6)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise BrokenEnvironment(f"no environment {env_id!r} is registered with Gymnasium{hint}") from error
 
