@@ -29,6 +29,7 @@ from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.priors import PriorSearch
 
 KEY = jax.random.key(0)
+CHOOSING = {"selection": "PolicySelection"}
 PLANE = Spec(2, 1, discrete=False, action_low=(-1.0,), action_high=(1.0,))
 
 
@@ -316,6 +317,8 @@ def test_what_the_automatic_configuration_chooses_gives_way_and_says_so(asked, g
         ("CartPole-v1", {"agent": "StreamActorCritic", "bonus": "Disagreement"}, r"set bonus to None \(it is Disagreement\)"),
         ("ppo-cartpole", {"collect": {"growth": 0.1}}, r"set collect.growth to 0.0 \(it is 0.1\)"),
         ("pendulum", {"action_repeat": None, "realtime": True}, r"set action_repeat to 1"),
+        ("pendulum", {"agent": CHOOSING | {"actor": {"persistent": True}}}, "at rest, not with .*; set agent.selection to None"),
+        ("cem-pendulum", {"agent": {"policy": CHOOSING | {"kind": "Dreamer", "actor": "GRU"}}}, "agent.policy.selection to None"),
     ],
 )  # fmt: skip
 def test_what_somebody_asked_for_himself_does_not_give_way(name, asked, says):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import CONTINUOUS, filled, finite, known, small
+from small import CONTINUOUS, filled, finite, known, same, small
 from toys import KEY
 
 from spikedream.agents.dreams import Acceptance, Dreams, DreamsState, ImaginedSteps
@@ -16,6 +16,8 @@ from spikedream.agents.policy_head import Deterministic
 from spikedream.ops.dream import dream
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import Calibrated, Evidence, FirstStep, Tightening
+from spikedream.replay.ring import Priority
+from spikedream.replay.sum_tree import empty_tree
 from spikedream.snn.conventional import MLP
 from spikedream.types import Decision, Prediction
 from spikedream.world import World
@@ -56,8 +58,11 @@ def still(carry: Any, obs: jax.Array, key: jax.Array) -> Decision:
     return Decision(jnp.full(1, 0.25), (), jnp.zeros(()), ())
 
 
-def dreamt(dreams: Dreams, model: Any) -> tuple[DreamsState, Any]:
+def dreamt(dreams: Dreams, model: Any, by_priority: bool = False) -> tuple[DreamsState, Any]:
     experience = filled(CONTINUOUS, 20, 24, KEY)
+    if by_priority:  # a single step is drawn
+        experience = replace(experience, priority=Priority(empty_tree(24), jnp.ones(())), alpha=1.0)
+        experience = experience.prioritise(jnp.arange(24), 1.0 * (jnp.arange(24) == 7), 1.0 * (jnp.arange(24) == 7))
     world = World(model, (), experience.normalizer)
     state = dreams.init(CONTINUOUS, world)
     return jax.jit(lambda s, e: dreams.dream(s, world, e, still, KEY))(state, experience), experience
@@ -97,6 +102,11 @@ def test_what_is_not_trusted_stays_out_and_so_does_all_that_follows_it() -> None
     assert not state.ring.obs[len(kept) :].any()
     everything, _ = dreamt(replace(DREAMS, trust=None), Drift())
     assert int(everything.added) == 12 and (np.asarray(everything.acceptance.accepted) == 1).all()
+
+
+def test_dreams_begin_at_replayed_states_whatever_their_priority() -> None:
+    dreams = replace(DREAMS, trust=None)
+    assert same(dreamt(dreams, Drift())[0], dreamt(dreams, Drift(), by_priority=True)[0])
 
 
 def test_imagined_steps_are_kept_in_the_environments_own_units() -> None:

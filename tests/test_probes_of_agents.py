@@ -28,6 +28,8 @@ from toys import (
 
 from spikedream.ops.distributions import Regression, TwoHot
 from spikedream.ops.schedule import ImaginedShare
+from spikedream.replay.ring import Priority
+from spikedream.replay.sum_tree import empty_tree
 from spikedream.types import Transition
 
 
@@ -191,3 +193,29 @@ def test_a_slow_actor_acts_and_is_the_running_average_of_the_one_that_learns():
     np.testing.assert_allclose(weights(agent.policy_of(state).actor), expected, rtol=1e-4, atol=1e-6)
     assert np.abs(expected - weights(state.actor)).max() > 1e-4
     assert agent.policy_of(state).actor is state.slow_actor and DREAMER.policy_of(state).actor is state.actor
+
+
+def test_starts_and_real_steps_that_are_drawn_by_priority_count_by_their_importance():
+    agent = replace(DREAMER, imagined_share=ImaginedShare(0.5, 0.5), trajectories=64)
+    world, evenly = toy(still(), ARMS), origin(ARMS, log_prob=jnp.full(16, -99.0))  # steps as unlikely as any policy takes them
+    evenly = changed_rows(evenly, obs=lambda x: x.at[:, 0].set(jnp.arange(16.0)))  # which tells them apart
+    by_priority = replace(evenly, priority=Priority(empty_tree(16), jnp.ones(())), alpha=1.0, beta=0.5)
+    by_priority = by_priority.prioritise(jnp.arange(16), jnp.where(jnp.arange(16) == 3, 15.0, 1.0), jnp.ones(16))
+
+    @jax.jit
+    def counted(experience):
+        """Which steps dreams begin at, and real lessons end at, and what these count."""
+        state = agent.init(ARMS, world, KEY)
+        starts, importance = agent._starts(state, world, experience, KEY)
+        _, (_, _, dreamt) = agent._imagined_loss(state.actor, state, world, starts, importance, KEY)
+        real = agent._real_lessons(state, world, experience, KEY)
+        return (starts.memory.obs[:, 0], dreamt.weight), (real.obs[-1, :, 0], real.weight[-1:])
+
+    scale = evenly.normalizer
+    for obs, weight in counted(by_priority):
+        step = np.asarray(obs * scale.scale[0] + scale.mean[0]).round()
+        assert 16 < (step == 3).sum() < 48  # 15 of the 30 that all weigh together
+        wanted = np.where(step == 3, (1.15 / 15.15) ** 0.5, 1.0)
+        np.testing.assert_allclose(weight, np.broadcast_to(wanted, weight.shape), rtol=1e-4)
+    for _, weight in counted(evenly):
+        np.testing.assert_array_equal(weight, 1.0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import changed_rows, filled, finite, holding, same
+from toys import ARMS, still, toy
 
 from spikedream.agents.dreamer import Dreamer
 from spikedream.bonuses.disagreement import Disagreement
@@ -320,3 +321,18 @@ def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted):
     (still, told), (moved, told_there) = begin(0.0), begin(0.5)
     assert 0.4 < (moved - still).std() < 0.6
     assert np.corrcoef(told, told_there)[0, 1] > 0.9
+
+
+def test_a_remembering_actor_dreams_on_from_what_it_would_remember_of_the_real_steps():
+    world, experience, rows = toy(still(), ARMS), filled(ARMS, 20, 24, KEY), jnp.arange(20)
+    agent = Dreamer(actor=GRU(4), critic=MLP((4,)), trajectories=30, context=24)
+    state = jax.jit(lambda k: agent.init(ARMS, world, k))(KEY)
+    starts, _ = jax.jit(lambda s: agent._starts(s, world, experience, OTHER))(state)
+    steps, act = experience.gather(rows), jax.jit(lambda obs, carry: agent.actor(state.actor, obs, carry, KEY).carry)
+    wanted = [resting := agent.actor.start(state.actor)]
+    for obs, ended in zip(steps.obs, steps.terminated, strict=True):
+        wanted.append(resting if ended else act(obs, wanted[-1]))
+    at = np.abs(np.asarray(starts.memory.obs)[:, None] - np.asarray(steps.obs)).sum(-1).argmin(1)  # where each start was replayed
+    remembered = np.stack(jax.tree.leaves(wanted))[at]
+    np.testing.assert_allclose(jax.tree.leaves(starts.carry)[0], remembered, rtol=1e-4, atol=1e-5)
+    assert len(set(at)) > 10 and (np.abs(remembered).max(1) > 0.01).mean() > 0.5

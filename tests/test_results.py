@@ -291,6 +291,15 @@ def test_a_witness_repeats_exactly_on_its_processor_and_within_the_row_on_anothe
     assert len(told) == len(wrong) and all(part in line for part, line in zip(wrong, told, strict=True))
 
 
+def test_a_row_of_one_seed_is_judged_by_its_own_processor_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = measured([40], [490.0], measured_before=True)
+    assert results.contradictions(row, result(processor="other", real_steps_to_solve=41)) == []
+    assert results.contradictions(row, result(real_steps_to_solve=41)) == [f"{STEPS} is 41, was 40 on the same processor ({HERE})"]
+    record.save(row, "x", tmp_path)
+    assert results.witness("x", tmp_path, Console(width=500)) and record.load("x", tmp_path) == row  # nothing is trained
+    assert f"x: of one seed, which only {HERE} can judge; this is {provenance.processor()}" in capsys.readouterr().out
+
+
 def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

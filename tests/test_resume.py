@@ -107,7 +107,7 @@ PARTS = {
         "world_model": {
             "kind": "Recurrent", "latent": 2, "context": 3, "open_loop": 2, "network": REMEMBERING, "ensemble": ENSEMBLE,
         },
-        "agent": DREAMER | {"actor": REMEMBERING, "selection": SELECTION},
+        "agent": DREAMER | {"actor": REMEMBERING},
         "bonus": {
             "kind": "RandomNetworkDistillation", "target": NETWORK, "predictor": NETWORK, "fitting": {"updates": 5, "batch": 8},
         },

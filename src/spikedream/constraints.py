@@ -43,6 +43,11 @@ def demands(config: Any) -> Iterator[Demand]:
     if isinstance(config.bonus, Disagreement) and config.world_model.members < 2:
         yield Demand("Disagreement needs a world model of at least 2 members (RandomNetworkDistillation and IntrinsicCuriosity work"
                      " with any)", {"bonus": None})  # fmt: skip
+    choosers: dict[str, Any] = {"agent": agent, "agent.policy": getattr(agent, "policy", None)}
+    for owner, chooser in choosers.items():
+        if getattr(chooser, "selection", None) is not None and chooser.actor.persistent:
+            yield Demand(f"{owner}.actor keeps a state between steps, and PolicySelection would let it begin its dreams at rest,"
+                         " not with what it remembered there", {f"{owner}.selection": None})  # fmt: skip
 
 
 def unmet(config: Any) -> Iterator[Demand]:

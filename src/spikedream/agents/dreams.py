@@ -49,7 +49,7 @@ class Dreams:
     """How an off-policy agent dreams, and what it learns of that. Imagined steps are never replayed as real ones: no world model is
     fitted to them."""
 
-    starts: int = 256  # replayed states from which it dreams at a time
+    starts: int = 256  # replayed states from which it dreams at a time, drawn equally often, whatever their priority
     horizon: int = 5  # steps of a dream that nothing ends before
     schedule: HorizonSchedule | None = None  # by which the horizon is reached; None: it holds from the start
     every: int = 250  # updates between two times
@@ -127,7 +127,8 @@ class Dreams:
     def dream(self, state: DreamsState, world: World, experience: Experience, policy: Policy, key: Array) -> DreamsState:
         """Dream once, and keep what is trusted."""
         draw_key, start_key, dream_key, measure_key = jax.random.split(key, 4)
-        index = experience.draw(draw_key, (self.starts,))
+        # Equally often, as nothing makes up for a priority when what is dreamed from there is drawn.
+        index = jax.random.randint(draw_key, (self.starts,), 0, jnp.maximum(experience.size, 1))
         memory = jax.vmap(world.start)(experience.gather(index).obs, jax.random.split(start_key, self.starts))
         horizon = self.horizon_now(experience)
         taken = None if self.schedule is None else horizon

@@ -26,7 +26,9 @@ class PolicySelection:
     """A running average of the actor acts greedily in place of what acts otherwise where the newest model speaks for it: where its
     return is higher, and not by chance, in dreams from where real episodes began and from replayed states, in each member by
     itself. All candidates have the same starts and the same randomness, so that what is judged is a difference for each start: a
-    lead that a few of them make is none."""
+    lead that a few of them make is none. Replayed states are drawn as those that are learned from: where replay has priorities,
+    what was predicted worst is seen most often, and counts as often, for no importance makes the mean one over all experience.
+    Actors that keep a state between steps would begin these dreams at rest: `constraints.py` refuses them."""
 
     rates: tuple[float, ...] = (0.01, 0.002)  # of these averages, per update; 1: the actor as its last update left it
     starts: int = 32  # of dreams in each member, at least; as many where real episodes began as at replayed states

@@ -24,6 +24,7 @@ from spikedream.experiments.baselines import Baseline
 from spikedream.experiments.cells import FINISHED, PLAIN, run_cells
 from spikedream.experiments.grid import Cell
 from spikedream.experiments.record import FRESH, STEPS, Row
+from spikedream.runs import provenance
 from spikedream.runs.checkpoint import CheckpointError
 
 
@@ -64,7 +65,7 @@ def measured(place: Path = record.RESULTS) -> list[str]:
 
 def witness(name: str, place: Path, console: Console) -> bool:
     """Train the row's witness again, and note in the file whether it still does as it did. Where it does so on the row's own
-    processor, to the last digit, the row counts as one of the present code.
+    processor, to the last digit, the row counts as one of the present code. Where nothing here can judge it, nothing is trained.
 
     Raises:
         ConfigError: the row has no witness, or its settings are no longer understood.
@@ -74,6 +75,9 @@ def witness(name: str, place: Path, console: Console) -> bool:
     if row.witness is None or row.settings is None:
         why = "it was transcribed" if row.transcribed else "it is not of runs"
         raise ConfigError(f"{record.path(name, place)} has no witness: {why}")
+    if not judges(row, here := provenance.processor()):
+        console.print(f"{name}: of one seed, which only {row.processor} can judge; this is {here}", **PLAIN)
+        return True
     with tempfile.TemporaryDirectory(prefix="spikedream-witness-") as directory:
         config = dataclasses.replace(_config(row.settings), seed=row.witness)
         cell = Cell(config.env, name, row.witness, config, Path(directory) / "run")
@@ -98,15 +102,24 @@ def _config(settings: Mapping[str, Any]) -> Config | Baseline:
     return configuration.merge(Baseline() if kind == "StableBaselines3" else Config(), settings)
 
 
+def judges(row: Row, processor: str) -> bool:
+    """Whether a run on this processor can tell if the row still holds: elsewhere rounding differs, and the range of one seed is a
+    single figure, which nothing else would meet."""
+    return processor == row.processor or len(row.seeds) > 1
+
+
 def contradictions(row: Row, result: Mapping[str, Any]) -> list[str]:
     """A line for each figure in which a run of the row's witness is not what the row says: the same outcome on the same processor,
-    one inside the row's range on another, where rounding differs.
+    one inside the row's range on another, where rounding differs. Rows of one seed are judged only on the processor that measured
+    them: of a run on another there is no line.
 
     Args:
         row: one that has a witness.
         result: `result.json` of the run.
     """
     assert row.witness is not None
+    if not judges(row, result["processor"]):
+        return []
     i = row.seeds.index(row.witness)
     found = {STEPS: result["real_steps_to_solve"], FRESH: result["fresh_return_mean"]}
     wrong = []
