@@ -22,6 +22,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+os.environ.pop("MAKEFLAGS", None)  # what tests build with `make` is no job of the `make` that runs them
+
 import jax
 import pytest
 import threefry
