@@ -32,7 +32,7 @@ test-embedded: .venv/installed-dev
 
 # Runs in many processes, agents and baselines of Stable-Baselines3, W&B's own files, and dm_control.
 test-extras: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ray,sb3,wandb,dm-control]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev,ray,sb3,wandb,dm-control]'
 	$(BIN)/pytest -m extras -n 0
 
 # The tables of README.md and docs, from the files in results/.
@@ -43,11 +43,11 @@ tables: .venv/installed
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable .
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
 	touch .venv/installed $@
 
 clean:

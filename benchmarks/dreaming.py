@@ -1,13 +1,15 @@
 """Dreaming throughput: imagined steps a second, spiking and conventional, with the actor's and critic's updates.
 
-    python benchmarks/dreaming.py [--trajectories 512 --horizon 15 --members 4]
+    python benchmarks/dreaming.py [--trajectories 512 --horizon 15 --members 4] [--record]
 
 Each figure is the median over repeated calls after a warm-up, everything blocked on; the two are measured in turn, so that their
-ratio holds on a machine whose speed drifts.
+ratio holds on a machine whose speed drifts. `--record` writes `results/dreaming-speed-*.json`.
 """
 
 import argparse
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ import numpy as np
 
 from spikedream import config as configuration
 from spikedream.config import Config
+from spikedream.experiments.record import record_scores
 from spikedream.ops.dream import dream
 from spikedream.types import Spec, Transition
 from spikedream.world import World
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=15)
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     config = configuration.named("cartpole")
     agent = replace(config.agent, trajectories=options.trajectories, horizon=options.horizon)
@@ -83,14 +87,23 @@ def main() -> None:
     steps = options.trajectories * options.horizon
     print(f"{options.trajectories} x {options.horizon} steps, {options.members} members, on {jax.devices()[0].device_kind}")
     print(f"{'':36}{'spiking':>12}{'conventional':>14}{'ratio':>8}")
+    found: dict[str, dict[str, list[float]]] = {"spiking": {}, "twin": {}}
     for name in spiking:
         for call, arguments in (spiking[name], twin[name]):
             measure(call, arguments)  # compile
         pairs = [(measure(*spiking[name]), measure(*twin[name])) for _ in range(options.repeats)]
-        ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
+        times = dict(zip(found, zip(*pairs, strict=True), strict=True))
+        ours, theirs = (statistics.median(x) for x in times.values())
+        for kind, seconds in times.items():
+            found[kind][f"ms, {name.strip()}"] = [1e3 * x for x in seconds]
         print(f"{name:36}{ours * 1e3:9.1f} ms{theirs * 1e3:11.1f} ms{statistics.median(a / b for a, b in pairs):8.2f}")
         if name.startswith("one update"):
             print(f"{'  imagined steps a second':36}{steps / ours:12,.0f}{steps / theirs:14,.0f}")
+            for kind, seconds in times.items():
+                found[kind]["imagined steps a second"] = [steps / x for x in seconds]
+    if options.record:
+        for kind, figures in found.items():
+            record_scores(f"dreaming-speed-{kind}", shlex.join(["python", "benchmarks/dreaming.py", *sys.argv[1:]]), figures)
 
 
 if __name__ == "__main__":

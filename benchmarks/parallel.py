@@ -3,9 +3,10 @@
     python benchmarks/parallel.py cartpole --seeds 3     # wall time and real steps beside the synchronous runner's
     python benchmarks/parallel.py collect                # an environment that takes 20 ms a step, 1, 4, 16 and 64 of them
     python benchmarks/parallel.py intake --seconds 60    # transitions a second through the driver
-    python benchmarks/parallel.py kills --number 50 --budget 500 --record parallel-kills      # SIGKILL at random moments in one run
+    python benchmarks/parallel.py kills --number 50 --budget 500      # SIGKILL at random moments in one run
 
-Needs `pip install 'spikedream[ray]'`. Wall times are of this machine with all else that runs on it, whose load is told.
+With `--record` what the last three find becomes rows `results/parallel-*.json`; kills only where the run was solved. Needs
+`pip install 'spikedream[ray]'`. Wall times are of this machine with all else that runs on it, whose load is told.
 """
 
 import argparse
@@ -61,6 +62,13 @@ class Slow(gymnasium.Env):
 
 
 gymnasium.register("Slow-v0", Slow, max_episode_steps=1000)
+
+
+def keep(name: str, **found: float) -> None:
+    """As a row of results, where that is asked for."""
+    if asked.record:
+        command = shlex.join(["python", "benchmarks/parallel.py", *sys.argv[1:]])
+        print(record_scores(f"parallel-{name}", command, {score: [value] for score, value in found.items()}))
 
 
 def tell(what: str, **found: Any) -> None:
@@ -132,7 +140,9 @@ def collect(seconds: float) -> None:
                 ask()
             rate = (intake.account.progress.real_steps - before) / (time.perf_counter() - start)
             number = collectors * environments
-            tell("collect", environments=number, collectors=collectors, rate=round(rate, 1), linear=round(rate / (50 * number), 3))
+            linear = rate / (50 * number)
+            tell("collect", environments=number, collectors=collectors, rate=round(rate, 1), linear=round(linear, 3))
+            keep(f"collect-{number}", **{"steps a second": rate, "of linear": linear})
             for name in names:
                 crew.stop(name)
     finally:
@@ -217,6 +227,8 @@ def intake(seconds: float) -> None:
                     start, before, memory = now, taken.account.progress.real_steps, []
         rate = (taken.account.progress.real_steps - before) / (time.perf_counter() - start)
         tell("intake", transitions_a_second=round(rate), seconds=seconds, memory_mb=[memory[0], max(memory), memory[-1]])
+        told = {"transitions a second": rate, "MB at first": memory[0], "MB at most": max(memory), "MB at the end": memory[-1]}
+        keep("intake", **told)
     finally:
         crew.close()
 
@@ -228,7 +240,7 @@ def _resident() -> int:
 # ---- kills
 
 
-def kills(number: int, seed: int, budget: int, row: str | None) -> None:
+def kills(number: int, seed: int, budget: int) -> None:
     """CartPole to the end of its budget, solved or not; what was lost, and whether it is solved at the end."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as home:
@@ -260,8 +272,8 @@ def kills(number: int, seed: int, budget: int, row: str | None) -> None:
             "fresh return": run.result["fresh_return_mean"], "seconds": round(time.perf_counter() - start),
         }  # fmt: skip
         tell("kills", **found)
-        if row is not None and solved_at is not None:
-            print(record_scores(row, shlex.join(["python", *sys.argv]), {name: [value] for name, value in found.items()}))
+        if solved_at is not None:
+            keep("kills", **found)
 
 
 def _waiting(run: Run) -> int:
@@ -294,7 +306,7 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=int, default=50)
     parser.add_argument("--budget", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--record", metavar="NAME", help="of kills, where the run was solved: a row of results/")
+    parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     if asked.what == "cartpole":
         cartpole(asked.seeds)
@@ -303,4 +315,4 @@ if __name__ == "__main__":
     elif asked.what == "intake":
         intake(asked.seconds)
     else:
-        kills(asked.number, asked.seed, asked.budget, asked.record)
+        kills(asked.number, asked.seed, asked.budget)

@@ -1,15 +1,17 @@
 """What a run of a million steps costs beside its learning: one JSON line for each figure.
 
-    python benchmarks/scale.py [--rows 10000 100000 1000000]
+    python benchmarks/scale.py [--rows 10000 100000 1000000] [--record]
 
 Steps of 17 numbers observed and 6 of action, as HalfCheetah's. Acting, remembering and saving are timed in the runner's own calls,
-everything blocked on, medians after a warm-up; compare by ratio, on an idle machine.
+everything blocked on, medians after a warm-up; compare by ratio, on an idle machine. `--record` writes `results/scale-*.json`.
 """
 
 import argparse
 import json
 import resource
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from gymnasium.spaces import Box
 
 from spikedream.algorithm import Algorithm, TrainState
 from spikedream.config import Collect, Config, Improve
+from spikedream.experiments.record import record_scores
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.runs import checkpoint
 from spikedream.runs.collect import Acting, Collector, environments_of
@@ -175,26 +178,40 @@ def memory(rows: int) -> tuple[float, float]:
     return sum(x.nbytes for x in jax.tree.leaves(state.replay.data)), peak() - before
 
 
-def report(what: str, value: float, unit: str, **about: Any) -> None:
+def report(what: str, value: float, unit: str, **about: Any) -> float:
     print(json.dumps({"what": what, **about, unit: round(value, 4)}), flush=True)
+    return value
+
+
+def loop(rows: int) -> dict[str, float]:
+    """What the process needs for as many, and each step of an environment."""
+    raw, more = memory(rows)
+    found = {"memory over raw data": report("peak memory over raw data", more / raw, "ratio", stored=rows, raw_mb=raw // 2**20)}
+    for environments in (1, 16):
+        ms = report("step of collecting, for each environment", collecting(environments), "ms", environments=environments)
+        found[f"ms a step, {environments} environments"] = ms
+    return found
+
+
+def stored(rows: int) -> dict[str, float]:
+    """Milliseconds of a turn's parts with so many stored, and seconds of a checkpoint."""
+    found = {}
+    for priority in ("uniform", "model_error"):
+        for part, value in turns(rows, priority):
+            found[f"ms, {part}, {priority}"] = report(f"turn: {part}", value, "ms", stored=rows, priority=priority)
+    return found | {"s, checkpoint": report("checkpoint after 10,000 new rows", saving(rows), "s", stored=rows)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="transitions stored")
+    parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
-    raw, more = memory(max(given.rows))
-    report("peak memory over raw data", more / raw, "ratio", stored=max(given.rows), raw_mb=raw // 2**20)
-    for environments in (1, 16):
-        report("step of collecting, for each environment", collecting(environments), "ms", environments=environments)
-    for priority in ("uniform", "model_error"):
-        first: dict[str, float] = {}
-        for rows in given.rows:
-            for part, value in turns(rows, priority):
-                about = {"stored": rows, "priority": priority, "ratio": round(value / first.setdefault(part, value), 2)}
-                report(f"turn: {part}", value, "ms", **about)
-    for rows in given.rows:
-        report("checkpoint after 10,000 new rows", saving(rows), "s", stored=rows)
+    found = {"loop": loop(max(given.rows))} | {str(rows): stored(rows) for rows in given.rows}
+    if given.record:
+        command = shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]])
+        for name, figures in found.items():
+            record_scores(f"scale-{name}", command, {figure: [value] for figure, value in figures.items()})
 
 
 if __name__ == "__main__":

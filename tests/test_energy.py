@@ -27,7 +27,7 @@ from spikedream.config import AnyAgent, AnyWorldModel, ConfigError, twin
 from spikedream.export import prices
 from spikedream.export.agent_calls import AGENTS, described, of_agent
 from spikedream.export.calls import ADAM, Calls, Totals
-from spikedream.export.energy import Counted, Measured, _lines, priced
+from spikedream.export.energy import Counted, EnergyUse, _lines, priced
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.export.neurobench import neurobench
 from spikedream.export.prices import Line, Table
@@ -279,7 +279,7 @@ def test_what_is_unknown_makes_the_whole_unknown() -> None:
     known = [line("add", 2, {"add": 1})]
     own = Counted(known, {"acting": known, "fitting": None, "dreaming": [], "learning": known})
     full = Counted(known, {"acting": known, "fitting": known, "dreaming": [], "learning": known})
-    found = priced(Measured(own, full, known, 1, {}, {}, {}), prices.load("45nm"))
+    found = priced(EnergyUse(own, full, known, 1, {}, {}, {}), prices.load("45nm"))
     assert found["learning"]["policy"]["fitting"] is None
     assert found["learning"]["policy"]["total"] == {"picojoules": None, "known_picojoules": 3.6, "arithmetic": None}
     assert found["learning"]["twin"]["total"] == {

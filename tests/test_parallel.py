@@ -267,7 +267,7 @@ def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(h
     run = Run(tmp_path / "run")
     steps = run.experience().in_order()
     assert run.counters["real_steps"] == 60 and len(run.metrics) == run.counters["evaluations"]
-    assert driver.watch.restarts > 0 and run.result is not None and run.result["real_steps"] == 60
+    assert driver.status_log.restarts > 0 and run.result is not None and run.result["real_steps"] == 60
     assert steps.reward.size + driver.intake.lanes.waiting == 60  # nothing lost, nothing twice
     assert run.counters["updates"] == 2 + 2 * (60 - run.counters["first_turn"]) // 10
     best = Run(tmp_path / "run", best=True)

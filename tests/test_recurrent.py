@@ -11,8 +11,10 @@ from small import changed_rows, filled, finite, holding, same
 from toys import ARMS, still, toy
 
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.evolution import Evolution
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.weight import AdaptiveWeight
+from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.replay.ring import Priority
 from spikedream.replay.sum_tree import empty_tree
 from spikedream.snn.conventional import GRU, MLP
@@ -308,15 +310,27 @@ def test_what_came_long_ago_is_not_read_again():
     np.testing.assert_allclose(later, first, atol=0.02)
 
 
-def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted):
+def dreamer(noise):
+    return Dreamer(actor=MLP((4,)), critic=MLP((4,)), trajectories=200, context=4, start_noise=noise)
+
+
+STARTS = {
+    "Dreamer": lambda noise, *where: dreamer(noise)._starts(dreamer(noise).init(LINE, where[0], KEY), *where, OTHER)[0].memory,
+    "Evolution": lambda noise, *where: Evolution(actor=MLP((4,)), trajectories=200, start_noise=noise)._starts(*where, OTHER)[0],
+    "SteppedDreams": lambda noise, *where: SteppedDreams(start_noise=noise)._starts(*where, 200, OTHER),
+}
+
+
+@pytest.mark.parametrize("dreams", STARTS)
+def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted, dreams):
     model, state, experience = fitted
-    world, agent = seeing(model, state, experience), Dreamer(actor=MLP((4,)), critic=MLP((4,)), trajectories=200, context=4)
+    world = seeing(model, state, experience)
 
     @partial(jax.jit, static_argnums=0)
     def begin(noise):
-        starts, _ = replace(agent, start_noise=noise)._starts(agent.init(LINE, world, KEY), world, experience, OTHER)
-        after, _ = jax.vmap(lambda memory: world.step(memory, jnp.zeros(1), KEY))(starts.memory)
-        return starts.memory.obs[:, 0], (after.obs - starts.memory.obs)[:, 0]
+        memory = STARTS[dreams](noise, world, experience)
+        after, _ = jax.vmap(lambda memory: world.step(memory, jnp.zeros(1), KEY))(memory)
+        return memory.obs[:, 0], (after.obs - memory.obs)[:, 0]
 
     (still, told), (moved, told_there) = begin(0.0), begin(0.5)
     assert 0.4 < (moved - still).std() < 0.6

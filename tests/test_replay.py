@@ -396,6 +396,12 @@ def test_a_sum_tree_finds_by_weight_and_keeps_its_sums():
     assert float(tree.total) == 4.0 and tree.find(jnp.array([1.0])).tolist() == [4]
 
 
+def test_a_weight_of_a_million_is_changed_in_place():
+    tree, one = empty_tree(1_000_000), jnp.zeros(1, jnp.int32)
+    changed = jax.jit(lambda tree: tree.set(one, one + 1.0), donate_argnums=0).lower(tree).compile()
+    assert changed.memory_analysis().temp_size_in_bytes < tree.sums.nbytes / 100
+
+
 def test_a_sum_tree_is_a_function_of_its_leaves():
     rng = np.random.default_rng(0)
     tree, set_ = empty_tree(1000), jax.jit(lambda t, i, w: t.set(i, w))

@@ -66,6 +66,10 @@ class Sequence(NamedTuple):
     first: Array  # (length,) float, 0 or 1
     valid: Array  # (length,) float, 0 where there is no such step
 
+    def moved(self, by: Array) -> "Sequence":
+        """With `by`, (obs_size,), added to all that was observed."""
+        return self._replace(steps=self.steps._replace(obs=self.steps.obs + by[None], next_obs=self.steps.next_obs + by[None]))
+
 
 class Judged(NamedTuple):
     """How wrong an agent found itself on transitions that it has just learned from."""
@@ -113,6 +117,10 @@ class Experience(Protocol):
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition: ...
     def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Positions of stored transitions, by priority."""
+        ...
+
+    def draw_evenly(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """The same, all equally often."""
         ...
 
     def raw(self, index: Array) -> Transition:

@@ -159,17 +159,20 @@ class World(eqx.Module):
         blank = self.start(steps.obs[0], jax.random.key(0))
         return jax.lax.scan(step, (blank, jnp.zeros_like(steps.action[0])), (steps, sequence.first, keys))[1]
 
-    def recall(self, experience: Experience, index: Array, key: Array) -> Any:
-        """The memory before the action of each transition at `index`, (rows,); leaves (rows, ...)."""
+    def recall(self, experience: Experience, index: Array, key: Array, moved: Array | None = None) -> Any:
+        """The memory before the action of each transition at `index`, (rows,); leaves (rows, ...). Where observations are `moved`,
+        by (rows, obs_size), a remembered past moves as a whole: it suits only the observation that it led to."""
         keys = jax.random.split(key, index.shape[0])
         if not self.model.recurrent:
-            return jax.vmap(self.start)(experience.gather(index).obs, keys)
+            obs = experience.gather(index).obs
+            return jax.vmap(self.start)(obs if moved is None else obs + moved, keys)
 
-        def one(end: Array, key: Array) -> Any:
-            memories = self.memories(experience.sequence(end, self.model.warm_up), key)
+        def one(end: Array, key: Array, moved: Array | None) -> Any:
+            sequence = experience.sequence(end, self.model.warm_up)
+            memories = self.memories(sequence if moved is None else sequence.moved(moved), key)
             return jax.tree.map(lambda x: x[-1], memories)
 
-        return jax.vmap(one)(index, keys)
+        return jax.vmap(one)(index, keys, moved)
 
 
 class Agent(Protocol):

@@ -265,9 +265,7 @@ class Dreamer:
         if world.model.recurrent or jax.tree.leaves(pool.ends.carry):
             sequences = jax.vmap(partial(experience.sequence, length=self.context))(index)
             if world.model.recurrent:  # a remembered past suits only the observation that it led to, so it moves as a whole
-                steps = sequences.steps
-                moved = steps._replace(obs=steps.obs + noise[:, None], next_obs=steps.next_obs + noise[:, None])
-                sequences = sequences._replace(steps=moved)
+                sequences = jax.vmap(Sequence.moved)(sequences, noise)
             relive_keys = jax.random.split(relive_key, count)
             memory, carry = jax.vmap(partial(acting.relive, self, state.actor, world))(sequences, relive_keys)
             fresh = jax.tree.map(lambda x: x[:, -1], Ends(memory, carry))

@@ -128,7 +128,7 @@ class Dreams:
         """Dream once, and keep what is trusted."""
         draw_key, start_key, dream_key, measure_key = jax.random.split(key, 4)
         # Equally often, as nothing makes up for a priority when what is dreamed from there is drawn.
-        index = jax.random.randint(draw_key, (self.starts,), 0, jnp.maximum(experience.size, 1))
+        index = experience.draw_evenly(draw_key, (self.starts,))
         memory = jax.vmap(world.start)(experience.gather(index).obs, jax.random.split(start_key, self.starts))
         horizon = self.horizon_now(experience)
         taken = None if self.schedule is None else horizon

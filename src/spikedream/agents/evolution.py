@@ -141,11 +141,8 @@ class Evolution:
         draw_key, noise_key, recall_key = jax.random.split(key, 3)
         index = experience.draw(draw_key, (self.trajectories,))
         importance = experience.importance(index)
-        if world.model.recurrent:  # a remembered past suits only the observation that it led to: no noise is added
-            return world.recall(experience, index, recall_key), importance
-        obs = experience.gather(index).obs
-        obs = obs + self.start_noise * jax.random.normal(noise_key, obs.shape)
-        return jax.vmap(world.start)(obs, jax.random.split(recall_key, self.trajectories)), importance
+        noise = self.start_noise * jax.random.normal(noise_key, experience.gather(index).obs.shape)
+        return world.recall(experience, index, recall_key, noise), importance
 
     def _fitness(
         self, state: EvolutionState, actor: PyTree, world: World, memory: PyTree, importance: Array, key: Array

@@ -47,7 +47,7 @@ POPSAN = SpikingNetwork(  # Tang et al. 2020
 )
 
 
-class Learned(eqx.Module):
+class Parameters(eqx.Module):
     """Everything that is learned, or a slow copy of it."""
 
     actor: PyTree
@@ -64,8 +64,8 @@ class Told(NamedTuple):
 
 
 class OffPolicyState(eqx.Module):
-    now: Learned
-    slow: Learned | None
+    now: Parameters
+    slow: Parameters | None
     encoder: PyTree  # under training; `now` and `slow` hold copies that stay as they are between two copyings
     actor_optimizer: PyTree
     critic_optimizer: PyTree
@@ -161,7 +161,7 @@ class OffPolicy:
         encoder: PyTree = None if self.representation is None else self.representation.init(spec, encoder_key)
         actor: PyTree = self.actor.init(self._seen_size(spec), self.policy.parameters(spec.action_size), actor_key)
         critics: PyTree = self._critics.init(spec, critic_key)
-        now, zero = Learned(actor, critics, encoder), jnp.zeros(())
+        now, zero = Parameters(actor, critics, encoder), jnp.zeros(())
         temperature, temperature_moments = self.policy.temperature.init() if self.policy.temperature else (None, ())
         state = OffPolicyState(
             now=now,
@@ -290,7 +290,7 @@ class OffPolicy:
 
     # ---- learning
 
-    def _slow(self, state: OffPolicyState) -> Learned:
+    def _slow(self, state: OffPolicyState) -> Parameters:
         return state.now if state.slow is None else state.slow
 
     def _target(self, state: OffPolicyState, batch: Batch, key: Array) -> Array:

@@ -74,7 +74,7 @@ class PolicySelection:
         """
         recall_key, begin_key, draw_key, dream_key = jax.random.split(key, 4)
         each = -(-self.starts // 2)
-        index = jnp.concatenate([experience.beginnings(begin_key, (each,)), experience.draw(draw_key, (each,))])
+        index = jnp.concatenate([experience.beginnings(begin_key, (each,)), experience.draw_evenly(draw_key, (each,))])
         memories, world = world.recall(experience, index, recall_key), world.without_bonus()
         carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * each, *x.shape)), agent.actor.start(policy.actor))
 

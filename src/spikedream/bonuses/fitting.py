@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from spikedream.ops.fitting import adamw, fit, start
@@ -33,7 +32,7 @@ class Fitting:
         """
 
         def draw(params: PyTree, key: Array) -> Transition:
-            return experience.gather(jax.random.randint(key, (1, self.batch), 0, jnp.maximum(experience.size, 1)))
+            return experience.gather(experience.draw_evenly(key, (1, self.batch)))
 
         one = jax.tree.map(lambda x: x[None], params)  # the loop fits ensembles: this is one of a single member
         optimizer = adamw(0.0, self.gradient_clip)

@@ -99,11 +99,8 @@ class SteppedDreams:
         """The world's memory at replayed steps, leaves (dreams, ...)."""
         draw_key, noise_key, start_key = jax.random.split(key, 3)
         index = experience.draw(draw_key, (dreams,))
-        if world.model.recurrent:  # a remembered past suits only the observation that it led to: no noise is added
-            return world.recall(experience, index, start_key)
-        obs = experience.gather(index).obs
-        obs = obs + self.start_noise * jax.random.normal(noise_key, obs.shape)
-        return jax.vmap(world.start)(obs, jax.random.split(start_key, dreams))
+        noise = self.start_noise * jax.random.normal(noise_key, experience.gather(index).obs.shape)
+        return world.recall(experience, index, start_key, noise)
 
     def _reward(self, world: World, prediction: Prediction) -> Array:
         """(dreams,) in the environment's own units, within the range that has been seen, the bonus included."""

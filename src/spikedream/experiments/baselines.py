@@ -111,7 +111,7 @@ class GreedyPolicy:
         return SimpleNamespace(action=encoded, carry=None, rate=np.zeros(len(obs), np.float32), key=key)
 
 
-class Watch:
+class Monitor:
     """Evaluates while a model learns, records, and says when to stop.
 
     Args:
@@ -192,14 +192,14 @@ def run(baseline: Baseline, directory: Path) -> None:
     def predict(obs: np.ndarray) -> np.ndarray:
         return model.predict(normalizer.normalize_obs(obs) if normalizer else obs, deterministic=True)[0]
 
-    watch = Watch(baseline, directory, predict)
+    monitor = Monitor(baseline, directory, predict)
     try:
         total = max(baseline.budget, baseline.agent.schedule)
-        model.learn(total_timesteps=total, callback=_callback(watch))
-        watch.turn(model.num_timesteps, model._n_updates)  # the last update came after the last rollout began
-        watch.write_result()
+        model.learn(total_timesteps=total, callback=_callback(monitor))
+        monitor.turn(model.num_timesteps, model._n_updates)  # the last update came after the last rollout began
+        monitor.write_result()
     finally:
-        watch.close()
+        monitor.close()
         model.get_env().close()
 
 
@@ -230,7 +230,7 @@ def _scheduled(value: Any) -> Any:
     return lambda progress_remaining: progress_remaining * start
 
 
-def _callback(watch: Watch) -> Any:
+def _callback(monitor: Monitor) -> Any:
     from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 
     class Callback(BaseCallback):
@@ -238,7 +238,7 @@ def _callback(watch: Watch) -> Any:
 
         def _on_rollout_start(self) -> None:
             # Here all experience so far has been learned from; in the middle of a rollout, PPO's policy is older than its steps.
-            self.over = watch.turn(self.num_timesteps, self.model._n_updates)
+            self.over = monitor.turn(self.num_timesteps, self.model._n_updates)
 
         def _on_step(self) -> bool:
             return not self.over

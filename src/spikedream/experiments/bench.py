@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError
-from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_unchanged, process_seconds, run_cells
+from spikedream.experiments.cells import FINISHED, PLAIN, Outcome, check_cells_unchanged, process_seconds, run_cells
 from spikedream.experiments.grid import Cell, folder
 from spikedream.experiments.record import from_cells, of_preset, save
 from spikedream.reports.compare import print_table
@@ -62,7 +62,7 @@ def run_bench(command: Bench, config: Config, console: Console, line: str) -> in
         raise ConfigError(f"seeds is {command.seeds}; it must be at least 1")
     out = command.out or Path("runs/bench") / folder(command.name)
     cells = expand(command, config, out)
-    check_unchanged(cells)
+    check_cells_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console, command.together)
     if outcomes is None:
         return 130

@@ -45,7 +45,7 @@ class Outcome:
     text: str  # one line
 
 
-def check_unchanged(cells: Iterable[Cell]) -> None:
+def check_cells_unchanged(cells: Iterable[Cell]) -> None:
     """Raises ConfigError where a cell's directory holds a run with other settings than are now asked for."""
     for cell in cells:
         file = cell.directory / "config.yaml"

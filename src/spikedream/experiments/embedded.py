@@ -17,7 +17,7 @@ from rich.console import Console
 from spikedream.config import Config, ConfigError
 from spikedream.envs.make import make_own
 from spikedream.experiments import grid, record
-from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, check_unchanged, run_cells
+from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, check_cells_unchanged, run_cells
 from spikedream.experiments.grid import Cell
 from spikedream.experiments.record import FRESH, STEPS, Row
 from spikedream.experiments.tables import UNKNOWN, number, solved
@@ -57,7 +57,7 @@ class Embedded:
     record: str | None = None  # also write results/<record>-<method>.json: rows for tables
 
 
-class Measured(NamedTuple):
+class RunScores(NamedTuple):
     """Of one run."""
 
     scores: dict[str, float | None]  # None: not known, or there is no such thing
@@ -89,12 +89,12 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
         if method not in study.methods:
             raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
     cells = [c for c in grid.part(study, cells, command.seeds, ()) if c.method in (command.methods or study.methods)]
-    check_unchanged(cells)
+    check_cells_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)
     if outcomes is None:
         return 130
     finished = {outcome.cell.directory for outcome in outcomes if outcome.status == FINISHED}
-    found: dict[str, list[tuple[Cell, Measured]]] = {}
+    found: dict[str, list[tuple[Cell, RunScores]]] = {}
     for cell in cells:
         if cell.directory in finished and isinstance(cell.config, Config):
             found.setdefault(cell.method, []).append((cell, measure(cell, board, command.table)))
@@ -108,7 +108,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
 
 
 def _record(
-    name: str, cells: Sequence[Cell], found: Mapping[str, list[tuple[Cell, Measured]]], line: str, console: Console
+    name: str, cells: Sequence[Cell], found: Mapping[str, list[tuple[Cell, RunScores]]], line: str, console: Console
 ) -> None:
     """A row for each method whose runs are all finished."""
     for method in dict.fromkeys(cell.method for cell in cells):
@@ -124,14 +124,14 @@ def _record(
 # ---- what is measured of a run
 
 
-def measure(cell: Cell, board: Board, table: str) -> Measured:
+def measure(cell: Cell, board: Board, table: str) -> RunScores:
     """Counted and emulated, or as an earlier call with the same code has left it beside the run."""
     file, tools = cell.directory / "embedded.json", missing(board)
     asked = {"board": board.name, "table": table, "commit": provenance.commit(), "tools": tools is None}
     if file.exists() and asked["commit"] is not None and "+dirty" not in asked["commit"]:
         kept = json.loads(file.read_text())
         if kept.pop("asked") == asked:
-            return Measured(**kept)
+            return RunScores(**kept)
     run = Run(cell.directory)
     counted, lacking = _counted(run, table), None if tools is None else str(tools)
     emulated: dict[str, float | None] = {}
@@ -140,7 +140,7 @@ def measure(cell: Cell, board: Board, table: str) -> Measured:
             emulated = _emulated(run, board)
         except Unexportable as reason:
             lacking = str(reason)
-    found = Measured(counted | dict.fromkeys((DECIDING, STEPPING, FLASH, RAM)) | emulated, lacking)
+    found = RunScores(counted | dict.fromkeys((DECIDING, STEPPING, FLASH, RAM)) | emulated, lacking)
     write_file(file, json.dumps({"asked": asked, **found._asdict()}, indent=1).encode())
     return found
 
@@ -180,7 +180,7 @@ def _emulated(run: Run, board: Board) -> dict[str, float | None]:
         return {DECIDING: sum(acted.instructions) / len(acted.instructions), FLASH: acted.flash, RAM: acted.ram}
 
 
-def row_of(cells: Sequence[Cell], measured: Sequence[Measured], line: str) -> Row:
+def row_of(cells: Sequence[Cell], measured: Sequence[RunScores], line: str) -> Row:
     """To be shown: of whatever made them."""
     results = [json.loads((cell.directory / "result.json").read_text()) for cell in cells]
     scores = {STEPS: [r["real_steps_to_solve"] for r in results], FRESH: [r["fresh_return_mean"] for r in results]}
@@ -190,13 +190,13 @@ def row_of(cells: Sequence[Cell], measured: Sequence[Measured], line: str) -> Ro
     )  # fmt: skip
 
 
-def _known(measured: Sequence[Measured]) -> dict[str, list[Any]]:
+def _known(measured: Sequence[RunScores]) -> dict[str, list[Any]]:
     """Of each score that is known of all seeds, those."""
     scores = {name: [m.scores[name] for m in measured] for name in measured[0].scores} if measured else {}
     return {name: values for name, values in scores.items() if None not in values}
 
 
-def _reasons(found: Mapping[str, list[tuple[Cell, Measured]]]) -> dict[str, list[str]]:
+def _reasons(found: Mapping[str, list[tuple[Cell, RunScores]]]) -> dict[str, list[str]]:
     """Why something is not known, and of which methods."""
     reasons: dict[str, list[str]] = {}
     for method, own in found.items():

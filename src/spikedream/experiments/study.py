@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from spikedream.experiments import grid
-from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_unchanged, kept, run_cells
+from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_cells_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell, Grid
 from spikedream.experiments.record import from_cells, save
 from spikedream.reports.compare import (
@@ -54,7 +54,7 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     out = command.out or Path("runs/studies") / study.name
     cells = grid.expand(study, out, command.environments)
     part = grid.part(study, cells, command.seeds, command.environments)
-    check_unchanged(cells)
+    check_cells_unchanged(cells)
     outcomes = run_cells(part, command.jobs, console, command.together, command.cluster)
     if outcomes is None:
         return 130

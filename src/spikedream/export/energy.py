@@ -49,7 +49,7 @@ class Counted(NamedTuple):
     phases: dict[str, list[Line] | None]  # of all learning so far, where it was asked for; None where not everything is known
 
 
-class Measured(NamedTuple):
+class EnergyUse(NamedTuple):
     own: Counted
     twin: Counted
     linear: list[Line]  # of one decision
@@ -118,7 +118,7 @@ def of_newest(algorithm: Algorithm, state: TrainState, steps: int = 16) -> float
 # ---- counting
 
 
-def measure(run: Run, episodes: int = 1, learning: bool = True) -> Measured:
+def measure(run: Run, episodes: int = 1, learning: bool = True) -> EnergyUse:
     """As `energy`, without prices."""
     if episodes < 1:
         raise ValueError(f"decisions are counted in at least one episode, not {episodes}")
@@ -133,7 +133,7 @@ def measure(run: Run, episodes: int = 1, learning: bool = True) -> Measured:
         each = _of_replayed(algorithm, state, run.experience(), jax.random.fold_in(state.keys.evaluate, 3))
         own = own._replace(phases=_phases(algorithm, state, totals, decision, each))
     linear = Linear().init(run.spec.obs_size, run.spec.action_size, jax.random.key(0))
-    return Measured(
+    return EnergyUse(
         own,
         _twin(conventional, state, totals if learning else None),
         _lines({"linear": Linear().operations(linear, jnp.zeros(run.spec.obs_size))}),
@@ -190,7 +190,7 @@ def _of_call(algorithm: Algorithm, state: TrainState, memory: Any, action: Array
 def _of_replayed(algorithm: Algorithm, state: TrainState, replay: Replay, key: Array) -> Parts:
     """The mean of `_of_call` over replayed steps."""
     draw_key, recall_key, call_key = jax.random.split(key, 3)
-    index = jax.random.randint(draw_key, (SAMPLES,), 0, jnp.maximum(replay.size, 1))
+    index = replay.draw_evenly(draw_key, (SAMPLES,))
     memories, keys = algorithm.world(state).recall(replay, index, recall_key), jax.random.split(call_key, SAMPLES)
     found = jax.vmap(partial(_of_call, algorithm, state))(memories, replay.gather(index).action, keys)
     return jax.tree.map(lambda x: x.mean(0), found)
@@ -297,7 +297,7 @@ def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Mem
 # ---- pricing
 
 
-def priced(measured: Measured, table: Table) -> dict[str, Any]:
+def priced(measured: EnergyUse, table: Table) -> dict[str, Any]:
     """As `energy` gives it."""
 
     def learning(counted: Counted) -> dict[str, Any]:

@@ -28,7 +28,7 @@ DREAMT = 2  # imagined ones after each, likewise
 RealStep = tuple[ndarray, int, float, ndarray, bool, bool]  # observation, choice, reward, next, terminated, truncated
 
 
-class Learned(NamedTuple):
+class LearnedStretch(NamedTuple):
     """A stretch of steps, and what JAX learns from them."""
 
     steps: list[RealStep]
@@ -42,7 +42,7 @@ class Learned(NamedTuple):
     dream: ndarray  # where the dream stands in the end, (obs_size,)
 
 
-def test_vectors(run: Run, count: int) -> tuple[list[Learned], int]:
+def test_vectors(run: Run, count: int) -> tuple[list[LearnedStretch], int]:
     """Each begins where the run stands, with no traces and no dream; and how many were left out, because a membrane was nearer to
     its threshold than `UNDECIDED`, or a dream to its end.
 
@@ -97,7 +97,7 @@ class Learning:
         self._stands = replace(run.state, replay=replace(run.state.replay, data=data), agent=stands)
         self._imagine, self._rehearse = jax.jit(self._imagined), jax.jit(self._rehearsed)
 
-    def __call__(self, steps: list[RealStep], stretch: int) -> tuple[Learned, float]:
+    def __call__(self, steps: list[RealStep], stretch: int) -> tuple[LearnedStretch, float]:
         """And the smallest margin."""
         state, agent, margin = jax.tree.map(jnp.array, self._stands), self._agent, math.inf
         errors, model_errors, rehearsed, begun, dreamt = [], [], [], [], []
@@ -136,7 +136,7 @@ class Learning:
         margin = min(margin, *(_margin(cast(SpikingNetwork, agent.actor), actor, np.asarray(last)) for actor in actors))
         output, greedy = (np.asarray(agent.actor(actor, last).value) for actor in actors)
         dream = np.zeros(0) if self._dyna is None else np.asarray(state.agent.dyna.obs)
-        return Learned(steps, errors, output, greedy, rehearsed, begun, dreamt, model_errors, dream), margin
+        return LearnedStretch(steps, errors, output, greedy, rehearsed, begun, dreamt, model_errors, dream), margin
 
     def _remembering(self, state: TrainState, number: int) -> StreamState:
         """As many of the newest real steps, and none before them."""
@@ -202,7 +202,7 @@ def _margin(network: SpikingNetwork, params: SpikingParams, obs: ndarray) -> flo
     return nearest
 
 
-def as_c(found: list[Learned]) -> str:
+def as_c(found: list[LearnedStretch]) -> str:
     def numbers(values: Any) -> str:
         return "{" + ", ".join(literal(float(x)) for x in np.ravel(values)) + "}"
 

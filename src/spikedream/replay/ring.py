@@ -223,10 +223,14 @@ class Replay(eqx.Module):
     def draw(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Positions, with replacement, by priority."""
         if self.priority is None:
-            return jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1))
+            return self.draw_evenly(key, shape)
         tree = self.priority.tree
         found = tree.find(jax.random.uniform(key, shape) * tree.total)
         return jnp.minimum(found, jnp.maximum(self.size - 1, 0))
+
+    def draw_evenly(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Positions, with replacement, all equally often."""
+        return jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1))
 
     def beginnings(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Positions, with replacement, of steps with which episodes begin, equally often; of any where none is known to."""
@@ -237,7 +241,7 @@ class Replay(eqx.Module):
         number = jnp.cumsum(begins.astype(jnp.int32))
         drawn = jax.random.randint(key, shape, 0, jnp.maximum(number[-1], 1))
         found = jnp.searchsorted(number, drawn, side="right")
-        return jnp.where(number[-1] > 0, found, jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1)))
+        return jnp.where(number[-1] > 0, found, self.draw_evenly(key, shape))
 
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition:
         return self.gather(self.draw(key, shape))
@@ -248,7 +252,7 @@ class Replay(eqx.Module):
         if self.capacity <= most:
             index = jnp.arange(self.capacity)
             return index, (index < self.size).astype(jnp.float32)
-        index = jax.random.randint(key, (most,), 0, jnp.maximum(self.size, 1))
+        index = self.draw_evenly(key, (most,))
         return index, jnp.broadcast_to((self.size > 0).astype(jnp.float32), (most,))
 
     def in_order(self) -> Transition:

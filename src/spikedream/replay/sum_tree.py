@@ -1,6 +1,7 @@
 """Draws in proportion to weights of which few change at a time, as prioritised replay needs (Schaul et al. 2016, B.2.1)."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -33,17 +34,24 @@ class SumTree(eqx.Module):
         nothing; an index that is there twice must have one weight."""
         node = jnp.where(index < self.leaves, self.leaves + index, self.sums.shape[0])
         sums = self.sums.at[node].set(weight, mode="drop")
-        width = self.leaves  # of the level that is right so far
+        width, scattered = self.leaves, 0  # of the level that is right so far; how many levels are summed only where they changed
         while width > SCATTERED * index.size:
-            width //= 2
-            node = jnp.where(node < self.sums.shape[0], node // 2, node)
-            sums = sums.at[node].set(sums[2 * node] + sums[2 * node + 1], mode="drop")
+            width, scattered = width // 2, scattered + 1
+
+        def rise(_: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+            node, sums = at
+            node = jnp.where(node < sums.shape[0], node // 2, node)
+            return node, sums.at[node].set(sums[2 * node] + sums[2 * node + 1], mode="drop")
+
+        # In place: a copy of all the leaves would cost more than the sums, and the compiler makes one where these levels stand one
+        # after the other.
+        _, sums = jax.lax.fori_loop(0, scattered, rise, (node, sums))
         levels = [sums[width : 2 * width]]
         while levels[0].size > 1:
             pairs = levels[0].reshape(-1, 2)
             levels.insert(0, pairs[:, 0] + pairs[:, 1])
-        # In place: a copy of all the leaves would cost more than the sums.
-        return SumTree(sums.at[: 2 * width].set(jnp.concatenate([sums[:1], *levels])))
+        top, sums = jax.lax.optimization_barrier((jnp.concatenate([sums[:1], *levels]), sums))  # read before it is written to
+        return SumTree(sums.at[: 2 * width].set(top))
 
     def find(self, target: Array) -> Array:
         """The leaf in whose stretch of the running total each of `target` lies, in [0, total); shape of `target`, int32."""

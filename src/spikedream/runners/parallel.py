@@ -31,8 +31,8 @@ from spikedream.runners.newest import Newest, PolicyVersion
 from spikedream.runners.parts import Begun, Collecting, Dreaming, Evaluating, Judgement, Learned, Modelling, Seat, Task
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import ranked, state_of
+from spikedream.runners.status import Status, StatusLog
 from spikedream.runners.stop import ClusterError, Diverged, Interrupted, stopping
-from spikedream.runners.watch import Standing, Watch
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.memory import check_memory
@@ -79,7 +79,7 @@ class Driver:
         self._evaluated: PolicyVersion | None = None  # the last that was handed to the evaluator
         self._failures: dict[str, int] = {}  # in a row
         self._shared: tuple[int, Any] | None = None  # version of the policy that was put, and what stands for it
-        self.watch = Watch()
+        self.status_log = StatusLog()
         self._told = self._saved = 0.0
         self._compiling = self._counted = 0.0  # seconds that the trainers took to compile, and of these, what the account knows of
         saved = checkpoint.load(directory / "checkpoints") if resume else None
@@ -98,7 +98,7 @@ class Driver:
         except BaseException:
             self.crew.close()
             raise
-        self.watch.begin(self.progress.real_steps)
+        self.status_log.begin(self.progress.real_steps)
 
     def _begin(self, saved: checkpoint.Checkpoint | None) -> None:
         """What is learned and experienced so far: nothing, an earlier run's, or that of a checkpoint."""
@@ -170,7 +170,7 @@ class Driver:
         if now - self._told >= TOLD:
             self._told = now
             self.listener.progress(self.progress.real_steps, self.config.budget)
-            self.listener.parts(self.watch.parts(self.standing()))
+            self.listener.parts(self.status_log.parts(self.standing()))
         last, steps = self.progress.done.get("checkpoint"), self.progress.real_steps
         if now - self._saved >= SAVED and steps != last and due(self.config.checkpoint.every, last, steps):
             self._try(self.save)
@@ -216,7 +216,7 @@ class Driver:
     def _lost(self, name: str, lost: Lost) -> None:
         if isinstance(lost.error, Diverged):
             raise lost.error
-        self.watch.restarts += 1
+        self.status_log.restarts += 1
         self._failures[name] = self._failures.get(name, 0) + 1
         if self._failures[name] >= self.runner.failures:
             kind = BrokenEnvironment if isinstance(lost.error, BrokenEnvironment) else ClusterError
@@ -244,7 +244,7 @@ class Driver:
         if wrong is None:
             self._failures[name] = 0
         else:
-            self.watch.refused += 1
+            self.status_log.refused += 1
             self._lost(name, Lost(f"what it brought was refused: {wrong}"))
 
     # ---- learning
@@ -351,7 +351,7 @@ class Driver:
         progress.turn = progress.evaluations
         if progress.finished:  # what is saved is what was evaluated
             self.newest.policy = policy
-        measured = self.watch.measured(self.standing())
+        measured = self.status_log.measured(self.standing())
         self._try(lambda: self.account.write_row(judgement.evaluated, self.intake.ended, measured))
         self._try(lambda: self.account.keep_best(judgement.evaluated, lambda: self.newest.acts(policy, self.replay)))
         self.intake.ended = []
@@ -364,9 +364,9 @@ class Driver:
             self.listener.note(f"{' '.join(str(error).split())}; the run goes on and tries again")
         self._saved = time.monotonic()
 
-    def standing(self) -> Standing:
+    def standing(self) -> Status:
         progress, asked, lags = self.progress, self.crew.asked, self.intake.lags
-        return Standing(
+        return Status(
             progress.real_steps, progress.done.get("fit", 0), progress.updates, progress.evaluations, self.newest.model.version,
             self.newest.policy.version, float(np.mean(lags)) if lags else 0.0, self.intake.lanes.waiting, len(self.collectors),
             sum(asked(name) > 0 for name in self.collectors), asked(MODEL) > 0, asked(AGENT) > 0, asked(EVALUATOR) > 0,

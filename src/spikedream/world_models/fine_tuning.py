@@ -109,7 +109,7 @@ class Split:
 
     def draw_held(self, hold_key: Array, experience: Experience, key: Array, shape: tuple[int, ...], length: int = 1) -> Array:
         """Positions that are held out, equally often; `length` as in `held`."""
-        index = jax.random.randint(key, (self._tries(held=True), *shape), 0, jnp.maximum(experience.size, 1))
+        index = experience.draw_evenly(key, (self._tries(held=True), *shape))
         return _first(index, jnp.equal(self.held(hold_key, experience, index, length), True))
 
     def _tries(self, held: bool) -> int:

@@ -4,7 +4,7 @@ import time
 from typing import NamedTuple
 
 
-class Standing(NamedTuple):
+class Status(NamedTuple):
     """Where the parts of a run stand."""
 
     real_steps: int  # received
@@ -22,7 +22,7 @@ class Standing(NamedTuple):
     evaluating: bool
 
 
-class Watch:
+class StatusLog:
     """Counts what goes wrong, and how fast it goes."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Watch:
     def _rate(self, real_steps: int) -> float:
         return (real_steps - self._before) / max(time.monotonic() - self._since, 1e-9)
 
-    def measured(self, standing: Standing) -> dict[str, float]:
+    def measured(self, standing: Status) -> dict[str, float]:
         """Since the last time, for a row of `metrics.jsonl`."""
         rate = self._rate(standing.real_steps)
         self.begin(standing.real_steps)
@@ -51,7 +51,7 @@ class Watch:
             "parallel/refused": self.refused,
         }
 
-    def parts(self, now: Standing) -> dict[str, str]:
+    def parts(self, now: Status) -> dict[str, str]:
         """What each part does, in a line."""
 
         def at(work: bool, name: str) -> str:
