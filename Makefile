@@ -30,9 +30,10 @@ test-embedded: .venv/installed-dev
 	dpkg -s $(EMBEDDED) >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(EMBEDDED); }
 	$(BIN)/pytest -m embedded -n 0
 
-# Runs in many processes, agents and baselines of Stable-Baselines3, W&B's own files, and dm_control.
+# Runs in many processes, agents and baselines of Stable-Baselines3, W&B's own files, dm_control, and other tool chains for chips.
 test-extras: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev,ray,sb3,wandb,dm-control]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev,ray,sb3,wandb,dm-control,chips]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps neurobench  # what it wants besides is for its data sets
 	$(BIN)/pytest -m extras -n 0
 
 # The tables of README.md and docs, from the files in results/.

@@ -308,6 +308,7 @@ def test_neurobench_counts_a_constant_input_at_every_tick() -> None:
     assert found["footprint"] == 4 * (8 + 4 + 4 + 4 + 8 + 2)
 
 
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
 def test_the_package_neurobench_agrees() -> None:
     """Two hidden layers, the second fed by spikes through weights of which some are zero, as a network of snnTorch."""

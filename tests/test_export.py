@@ -312,6 +312,8 @@ def test_a_graph_spikes_as_the_policy_by_the_equations_of_nir(name: str, tmp_pat
                 np.testing.assert_array_equal(x, wanted[i][tick])
 
 
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:nirtorch.load is being deprecated")  # which Norse itself calls
 @every_graph
 def test_norse_spikes_as_the_policy(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -332,6 +334,7 @@ def test_norse_spikes_as_the_policy(name: str, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(spikes[0].numpy(), wanted[-1][tick])
 
 
+@pytest.mark.extras
 @every_graph
 def test_snntorch_spikes_as_the_policy(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
