@@ -30,7 +30,7 @@ from spikedream.export.calls import ADAM, Calls, Totals
 from spikedream.export.energy import Counted, EnergyUse, _lines, priced
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.export.neurobench import neurobench
-from spikedream.export.prices import Line, Table
+from spikedream.export.prices import EnergyLine, PriceTable
 from spikedream.ops.distributions import Regression
 from spikedream.ops.slow_copy import HardCopy
 from spikedream.replay.ring import ReplayBuffer
@@ -47,8 +47,8 @@ KEY = jax.random.key(0)
 TOTALS = Totals(decisions=7, fits=1, fit_steps=4, updates=1, imagined_steps=12, gradient_steps=6, surveyed=0)
 
 
-def line(kind: str, number: float, arithmetic: dict[str, float]) -> Line:
-    return Line("actor", "layer 1", kind, tuple(arithmetic.items()), number)
+def line(kind: str, number: float, arithmetic: dict[str, float]) -> EnergyLine:
+    return EnergyLine("actor", "layer 1", kind, tuple(arithmetic.items()), number)
 
 
 # ---- prices
@@ -64,7 +64,7 @@ def test_published_prices_are_what_is_cited() -> None:
 
 
 def test_an_operation_costs_its_own_price_or_what_it_consists_of() -> None:
-    table = Table("mine", "", {"add": 1.0, "multiply": 10.0, "spike": 100.0, "exponential": None})
+    table = PriceTable("mine", "", {"add": 1.0, "multiply": 10.0, "spike": 100.0, "exponential": None})
     assert table.price(line("multiply_accumulate", 3, {"multiply": 1, "add": 1})) == 33
     assert table.price(line("neuron_update", 2, {"multiply": 1, "add": 2})) == 24
     assert table.price(line("spike", 2, {"add": 1})) == 200
@@ -130,9 +130,9 @@ def test_backward_is_twice_forward_save_where_spikes_meet_weights() -> None:
     parts = {"critic": (tally("layer 1", "activation", 5, {"exponential": 1}),)}
     made = _lines(parts, {"critic": Calls(3, 2, 4)}, {"critic": (jnp.zeros(7), ())})
     assert made == [
-        Line("critic", "layer 1", "activation", (("exponential", 1),), 15),
-        Line("critic", "layer 1", "backward", (("exponential", 1),), 20),
-        Line("critic", "parameters", "optimizer", ADAM, 28),
+        EnergyLine("critic", "layer 1", "activation", (("exponential", 1),), 15),
+        EnergyLine("critic", "layer 1", "backward", (("exponential", 1),), 20),
+        EnergyLine("critic", "parameters", "optimizer", ADAM, 28),
     ]
     network = SpikingNetwork(hidden=(3, 2), ticks=4, readout=RateReadout())
     params = network.init(2, 1, KEY)

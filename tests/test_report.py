@@ -40,7 +40,7 @@ from spikedream.ops.slow_copy import HardCopy
 from spikedream.planners.cem import CEM
 from spikedream.reports import drawing, episode, report
 from spikedream.reports.curves import GROUPS, curves, learning_curve
-from spikedream.reports.display import LivePanel, Pace, PlainLines, duration
+from spikedream.reports.display import LivePanel, PlainLines, StepRate, duration
 from spikedream.runners.sync import Progress
 from spikedream.runs import checkpoint, evaluate, metrics
 from spikedream.runs.replay_log import ReplayLog
@@ -314,7 +314,7 @@ def test_a_long_run_tells_its_pace_and_the_time_that_is_left():
     panel, lines = LivePanel(Console(file=io.StringIO(), width=100), "title"), PlainLines(Console(file=file, width=200))
     left = drive(panel, 430_000)
     assert panel._pace.seconds_left == pytest.approx(left, rel=0.03) and panel._pace.steps_a_second == pytest.approx(77.2, rel=0.03)
-    assert len(panel._pace._seen) <= Pace.WINDOW / Pace.SPACING + 2
+    assert len(panel._pace._seen) <= StepRate.WINDOW / StepRate.SPACING + 2
     panel.phase("dream", 1, 2)
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as capture:

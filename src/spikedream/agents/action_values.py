@@ -11,7 +11,7 @@ from jax import Array
 from spikedream.agents.representation import SALE, average_l1
 from spikedream.ops.distributions import ValueDistribution
 from spikedream.snn.affine import Affine, affine
-from spikedream.snn.batch_norm import BatchNormMLP, Moments
+from spikedream.snn.batch_norm import BatchMoments, BatchNormMLP
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec
 
@@ -57,7 +57,7 @@ class ActionValues:
 
     def joint(
         self, params: CriticParams, encoder: PyTree, first: Pairs, second: Pairs, key: Array
-    ) -> tuple[Array, Array, Moments | None]:
+    ) -> tuple[Array, Array, BatchMoments | None]:
         """What `__call__` gives for `first` and for `second`, in one pass over the rows of both, as whose moments a
         `BatchNormMLP` standardises (Bhatt et al. 2024, CrossQ); and its running moments, leaves (critics, ...)."""
         obs, action = (jnp.concatenate(both) for both in zip(first, second, strict=True))

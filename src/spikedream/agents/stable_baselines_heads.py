@@ -128,7 +128,7 @@ class SquashedNormal:
 
 
 @dataclass(frozen=True)
-class Deterministic:
+class DeterministicHead:
     """An action before its tanh, with noise of deviation `spread`, (size,): TD3. Its log-density is 0."""
 
     size: int
@@ -150,11 +150,11 @@ class Deterministic:
         return (Squash(self.size),)
 
 
-Head = Logits | Values | Normal | SquashedNormal | Deterministic
+Head = Logits | Values | Normal | SquashedNormal | DeterministicHead
 HEADS: Mapping[str, Mapping[bool, type[Head]]] = {  # algorithm, whether the actions are discrete
     "PPO": {True: Logits, False: Normal},
     "A2C": {True: Logits, False: Normal},
     "DQN": {True: Values},
     "SAC": {False: SquashedNormal},
-    "TD3": {False: Deterministic},
+    "TD3": {False: DeterministicHead},
 }

@@ -30,7 +30,7 @@ from spikedream.export.agent_calls import described, of_agent
 from spikedream.export.calls import Calls, Memories, Parts, Totals
 from spikedream.export.model_calls import of_model
 from spikedream.export.neurobench import NeuroBench, neurobench
-from spikedream.export.prices import Line, Table
+from spikedream.export.prices import EnergyLine, PriceTable
 from spikedream.replay.ring import Replay
 from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
@@ -45,14 +45,14 @@ PHASES = ("acting", "fitting", "dreaming", "learning")
 class Counted(NamedTuple):
     """Of one set of networks."""
 
-    decision: list[Line]  # of one decision, in the mean
-    phases: dict[str, list[Line] | None]  # of all learning so far, where it was asked for; None where not everything is known
+    decision: list[EnergyLine]  # of one decision, in the mean
+    phases: dict[str, list[EnergyLine] | None]  # of all learning so far, where it was asked for; None where not everything is known
 
 
 class EnergyUse(NamedTuple):
     own: Counted
     twin: Counted
-    linear: list[Line]  # of one decision
+    linear: list[EnergyLine]  # of one decision
     decisions: int  # in which the own were counted
     firing_rates: dict[str, float]  # by network and layer, while deciding
     memory: dict[str, dict[str, int]]  # bytes of parameters and state, by network
@@ -253,7 +253,9 @@ def _totals(run: Run) -> Totals:
     )
 
 
-def _phases(algorithm: Algorithm, state: TrainState, totals: Totals, decision: Parts, each: Parts) -> dict[str, list[Line] | None]:
+def _phases(
+    algorithm: Algorithm, state: TrainState, totals: Totals, decision: Parts, each: Parts
+) -> dict[str, list[EnergyLine] | None]:
     agent, model, memories = of_agent(algorithm.agent), of_model(algorithm.world_model), _memories(algorithm, state)
     acting = {name: Calls(totals.decisions) for name in decision} if totals.decisions is not None and agent.collects_so else None
     fitted = algorithm.agent.uses_world or algorithm.bonus is not None
@@ -269,12 +271,12 @@ def _phases(algorithm: Algorithm, state: TrainState, totals: Totals, decision: P
     return found | {phase: None if made is None else _lines(each, made, memories) for phase, made in calls.items()}
 
 
-def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Memories | None = None) -> list[Line]:
+def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Memories | None = None) -> list[EnergyLine]:
     """Of so many calls of each network; of one where that is not said."""
-    found: dict[Line, float] = {}  # of which each has the number 0
+    found: dict[EnergyLine, float] = {}  # of which each has the number 0
 
     def add(number: float, *what: Any) -> None:
-        line = Line(*what, number=0.0)
+        line = EnergyLine(*what, number=0.0)
         found[line] = found.get(line, 0.0) + number
 
     for name, operations in parts.items():
@@ -297,7 +299,7 @@ def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Mem
 # ---- pricing
 
 
-def priced(measured: EnergyUse, table: Table) -> dict[str, Any]:
+def priced(measured: EnergyUse, table: PriceTable) -> dict[str, Any]:
     """As `energy` gives it."""
 
     def learning(counted: Counted) -> dict[str, Any]:
@@ -327,7 +329,7 @@ def priced(measured: EnergyUse, table: Table) -> dict[str, Any]:
     }
 
 
-def _priced(lines: Iterable[Line], table: Table) -> dict[str, Any]:
+def _priced(lines: Iterable[EnergyLine], table: PriceTable) -> dict[str, Any]:
     lines = list(lines)
     total = table.total(lines)
     rows = [
@@ -342,6 +344,6 @@ def _priced(lines: Iterable[Line], table: Table) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _arithmetic(lines: Iterable[Line]) -> float:
+def _arithmetic(lines: Iterable[EnergyLine]) -> float:
     """Elementary operations, additions and multiplications above all, that they consist of."""
     return sum(line.number * times for line in lines for _, times in line.arithmetic)

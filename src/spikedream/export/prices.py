@@ -14,7 +14,7 @@ from spikedream.spelling import suggestion
 DEFAULT = "45nm"
 
 
-class Line(NamedTuple):
+class EnergyLine(NamedTuple):
     """So many operations of one kind of one part of a network."""
 
     network: str
@@ -25,14 +25,14 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class PriceTable:
     """Prices of operations. One that has no price of its own costs what it consists of."""
 
     name: str
     source: str
     picojoules: Mapping[str, float | None]  # None: not known
 
-    def price(self, line: Line) -> float | None:
+    def price(self, line: EnergyLine) -> float | None:
         """Picojoules of all operations of a line, or None where the table knows that nobody knows.
 
         Raises:
@@ -52,7 +52,7 @@ class Table:
         known = [line.number * times * each for each, times in prices if each is not None]
         return sum(known) if len(known) == len(prices) else None
 
-    def total(self, lines: Iterable[Line]) -> "Total":
+    def total(self, lines: Iterable[EnergyLine]) -> "Total":
         known, unknown = 0.0, 0
         for line in lines:
             energy = self.price(line)
@@ -75,7 +75,7 @@ def tables() -> dict[str, str]:
     return {file.name.removesuffix(".yaml"): file.read_text().splitlines()[0].removeprefix("#").strip() for file in files}
 
 
-def load(name: str) -> Table:
+def load(name: str) -> PriceTable:
     """A table that spikedream brings, by its name, or the user's own, by the path of its YAML file.
 
     Raises:
@@ -93,7 +93,7 @@ def load(name: str) -> Table:
     return parse(resources.files("spikedream.export").joinpath("energy_tables", f"{name}.yaml").read_text(), name)
 
 
-def parse(text: str, name: str) -> Table:
+def parse(text: str, name: str) -> PriceTable:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -105,4 +105,4 @@ def parse(text: str, name: str) -> Table:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value < float("inf")):
             raise ConfigError(f"energy table {name}: {operation} is {value!r}; it must be picojoules, at least 0, or null")
-    return Table(name, str(data["source"]), {str(operation): value for operation, value in prices.items()})
+    return PriceTable(name, str(data["source"]), {str(operation): value for operation, value in prices.items()})

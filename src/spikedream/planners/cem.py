@@ -18,7 +18,7 @@ class CEMMemory(NamedTuple):
     warm: Array  # () bool, False while `elites` holds none yet
 
 
-class Search(NamedTuple):
+class CEMSearch(NamedTuple):
     """What one iteration hands to the next."""
 
     mean: Array  # (horizon, action_size)
@@ -70,7 +70,7 @@ class CEM:
         check_proposals(proposals.shape[0], self.places)
         mean, count = memory.mean, self.candidates - proposals.shape[0]
 
-        def improve(search: Search, key: Array) -> tuple[Search, None]:
+        def improve(search: CEMSearch, key: Array) -> tuple[CEMSearch, None]:
             noise_key, score_key = jax.random.split(key)
             drawn = draw(spec, search.mean, search.spread, coloured_noise(noise_key, count, mean, self.noise_beta))
             first = jnp.where(search.warm, search.elites, drawn[: self.kept])
@@ -79,7 +79,7 @@ class CEM:
             return self._refit(spec, search, candidates, scores), None
 
         worst = jnp.full((), -jnp.inf, mean.dtype)
-        search = Search(mean, jnp.full_like(mean, self.spread), memory.elites, memory.warm, mean, worst)
+        search = CEMSearch(mean, jnp.full_like(mean, self.spread), memory.elites, memory.warm, mean, worst)
         sample_key, key = jax.random.split(key)
         search, _ = jax.lax.scan(improve, search, jax.random.split(key, self.iterations))
         sample = draw(spec, search.mean, search.spread, coloured_noise(sample_key, 1, mean, self.noise_beta))[0]
@@ -87,14 +87,14 @@ class CEM:
         later = jnp.concatenate([search.elites[:, 1:], search.elites[:, -1:]], axis=1)
         return Plan(actions, sample, search.score, CEMMemory(shift_mean(spec, search.mean), later, search.warm))
 
-    def _refit(self, spec: Spec, search: Search, candidates: Array, scores: Array) -> Search:
+    def _refit(self, spec: Spec, search: CEMSearch, candidates: Array, scores: Array) -> CEMSearch:
         """Candidates (candidates, horizon, action_size), scores (candidates,)."""
         scores, order = jax.lax.top_k(scores, self.elites)
         elites = candidates[order]
         # Discrete elites' own variety is in their mean already, so the uniform share of the draws decays to its floor.
         spread = jnp.zeros_like(search.spread) if spec.discrete else elites.std(axis=0)
         better = scores[0] > search.score
-        return Search(
+        return CEMSearch(
             self.momentum * search.mean + (1 - self.momentum) * elites.mean(axis=0),
             jnp.maximum(self.momentum * search.spread + (1 - self.momentum) * spread, self.min_spread),
             elites[: self.kept],

@@ -11,7 +11,7 @@ from spikedream.planners.plan import Plan, Score, check_proposals, draw, mode, s
 from spikedream.types import Spec, check_bounds
 
 
-class Search(NamedTuple):
+class MPPISearch(NamedTuple):
     """What one iteration hands to the next."""
 
     mean: Array  # (horizon, action_size)
@@ -52,16 +52,16 @@ class MPPI:
         count = self.candidates - proposals.shape[0]
         spread = jnp.full_like(memory, self.spread)
 
-        def improve(search: Search, key: Array) -> tuple[Search, None]:
+        def improve(search: MPPISearch, key: Array) -> tuple[MPPISearch, None]:
             noise_key, score_key = jax.random.split(key)
             drawn = draw(spec, search.mean, spread, smooth_noise(noise_key, count, memory, self.smoothing))
             candidates = jnp.concatenate([drawn, proposals])
             scores = score(candidates, score_key)
             mean = (softmax_weights(scores, self.temperature)[:, None, None] * candidates).sum(axis=0)
-            return Search(mean, jnp.maximum(search.score, scores.max())), None
+            return MPPISearch(mean, jnp.maximum(search.score, scores.max())), None
 
         sample_key, key = jax.random.split(key)
-        start = Search(memory, jnp.full((), -jnp.inf, memory.dtype))
+        start = MPPISearch(memory, jnp.full((), -jnp.inf, memory.dtype))
         (mean, best), _ = jax.lax.scan(improve, start, jax.random.split(key, self.iterations))
         sample = draw(spec, mean, spread, smooth_noise(sample_key, 1, memory, self.smoothing))[0]
         return Plan(mode(spec, mean), sample, best, shift_mean(spec, mean))

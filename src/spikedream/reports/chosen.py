@@ -8,7 +8,7 @@ from spikedream.reports.page import html_table, number
 Row = dict[str, Any]
 
 
-class Choice(NamedTuple):
+class MeasuredChoice(NamedTuple):
     metric: str
     title: str
     shown: Callable[[float], str]
@@ -31,25 +31,25 @@ def _judged(row: Row) -> str:
 
 
 CHOICES = (
-    Choice("scale/action_repeat", "Steps for which an action is held", number,
+    MeasuredChoice("scale/action_repeat", "Steps for which an action is held", number,
            lambda row: f"an entry of the observation goes round in about {row['scale/cycle']:.0f} of the environment's steps",
            "--action-repeat"),
-    Choice("scale/reward", "Rewards are divided by", number,
+    MeasuredChoice("scale/reward", "Rewards are divided by", number,
            lambda row: "the largest seen, or four root mean squares of all where that is less", "--replay.scale largest"),
-    Choice("scale/horizon", "Steps that count ahead", lambda steps: f"{steps:.0f} (gamma {1 - 1 / steps:.3f})",
+    MeasuredChoice("scale/horizon", "Steps that count ahead", lambda steps: f"{steps:.0f} (gamma {1 - 1 / steps:.3f})",
            lambda row: "one and a half cycles of the observation where every step has a reward, 100 where rewards are rare",
            "--agent.gamma"),
-    Choice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
-    Choice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
+    MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
+    MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
            lambda row: f"cross-entropy on held-out steps {row['prior/loss_additive']:.3g}, free {row['prior/loss_free']:.3g}",
            "--world-model.search None"),
-    Choice("pessimism", "Reward lost per unit of uncertainty", number,
+    MeasuredChoice("pessimism", "Reward lost per unit of uncertainty", number,
            lambda row: "the root of the model's mean squared error; at least 1 where episodes end and rewards are positive",
            "--agent.uncertainty-penalty"),
-    Choice("beta", "Weight of curiosity", number,
+    MeasuredChoice("beta", "Weight of curiosity", number,
            lambda row: "no reward has told one state from another" if row["blind"] else "rewards or endings tell states apart",
            "--bonus None"),
-    Choice("selection/rate", "What acts greedily",
+    MeasuredChoice("selection/rate", "What acts greedily",
            lambda rate: "the actor after its last update" if rate == 1 else f"its average over about {1 / rate:.0f} updates",
            _judged, "--agent.selection None"),
 )  # fmt: skip

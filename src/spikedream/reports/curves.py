@@ -16,7 +16,7 @@ SHARE = "share"  # the unit whose axis goes from 0 to 1
 COVERAGE = "calibration/coverage_"  # and the level in percent
 
 
-class Line(NamedTuple):
+class Series(NamedTuple):
     metric: str
     label: str = ""  # needed where a panel has several
     instead: str = ""  # metric that says the same, for rows without the first
@@ -25,13 +25,13 @@ class Line(NamedTuple):
 class Panel(NamedTuple):
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[Series, ...]
     levels: tuple[float, ...] = ()  # where each line ought to be
     dull: float | None = None  # not shown where this is the only value
     draw: "Callable[[go.Figure, Panel, Rows, dict[str, Any]], None] | None" = None  # in place of lines over the turns
 
 
-class Group(NamedTuple):
+class PanelGroup(NamedTuple):
     """One section of the report."""
 
     anchor: str
@@ -62,48 +62,49 @@ def by_step(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) 
 
 
 GROUPS = (
-    Group("world-model", "World model", (
-        Panel("Loss while fitting", "loss", (Line("model_loss", "trained on"), Line("model_holdout_loss", "held out"))),
-        Panel("Error of one step", "mean squared error", (Line("model_error"),)),
-        Panel("Confidence", "exp(−error)", (Line("model_confidence", instead="confidence"),)),
-        Panel("Uncertainty", "typical changes", (Line("model_noise", "aleatoric"), Line("model_disagreement", "epistemic"))),
-        Panel("Truth inside the interval", SHARE, (Line(COVERAGE + "50", "50 %"), Line(COVERAGE + "90", "90 %")), (0.5, 0.9)),
-        Panel("Calibration error", "mean |share − level|", (Line("calibration/error"),)),
-        Panel("Reliability in the last turn", SHARE, (Line(COVERAGE + "50"),), draw=reliability),
+    PanelGroup("world-model", "World model", (
+        Panel("Loss while fitting", "loss", (Series("model_loss", "trained on"), Series("model_holdout_loss", "held out"))),
+        Panel("Error of one step", "mean squared error", (Series("model_error"),)),
+        Panel("Confidence", "exp(−error)", (Series("model_confidence", instead="confidence"),)),
+        Panel("Uncertainty", "typical changes", (Series("model_noise", "aleatoric"), Series("model_disagreement", "epistemic"))),
+        Panel("Truth inside the interval", SHARE, (Series(COVERAGE + "50", "50 %"), Series(COVERAGE + "90", "90 %")), (0.5, 0.9)),
+        Panel("Calibration error", "mean |share − level|", (Series("calibration/error"),)),
+        Panel("Reliability in the last turn", SHARE, (Series(COVERAGE + "50"),), draw=reliability),
     )),
-    Group("dreams", "Dreams", (
+    PanelGroup("dreams", "Dreams", (
         Panel("Uncertainty in dreams", "scaled deviation",
-              (Line("dream_uncertainty", "epistemic"), Line("dream_noise", "aleatoric")), dull=0.0),
-        Panel("Return of a dream", "sum of scaled rewards", (Line("dream_return"),)),
-        Panel("Dreams alive at the horizon", SHARE, (Line("dream_survival"),)),
-        Panel("Imagined rollouts", "in a block of updates", (Line("rollouts"),)),
-        Panel("Length of a rollout", "steps that count", (Line("rollout_length"),)),
-        Panel("Imagined data in an update", SHARE, (Line("imagined_share"),), dull=1.0),
-        Panel("Trusted in the last dreams", SHARE, (Line("dream_accepted_1"),), draw=by_step),
+              (Series("dream_uncertainty", "epistemic"), Series("dream_noise", "aleatoric")), dull=0.0),
+        Panel("Return of a dream", "sum of scaled rewards", (Series("dream_return"),)),
+        Panel("Dreams alive at the horizon", SHARE, (Series("dream_survival"),)),
+        Panel("Imagined rollouts", "in a block of updates", (Series("rollouts"),)),
+        Panel("Length of a rollout", "steps that count", (Series("rollout_length"),)),
+        Panel("Imagined data in an update", SHARE, (Series("imagined_share"),), dull=1.0),
+        Panel("Trusted in the last dreams", SHARE, (Series("dream_accepted_1"),), draw=by_step),
         Panel("Error along real actions", "standard deviations",
-              (Line("dream_error/accepted_1", "trusted"), Line("dream_error/rejected_1", "not")), draw=by_step),
+              (Series("dream_error/accepted_1", "trusted"), Series("dream_error/rejected_1", "not")), draw=by_step),
     )),
-    Group("curiosity", "Curiosity", (
-        Panel("Weight of curiosity", "beta", (Line("beta"),)),
-        Panel("Reward of a step", "scaled reward", (Line("bonus_mean", "intrinsic"), Line("extrinsic_mean", "extrinsic"))),
-        Panel("Intrinsic reward in dreams", "scaled reward", (Line("dream_bonus"),)),
-        Panel("Loss of the bonus's networks", "loss", (Line("bonus_loss"),)),
+    PanelGroup("curiosity", "Curiosity", (
+        Panel("Weight of curiosity", "beta", (Series("beta"),)),
+        Panel("Reward of a step", "scaled reward", (Series("bonus_mean", "intrinsic"), Series("extrinsic_mean", "extrinsic"))),
+        Panel("Intrinsic reward in dreams", "scaled reward", (Series("dream_bonus"),)),
+        Panel("Loss of the bonus's networks", "loss", (Series("bonus_loss"),)),
     )),
-    Group("agent", "Agent", (
-        Panel("Entropy of the policy", "nats", (Line("entropy"),)),
-        Panel("Change of the policy in an update", "KL divergence", (Line("approximate_kl"),)),
-        Panel("Critic's loss", "loss", (Line("critic_loss"),)),
-        Panel("Values", "return", (Line("actor_value", "of its actions"), Line("target_value", "targets"))),
-        Panel("Temporal-difference error", "return", (Line("td_error"),)),
-        Panel("Temperature", "return per nat", (Line("temperature"),)),
-        Panel("Loss of the representation", "loss", (Line("representation_loss"),)),
-        Panel("Time of a decision", "ms, shared in a batch", (Line("decision_ms"),)),
+    PanelGroup("agent", "Agent", (
+        Panel("Entropy of the policy", "nats", (Series("entropy"),)),
+        Panel("Change of the policy in an update", "KL divergence", (Series("approximate_kl"),)),
+        Panel("Critic's loss", "loss", (Series("critic_loss"),)),
+        Panel("Values", "return", (Series("actor_value", "of its actions"), Series("target_value", "targets"))),
+        Panel("Temporal-difference error", "return", (Series("td_error"),)),
+        Panel("Temperature", "return per nat", (Series("temperature"),)),
+        Panel("Loss of the representation", "loss", (Series("representation_loss"),)),
+        Panel("Time of a decision", "ms, shared in a batch", (Series("decision_ms"),)),
     )),
-    Group("real-time", "Real time", (
-        Panel("Ticks without an action", SHARE, (Line("realtime/missed"),)),
+    PanelGroup("real-time", "Real time", (
+        Panel("Ticks without an action", SHARE, (Series("realtime/missed"),)),
         Panel("From an observation to its action", "ms",
-              (Line("realtime/latency_ms", "median"), Line("realtime/latency_ms_99", "99 %"))),
-        Panel("Observations later than due", "ms", (Line("realtime/jitter_ms", "median"), Line("realtime/jitter_ms_99", "99 %"))),
+              (Series("realtime/latency_ms", "median"), Series("realtime/latency_ms_99", "99 %"))),
+        Panel("Observations later than due", "ms",
+              (Series("realtime/jitter_ms", "median"), Series("realtime/jitter_ms_99", "99 %"))),
     )),
 )  # fmt: skip
 
@@ -131,7 +132,7 @@ def learning_curve(rows: Rows, threshold: float | None) -> str:
     return figure_html(figure)
 
 
-def curves(group: Group, rows: Rows) -> str:
+def curves(group: PanelGroup, rows: Rows) -> str:
     """The group's panels about which the rows have something to say; empty where there are none."""
     shown = [panel for panel in (_told(panel, rows) for panel in group.panels) if panel.lines]
     if not shown:
@@ -152,7 +153,7 @@ def _told(panel: Panel, rows: Rows) -> Panel:
     return panel._replace(lines=lines)
 
 
-def _values(line: Line, rows: Rows) -> list[float | None]:
+def _values(line: Series, rows: Rows) -> list[float | None]:
     return [row.get(line.metric, row.get(line.instead)) for row in rows]
 
 
@@ -177,5 +178,5 @@ def _over_turns(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, An
     figure.update_xaxes(title_text="real environment steps", rangemode="tozero", **place)
 
 
-def _with_levels(panel: Panel) -> Iterable[tuple[Line, float | None]]:
+def _with_levels(panel: Panel) -> Iterable[tuple[Series, float | None]]:
     return zip(panel.lines, panel.levels or (None,) * len(panel.lines), strict=False)

@@ -88,7 +88,7 @@ COLUMNS = (
 DISPENSABLE = ("uncertainty", "model loss", "beta", "confidence", "turn", "training", "ms/decision", "a decision", "imagined")
 
 
-class Pace:
+class StepRate:
     """How fast real steps are made, by the last twenty minutes: that evens out evaluations, and follows what changes. The first
     turn does not count, whose random steps are quick.
 
@@ -141,7 +141,7 @@ class PlainLines:
     """One line a turn, for logs and pipes."""
 
     def __init__(self, console: Console):
-        self._console, self._pace = console, Pace()
+        self._console, self._pace = console, StepRate()
         self.progress = self._pace.progress
 
     def __enter__(self) -> "PlainLines":
@@ -170,7 +170,7 @@ class LivePanel:
     NOTES = 6  # latest notes shown
 
     def __init__(self, console: Console, title: str):
-        self._console, self._title, self._rows, self._notes, self._pace = console, title, [], [], Pace()
+        self._console, self._title, self._rows, self._notes, self._pace = console, title, [], [], StepRate()
         self.progress = self._pace.progress
         self._phase: tuple[str, int, int] = ("compile", 0, 1)
         self._parts: Mapping[str, str] = {}  # of a run in several processes

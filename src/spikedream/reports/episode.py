@@ -29,7 +29,7 @@ class Episode(NamedTuple):
     carries: dict[int, PyTree]  # the policy's memory at the steps whose plan is shown
 
 
-class Imagined(NamedTuple):
+class ImaginedEpisode(NamedTuple):
     """What the world model says about the beginning of an episode."""
 
     obs: Array  # (members, horizon - warm, obs_size) open loop from observation `warm`, in the environment's units
@@ -102,7 +102,7 @@ def warm_up(algorithm: Algorithm, horizon: int) -> int:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array, warm: int) -> Imagined:
+def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array, warm: int) -> ImaginedEpisode:
     """Of the real raw observations (horizon, obs_size) that were met and the actions (horizon, action_size) taken there."""
     world, normalizer = algorithm.world(state), state.replay.normalizer
     follow_key, dream_key = jax.random.split(jax.random.fold_in(state.keys.evaluate, 1))
@@ -118,7 +118,7 @@ def imagine(algorithm: Algorithm, state: TrainState, obs: Array, actions: Array,
     steps = (normalizer.obs(obs), actions, jax.random.split(follow_key, obs.shape[0]))
     memories, trains = jax.lax.scan(follow, world.blank(algorithm.spec), steps)[1]
     memory = jax.tree.map(lambda x: x[warm], memories)
-    return Imagined(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], dream_key)), trains)
+    return ImaginedEpisode(normalizer.raw_obs(_open_loop(world, memory, actions[warm:], dream_key)), trains)
 
 
 @partial(jax.jit, static_argnums=0)

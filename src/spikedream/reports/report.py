@@ -19,7 +19,7 @@ from spikedream.reports.chosen import chosen_html
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.drawing import drawing_environment, greedy_episode
 from spikedream.reports.energy_shown import energy_html
-from spikedream.reports.episode import Episode, Imagined, imagine, plan, plan_every, play, step_key, warm_up
+from spikedream.reports.episode import Episode, ImaginedEpisode, imagine, plan, plan_every, play, step_key, warm_up
 from spikedream.reports.page import (
     INK,
     MODEL,
@@ -73,7 +73,7 @@ def write_report(run: Run) -> Path:
 # ---- what is shown
 
 
-def _imagined(run: Run, episode: Episode) -> Imagined | None:
+def _imagined(run: Run, episode: Episode) -> ImaginedEpisode | None:
     """None where no world model is ever fitted."""
     if not run.algorithm.agent.uses_world and run.algorithm.bonus is None:
         return None
@@ -118,7 +118,7 @@ def _facts(run: Run, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 # ---- pictures
 
 
-def _dream_against_reality(run: Run, episode: Episode, imagined: Imagined | None) -> str:
+def _dream_against_reality(run: Run, episode: Episode, imagined: ImaginedEpisode | None) -> str:
     if imagined is None:
         return ""
     members, steps, _ = imagined.obs.shape
@@ -193,7 +193,7 @@ def _against_reality(run: Run, true: np.ndarray, stretches: list[Stretch], name:
     return figure
 
 
-def _spikes(run: Run, episode: Episode, imagined: Imagined | None) -> str:
+def _spikes(run: Run, episode: Episode, imagined: ImaginedEpisode | None) -> str:
     """Raster and rates; spikes (steps, ticks, neurons)."""
     horizon, silent, layers = min(SHOWN_STEPS, len(episode.actions)), "", []
     parts: dict[str, tuple[Any, str]] = {"Policy": (episode.spikes, POLICY)}

@@ -17,7 +17,7 @@ from spikedream.types import PyTree, check_bounds
 SMALL = 1e-3  # beside a variance
 
 
-class Moments(eqx.Module):
+class BatchMoments(eqx.Module):
     """Of what enters each layer, a mini-batch's or running ones; not learned."""
 
     mean: tuple[Array, ...]  # (size,) each
@@ -29,7 +29,7 @@ class BatchNormParams(eqx.Module):
     layers: tuple[Affine, ...]
     scale: tuple[Array, ...]  # (size,) of what enters each layer, once it is standardised
     shift: tuple[Array, ...]
-    running: Moments
+    running: BatchMoments
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class BatchNormMLP:
         keys = jax.random.split(key, len(gains))
         layers = tuple(affine(a, b, k, gain) for a, b, k, gain in zip(sizes[:-1], sizes[1:], keys, gains, strict=True))
         ones, zeros = (tuple(jnp.full(size, value, jnp.float32) for size in sizes[:-1]) for value in (1.0, 0.0))
-        return BatchNormParams(layers, ones, zeros, Moments(zeros, ones, jnp.zeros(())))
+        return BatchNormParams(layers, ones, zeros, BatchMoments(zeros, ones, jnp.zeros(())))
 
     def start(self, params: BatchNormParams) -> PyTree:
         return ()
@@ -79,7 +79,7 @@ class BatchNormMLP:
             rows = self._activate(layer(entering[-1]))
         return entering
 
-    def on_batch(self, params: BatchNormParams, rows: Array) -> tuple[Array, Moments]:
+    def on_batch(self, params: BatchNormParams, rows: Array) -> tuple[Array, BatchMoments]:
         """(rows, out_size) from (rows, in_size), and the running moments with these rows in them."""
         means: list[Array] = []
         variances: list[Array] = []
@@ -92,7 +92,7 @@ class BatchNormMLP:
             stretch, move = self._renormalisation(params.running, i, mean, variance)
             rows = rows * stretch[None] + move[None]
             rows = layer(rows * params.scale[i][None] + params.shift[i][None])
-        running = Moments(
+        running = BatchMoments(
             self._moved(params.running.mean, means), self._moved(params.running.variance, variances), params.running.updates + 1
         )
         return rows, jax.lax.stop_gradient(running)
@@ -100,7 +100,7 @@ class BatchNormMLP:
     def _moved(self, running: tuple[Array, ...], found: list[Array]) -> tuple[Array, ...]:
         return tuple(self.momentum * old + (1 - self.momentum) * new for old, new in zip(running, found, strict=True))
 
-    def _renormalisation(self, running: Moments, i: int, mean: Array, variance: Array) -> tuple[Array, Array]:
+    def _renormalisation(self, running: BatchMoments, i: int, mean: Array, variance: Array) -> tuple[Array, Array]:
         """r and d of Ioffe 2017, (size,) each: what takes rows that are standardised by their own moments to the running ones."""
         deviation = jnp.sqrt(running.variance[i] + SMALL)
         stretch = jnp.clip(jnp.sqrt(variance + SMALL) / deviation, 1 / self.scale_limit, self.scale_limit)

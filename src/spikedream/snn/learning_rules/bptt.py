@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState
 from spikedream.types import PyTree
 
@@ -37,14 +37,14 @@ class BPTT:
 
     def window(
         self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: PyTree, ticks: int
-    ) -> Window:
+    ) -> TickWindow:
         currents = layer.synapse(entering)  # one row when the input is the same at every tick
         history = [state]
         step = _step_apart if neuron.norm == "layer" else _step  # to standardise is too dear to be done again
         for tick in range(ticks):
             history.append(step(neuron, layer.neuron, history[-1], currents[min(tick, currents.shape[0] - 1)]))
         spikes = jnp.stack([after.spikes for after in history[1:]])
-        return Window(spikes, jnp.stack([after.v - state.v for after in history[1:]]), history[-1], ())
+        return TickWindow(spikes, jnp.stack([after.v - state.v for after in history[1:]]), history[-1], ())
 
     def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
         return readout.decode(params, state, spikes, v)

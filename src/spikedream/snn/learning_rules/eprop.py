@@ -12,7 +12,7 @@ from jax import Array
 from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.influence import Influence, at_rest, window
 from spikedream.snn.learning_rules.pattern import Own
-from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
 from spikedream.snn.learning_rules.rtrl import check_elementwise
 from spikedream.snn.neurons import AnyNeuron, NeuronState
 from spikedream.snn.product import product
@@ -69,7 +69,7 @@ class EProp:
 
     def window(
         self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
-    ) -> Window:
+    ) -> TickWindow:
         back, feedback = self._backward(neuron), None if self.feedback == "symmetric" else _random(layer.synapse.weight)
         pattern = Own(layer.neuron.decay.size)
         return window(neuron, pattern, layer, entering, state, influence, ticks, backward=back, feedback=feedback)

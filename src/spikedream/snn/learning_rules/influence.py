@@ -21,7 +21,7 @@ from jax import Array
 
 from spikedream.snn.affine import Affine
 from spikedream.snn.learning_rules.pattern import Pattern
-from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard, recurrent_weights
 from spikedream.snn.product import product
 
@@ -77,7 +77,7 @@ def window(
     *,
     backward: AnyNeuron | None = None,
     feedback: Array | None = None,
-) -> Window:
+) -> TickWindow:
     """As `LearningRule.window`.
 
     Args:
@@ -92,7 +92,7 @@ def window(
     weights = _Weights(layer.synapse, replace(params, recurrent=None, branches=1), recurrent)
     trace = _Trace(backward or neuron, pattern, None if recurrent is None else _sources(neuron, params))
 
-    def forward(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+    def forward(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> TickWindow:
         currents = weights.synapse(entering)
 
         def tick(now: tuple[NeuronState, _Traced | None], row: tuple[Array, Array] | None):
@@ -107,16 +107,16 @@ def window(
         rows = None if steady else (entering, currents)
         unroll = min(ticks, UNROLLED) if influence is None else 1
         (after, traced), (spikes, v) = jax.lax.scan(tick, first, rows, length=ticks, unroll=unroll)
-        return Window(spikes, v, after, None if traced is None else traced.influence)
+        return TickWindow(spikes, v, after, None if traced is None else traced.influence)
 
     @jax.custom_vjp
-    def run(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> Window:
+    def run(weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None) -> TickWindow:
         return forward(weights, entering, state, influence)
 
-    def run_and_keep(*arguments: Any) -> tuple[Window, tuple]:
+    def run_and_keep(*arguments: Any) -> tuple[TickWindow, tuple]:
         return run(*arguments), arguments
 
-    def pull(kept: tuple, cotangent: Window) -> tuple:
+    def pull(kept: tuple, cotangent: TickWindow) -> tuple:
         weights, entering, state, influence = kept
         gradient, into = trace.accumulate(weights, entering, state, influence, cotangent, ticks)
         onward = weights.synapse.weight if feedback is None else feedback
@@ -204,7 +204,7 @@ class _Trace:
         return old._replace(**{name: part(name) for name in _parts(old)})
 
     def accumulate(
-        self, weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None, cotangent: Window, ticks: int
+        self, weights: _Weights, entering: Array, state: NeuronState, influence: Influence | None, cotangent: TickWindow, ticks: int
     ) -> tuple[_Weights, Array]:
         """The layer's gradient, and that of the currents from outside: (1, size) of a steady one, exactly within the window;
         else (ticks, size), of each tick's through that tick alone."""

@@ -18,7 +18,7 @@ class SpikingLayer(eqx.Module):
     neuron: NeuronParams
 
 
-class Window(NamedTuple):
+class TickWindow(NamedTuple):
     """A layer's ticks of one call."""
 
     spikes: Array  # (ticks, size)
@@ -40,7 +40,7 @@ class LearningRule(Protocol):
 
     def window(
         self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: PyTree, ticks: int
-    ) -> Window:
+    ) -> TickWindow:
         """A layer's ticks.
 
         Args:

@@ -7,7 +7,7 @@ from jax import Array
 
 from spikedream.snn.learning_rules.influence import Influence, at_rest, window
 from spikedream.snn.learning_rules.pattern import Pattern, pattern
-from spikedream.snn.learning_rules.protocol import SpikingLayer, Window
+from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard
 from spikedream.types import PyTree, check_bounds
 
@@ -53,7 +53,7 @@ class SnAp:
 
     def window(
         self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
-    ) -> Window:
+    ) -> TickWindow:
         return window(neuron, self._pattern(neuron, layer.neuron), layer, entering, state, influence, ticks)
 
     def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
@@ -87,7 +87,7 @@ class RTRL:
 
     def window(
         self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, influence: Influence | None, ticks: int
-    ) -> Window:
+    ) -> TickWindow:
         return self._far(layer).window(neuron, layer, entering, state, influence, ticks)
 
     def _far(self, layer: SpikingLayer) -> SnAp:
