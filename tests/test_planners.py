@@ -12,7 +12,7 @@ import scipy.stats
 from programs import program
 from small import same
 
-from spikedream.planners.cem import CEM, CEMMemory, Search, coloured_noise
+from spikedream.planners.cem import CEM, CEMMemory, CEMSearch, coloured_noise
 from spikedream.planners.mppi import MPPI, smooth_noise, softmax_weights
 from spikedream.planners.plan import draw, mode, shift_mean, start_mean
 from spikedream.planners.random_shooting import RandomShooting
@@ -333,7 +333,7 @@ def test_a_warm_start_helps(planner, spec):
 
 def refit(spec, planner, candidates, scores, mean, spread, score=-jnp.inf):
     like = jnp.zeros((planner.kept, *mean.shape))
-    search = Search(mean, spread, like, jnp.zeros((), bool), jnp.zeros_like(mean), jnp.asarray(score))
+    search = CEMSearch(mean, spread, like, jnp.zeros((), bool), jnp.zeros_like(mean), jnp.asarray(score))
     return jax.jit(planner._refit, static_argnums=0)(spec, search, candidates, scores)
 
 
