@@ -33,7 +33,7 @@ COUNTS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploratio
 Arrays = dict[str, np.ndarray]
 
 
-class StandardisedFeatures(BaseFeaturesExtractor):
+class Standardise(BaseFeaturesExtractor):
     """Raw observations on the scale that the world model has: what is kept in a buffer does not depend on it."""
 
     def __init__(self, observation_space: Any):
@@ -82,7 +82,7 @@ class StableBaselinesLearner:
         settings = {name: setting(value) for name, value in agent.settings.items() if name != "action_noise"}
         policy = dict(settings.pop("policy_kwargs", {}))
         policy |= {"net_arch": list(agent.hidden), "activation_fn": ACTIVATIONS[agent.activation]}
-        policy |= {"features_extractor_class": StandardisedFeatures}
+        policy |= {"features_extractor_class": Standardise}
         if self._noise.any():
             settings["action_noise"] = NormalActionNoise(np.zeros_like(self._noise), self._noise)
         settings = {"device": "cpu"} | settings
@@ -127,7 +127,7 @@ class StableBaselinesLearner:
     def _standardise(self, world: World) -> None:
         """What is remembered has no scale of its own."""
         for module in self.model.policy.modules():
-            if isinstance(module, StandardisedFeatures):
+            if isinstance(module, Standardise):
                 size = self.spec.obs_size
                 module.mean[:size] = torch.as_tensor(np.array(world.normalizer.mean))
                 module.scale[:size] = torch.as_tensor(np.array(world.normalizer.scale))

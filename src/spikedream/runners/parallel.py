@@ -170,7 +170,7 @@ class Driver:
         if now - self._told >= TOLD:
             self._told = now
             self.listener.progress(self.progress.real_steps, self.config.budget)
-            self.listener.parts(self.status_log.parts(self.standing()))
+            self.listener.parts(self.status_log.parts(self.status()))
         last, steps = self.progress.done.get("checkpoint"), self.progress.real_steps
         if now - self._saved >= SAVED and steps != last and due(self.config.checkpoint.every, last, steps):
             self._try(self.save)
@@ -351,7 +351,7 @@ class Driver:
         progress.turn = progress.evaluations
         if progress.finished:  # what is saved is what was evaluated
             self.newest.policy = policy
-        measured = self.status_log.measured(self.standing())
+        measured = self.status_log.measured(self.status())
         self._try(lambda: self.account.write_row(judgement.evaluated, self.intake.ended, measured))
         self._try(lambda: self.account.keep_best(judgement.evaluated, lambda: self.newest.acts(policy, self.replay)))
         self.intake.ended = []
@@ -364,7 +364,7 @@ class Driver:
             self.listener.note(f"{' '.join(str(error).split())}; the run goes on and tries again")
         self._saved = time.monotonic()
 
-    def standing(self) -> Status:
+    def status(self) -> Status:
         progress, asked, lags = self.progress, self.crew.asked, self.intake.lags
         return Status(
             progress.real_steps, progress.done.get("fit", 0), progress.updates, progress.evaluations, self.newest.model.version,

@@ -36,17 +36,17 @@ class StatusLog:
     def _rate(self, real_steps: int) -> float:
         return (real_steps - self._before) / max(time.monotonic() - self._since, 1e-9)
 
-    def measured(self, standing: Status) -> dict[str, float]:
+    def measured(self, status: Status) -> dict[str, float]:
         """Since the last time, for a row of `metrics.jsonl`."""
-        rate = self._rate(standing.real_steps)
-        self.begin(standing.real_steps)
+        rate = self._rate(status.real_steps)
+        self.begin(status.real_steps)
         return {
             "parallel/steps_a_second": round(rate, 3),
-            "parallel/model_version": standing.model,
-            "parallel/policy_version": standing.policy,
-            "parallel/policy_lag": standing.lag,
-            "parallel/model_lag_steps": standing.real_steps - standing.fitted_steps,
-            "parallel/waiting_steps": standing.waiting,
+            "parallel/model_version": status.model,
+            "parallel/policy_version": status.policy,
+            "parallel/policy_lag": status.lag,
+            "parallel/model_lag_steps": status.real_steps - status.fitted_steps,
+            "parallel/waiting_steps": status.waiting,
             "parallel/restarts": self.restarts,
             "parallel/refused": self.refused,
         }
