@@ -308,6 +308,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
+    if asked.record and asked.what == "cartpole":
+        parser.error("cartpole keeps no rows; leave --record out")
     if asked.what == "cartpole":
         cartpole(asked.seeds)
     elif asked.what == "collect":

@@ -197,8 +197,10 @@ def stored(rows: int) -> dict[str, float]:
     """Milliseconds of a turn's parts with so many stored, and seconds of a checkpoint."""
     found = {}
     for priority in ("uniform", "model_error"):
+        parts = {}
         for part, value in turns(rows, priority):
-            found[f"ms, {part}, {priority}"] = report(f"turn: {part}", value, "ms", stored=rows, priority=priority)
+            parts[part] = found[f"ms, {part}, {priority}"] = report(f"turn: {part}", value, "ms", stored=rows, priority=priority)
+        found[f"ms, turn, {priority}"] = report("turn", sum(parts.values()), "ms", stored=rows, priority=priority)
     return found | {"s, checkpoint": report("checkpoint after 10,000 new rows", saving(rows), "s", stored=rows)}
 
 

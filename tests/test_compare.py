@@ -716,12 +716,12 @@ def test_a_baseline_stops_as_solved_after_its_confirmations_and_leaves_a_run(tmp
         return np.zeros(len(obs), int) if constant else (obs[:, 2] + 0.5 * obs[:, 3] + 0.05 * obs[:, 1] > 0).astype(int)
 
     configuration.save(baseline, tmp_path / "config.yaml")
-    watch = baselines.Monitor(baseline, tmp_path, predict)
-    assert not watch.turn(0, 0) and not watch.turn(99, 1) and not watch.turn(100, 2) and not watch.turn(199, 3)
+    monitor = baselines.Monitor(baseline, tmp_path, predict)
+    assert not monitor.turn(0, 0) and not monitor.turn(99, 1) and not monitor.turn(100, 2) and not monitor.turn(199, 3)
     constant.clear()
-    assert watch.turn(210, 4)
-    watch.write_result()
-    watch.close()
+    assert monitor.turn(210, 4)
+    monitor.write_result()
+    monitor.close()
     method = compare([tmp_path]).methods["baseline"]
     assert [row["real_steps"] for row in method.runs[0].rows] == [100, 210]
     assert method.solved == 1 and method.scores["real_steps_to_solve"]["iqm"] == 210 and method.scores["final_return"]["iqm"] >= 475
@@ -729,10 +729,10 @@ def test_a_baseline_stops_as_solved_after_its_confirmations_and_leaves_a_run(tmp
 
 def test_a_baseline_stops_when_its_budget_is_spent(tmp_path: Path) -> None:
     baseline = configuration.merge(baselines.from_zoo("DQN", "CartPole-v1"), {"budget": 130, "evaluation": {"episodes": 2}})
-    watch = baselines.Monitor(baseline, tmp_path, lambda obs: np.zeros(len(obs), int))
-    assert not watch.turn(120, 0) and watch.turn(130, 1) and watch.turn(130, 1)
-    watch.close()
-    assert watch.solved_at is None and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    monitor = baselines.Monitor(baseline, tmp_path, lambda obs: np.zeros(len(obs), int))
+    assert not monitor.turn(120, 0) and monitor.turn(130, 1) and monitor.turn(130, 1)
+    monitor.close()
+    assert monitor.solved_at is None and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.extras

@@ -54,8 +54,8 @@ def test_a_generation_is_as_the_equations_say() -> None:
     half = np.asarray(_noise(state.actor, 3, noise_key).bias)
     noise = np.concatenate([half, -half])
     both = _noise(state.actor, 3, noise_key)
-    memory, importance = agent._starts(world, experience, start_key)
-    judge = jax.jit(lambda actor: agent._fitness(state, actor, world, memory, importance, dream_key).value)
+    starts = agent._starts(world, experience, start_key)
+    judge = jax.jit(lambda actor: agent._fitness(state, actor, world, starts, dream_key).value)
     fitness = []
     for i in range(6):
         sign, n = (1, i) if i < 3 else (-1, i - 3)

@@ -120,6 +120,11 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         [f"agent.{x}" for x in ("population", "trajectories", "horizon", "start_noise", "gamma", "deviation", "deviation_rate",
                                 "learning_rate", "uncertainty_penalty")],
     ),
+    "evolution that remembers": (
+        {"world_model": ENSEMBLE,
+         "agent": {"kind": "Evolution", "actor": MEMORY, "population": 4, "trajectories": 2, "horizon": 3, "context": 3}},
+        "dream", ["agent.context"],
+    ),
     "ppo": (
         {"world_model": ENSEMBLE,
          "agent": {"kind": "PPO", "actor": NETWORK, "critic": NETWORK, "rollout": 12, "passes": 3, "batch": 8, "clip": 0.02,

@@ -316,7 +316,9 @@ def dreamer(noise):
 
 STARTS = {
     "Dreamer": lambda noise, *where: dreamer(noise)._starts(dreamer(noise).init(LINE, where[0], KEY), *where, OTHER)[0].memory,
-    "Evolution": lambda noise, *where: Evolution(actor=MLP((4,)), trajectories=200, start_noise=noise)._starts(*where, OTHER)[0],
+    "Evolution": lambda noise, *where: (
+        Evolution(actor=MLP((4,)), trajectories=200, start_noise=noise)._starts(*where, OTHER).memory
+    ),
     "SteppedDreams": lambda noise, *where: SteppedDreams(start_noise=noise)._starts(*where, 200, OTHER),
 }
 
@@ -337,16 +339,26 @@ def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted, dre
     assert np.corrcoef(told, told_there)[0, 1] > 0.9
 
 
-def test_a_remembering_actor_dreams_on_from_what_it_would_remember_of_the_real_steps():
+def begun(agent, state, world, experience):
+    """The world's memory, and the actor's, where dreams begin."""
+    if isinstance(agent, Dreamer):
+        return agent._starts(state, world, experience, OTHER)[0]
+    starts = agent._starts(world, experience, OTHER)
+    return starts.memory, agent._remembered(state.actor, world, starts.past, KEY)
+
+
+@pytest.mark.parametrize("agent", [
+    Dreamer(actor=GRU(4), critic=MLP((4,)), trajectories=30, context=24), Evolution(actor=GRU(4), trajectories=30, context=24),
+])  # fmt: skip
+def test_a_remembering_actor_dreams_on_from_what_it_would_remember_of_the_real_steps(agent):
     world, experience, rows = toy(still(), ARMS), filled(ARMS, 20, 24, KEY), jnp.arange(20)
-    agent = Dreamer(actor=GRU(4), critic=MLP((4,)), trajectories=30, context=24)
     state = jax.jit(lambda k: agent.init(ARMS, world, k))(KEY)
-    starts, _ = jax.jit(lambda s: agent._starts(s, world, experience, OTHER))(state)
+    memory, carry = jax.jit(lambda s: begun(agent, s, world, experience))(state)
     steps, act = experience.gather(rows), jax.jit(lambda obs, carry: agent.actor(state.actor, obs, carry, KEY).carry)
     wanted = [resting := agent.actor.start(state.actor)]
     for obs, ended in zip(steps.obs, steps.terminated, strict=True):
         wanted.append(resting if ended else act(obs, wanted[-1]))
-    at = np.abs(np.asarray(starts.memory.obs)[:, None] - np.asarray(steps.obs)).sum(-1).argmin(1)  # where each start was replayed
+    at = np.abs(np.asarray(memory.obs)[:, None] - np.asarray(steps.obs)).sum(-1).argmin(1)  # where each start was replayed
     remembered = np.stack(jax.tree.leaves(wanted))[at]
-    np.testing.assert_allclose(jax.tree.leaves(starts.carry)[0], remembered, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.tree.leaves(carry)[0], remembered, rtol=1e-4, atol=1e-5)
     assert len(set(at)) > 10 and (np.abs(remembered).max(1) > 0.01).mean() > 0.5

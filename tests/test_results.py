@@ -297,7 +297,13 @@ def test_a_row_of_one_seed_is_judged_by_its_own_processor_alone(tmp_path: Path, 
     assert results.contradictions(row, result(real_steps_to_solve=41)) == [f"{STEPS} is 41, was 40 on the same processor ({HERE})"]
     record.save(row, "x", tmp_path)
     assert results.witness("x", tmp_path, Console(width=500)) and record.load("x", tmp_path) == row  # nothing is trained
-    assert f"x: of one seed, which only {HERE} can judge; this is {provenance.processor()}" in capsys.readouterr().out
+    assert f"x: only {HERE} can judge it; this is {provenance.processor()}" in capsys.readouterr().out
+
+
+def test_what_an_accelerator_did_is_judged_by_accelerators_alone() -> None:
+    row = dataclasses.replace(measured([40, 60], [490.0, 470.0]), processor="H100, Xeon, 16 cores")
+    assert not results.judges(row, "Xeon, 2 cores") and results.judges(row, "H200, Xeon, 16 cores")
+    assert results.judges(measured([40, 60], [490.0, 470.0]), "H100, Xeon, 16 cores")
 
 
 def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(

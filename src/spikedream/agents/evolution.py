@@ -7,7 +7,8 @@ natural evolution strategies"), which adapts the deviation of every single weigh
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,7 +25,7 @@ from spikedream.ops.returns import survival
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import NeuronParams
 from spikedream.snn.readouts import PopulationReadout
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
+from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
 from spikedream.world import World
 
 
@@ -34,6 +35,14 @@ class EvolutionState(eqx.Module):
     optimizer: PyTree
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
+
+
+class Starts(NamedTuple):
+    """Where dreams begin, the same for all candidates; leaves (trajectories, ...)."""
+
+    memory: Any  # the world's
+    past: Sequence | None  # real steps that led there, where actors keep a memory
+    importance: Array
 
 
 class Fitness(NamedTuple):
@@ -57,7 +66,8 @@ class Evolution:
     population: int = 64  # in pairs, on both sides of the mean
     trajectories: int = 8  # dreams of each candidate
     horizon: int = 50
-    start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start
+    context: int = 16  # replayed steps that warm up an actor's memory, where it has one, before it dreams on
+    start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start and its past
     gamma: float = 0.99
     deviation: float = 0.1  # of the weights, at first
     deviation_rate: float = 0.0  # at which each weight's own deviation follows what helped; 0: all stay as they are
@@ -66,8 +76,8 @@ class Evolution:
 
     def __post_init__(self) -> None:
         at_least_one, not_negative = (1, None), (0, None)
-        check_bounds(self, population=(2, None), trajectories=at_least_one, horizon=at_least_one, gamma=(0, 1))
-        check_bounds(self, start_noise=not_negative, deviation=(1e-6, None), deviation_rate=not_negative)
+        check_bounds(self, population=(2, None), trajectories=at_least_one, horizon=at_least_one, context=at_least_one)
+        check_bounds(self, gamma=(0, 1), start_noise=not_negative, deviation=(1e-6, None), deviation_rate=not_negative)
         check_bounds(self, learning_rate=not_negative, uncertainty_penalty=not_negative)
         if self.population % 2:
             raise ValueError(f"population is {self.population}; candidates come in pairs, so that it must be even")
@@ -109,8 +119,8 @@ class Evolution:
         half = _noise(state.actor, self.population // 2, noise_key)
         noise = jax.tree.map(lambda x: jnp.concatenate([x, -x]), half)  # leaves (population, ...)
         candidates = jax.tree.map(lambda mean, d, x: mean[None] + d[None] * x, state.actor, state.deviation, noise)
-        memory, importance = self._starts(world, experience, start_key)
-        found = jax.vmap(lambda actor: self._fitness(state, actor, world, memory, importance, dream_key))(candidates)
+        starts = self._starts(world, experience, start_key)
+        found = jax.vmap(lambda actor: self._fitness(state, actor, world, starts, dream_key))(candidates)
         rank = jnp.argsort(jnp.argsort(found.value)).astype(jnp.float32)
         centred = rank - rank.mean()
         utility = centred / jnp.abs(centred).sum()
@@ -136,22 +146,28 @@ class Evolution:
         }
         return replace(state, actor=actor, deviation=deviation, optimizer=moments), metrics
 
-    def _starts(self, world: World, experience: Experience, key: Array) -> tuple[PyTree, Array]:
-        """The world's memory at replayed steps, leaves (trajectories, ...), and how much each counts, (trajectories,)."""
+    def _starts(self, world: World, experience: Experience, key: Array) -> Starts:
         draw_key, noise_key, recall_key = jax.random.split(key, 3)
         index = experience.draw(draw_key, (self.trajectories,))
-        importance = experience.importance(index)
         noise = self.start_noise * jax.random.normal(noise_key, experience.gather(index).obs.shape)
-        return world.recall(experience, index, recall_key, noise), importance
+        past = None
+        if self.actor.persistent:
+            past = jax.vmap(Sequence.moved)(jax.vmap(partial(experience.sequence, length=self.context))(index), noise)
+        return Starts(world.recall(experience, index, recall_key, noise), past, experience.importance(index))
 
-    def _fitness(
-        self, state: EvolutionState, actor: PyTree, world: World, memory: PyTree, importance: Array, key: Array
-    ) -> Fitness:
-        """Of one candidate, whose own memory is at rest when a dream begins."""
-        policy, resting = ActorPolicy(actor, state.distribution, state.spec), self.actor.start(actor)
-        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.trajectories, *x.shape)), resting)
+    def _remembered(self, actor: PyTree, world: World, past: Sequence, key: Array) -> PyTree:
+        """A candidate's own memory where dreams begin, of the real steps that led there; leaves (trajectories, ...)."""
+        _, remembered = jax.vmap(partial(acting.relive, self, actor, world))(past, jax.random.split(key, self.trajectories))
+        return jax.tree.map(lambda x: x[:, -1], remembered)
+
+    def _fitness(self, state: EvolutionState, actor: PyTree, world: World, starts: Starts, key: Array) -> Fitness:
+        """Of one candidate."""
+        policy, carry = ActorPolicy(actor, state.distribution, state.spec), self.actor.start(actor)
+        if starts.past is not None:
+            relive_key, key = jax.random.split(key)
+            carry = self._remembered(actor, world, starts.past, relive_key)
         decide = lambda carry, feature, key: self.decide(policy, carry, feature, key, greedy=False)  # noqa: E731
-        imagined, _ = dream(world, decide, carry, memory, self.horizon, key)
+        imagined, _ = dream(world, decide, carry, starts.memory, self.horizon, key)
         prediction = imagined.prediction
         alive = jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated)
         reward = jnp.clip(prediction.reward, *world.normalizer.reward_range())
@@ -159,7 +175,7 @@ class Evolution:
         discount = self.gamma ** jnp.arange(self.horizon, dtype=jnp.float32)
         returns = (discount[:, None] * alive * reward).sum(0)
         return Fitness(
-            value=(returns * importance).sum() / importance.sum(),
+            value=(returns * starts.importance).sum() / starts.importance.sum(),
             uncertainty=prediction.uncertainty.mean(),
             survival=(alive[-1] * (1 - prediction.terminated[-1])).mean(),
             firing_rate=firing_rate(imagined.decision.spikes),

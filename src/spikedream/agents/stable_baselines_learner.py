@@ -34,7 +34,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Standardise(BaseFeaturesExtractor):
-    """Raw observations on the scale that the world model has: what is kept in a buffer does not depend on it."""
+    """Raw observations on the scale that the world model has: what is kept in a buffer does not depend on it.
+
+    Saved agents name this class.
+    """
 
     def __init__(self, observation_space: Any):
         size = observation_space.shape[0]

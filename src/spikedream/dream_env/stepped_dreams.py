@@ -43,7 +43,9 @@ class SteppedDreams:
     horizon: int = 16  # steps of a dream that nothing ends before
     uncertainty_limit: float | None = None  # on the sum over a dream's steps: errors add up along it
     uncertainty_penalty: float = 0.0  # normalised reward lost per unit of uncertainty (Yu et al. 2020, MOPO)
-    start_noise: float = 0.0  # standard deviation, in those of the observations, of what is added to a replayed start
+    start_noise: float = (
+        0.0  # standard deviation, in those of the observations, of what is added to a replayed start, and to its past
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self, horizon=(1, None), uncertainty_penalty=(0, None), start_noise=(0, None))

@@ -48,16 +48,20 @@ def run_results(command: Results, console: Console) -> int:
     wrong = tables.check(command.root)
     for line in wrong:
         console.print(line, **PLAIN)
-    for name in measured(command.root / record.RESULTS):
+    for name in rows(command.root / record.RESULTS):
         if (row := record.load(name, command.root / record.RESULTS)).stale:
             console.print(f"{name}: measured with earlier code or settings; again: {row.command}", **PLAIN)
     return 1 if wrong else 0
 
 
+def rows(place: Path = record.RESULTS) -> list[str]:
+    """Their names."""
+    return sorted(file.stem for file in place.glob("*.json"))
+
+
 def measured(place: Path = record.RESULTS) -> list[str]:
     """Names of the rows that can call a witness."""
-    names = sorted(file.stem for file in place.glob("*.json"))
-    return [name for name in names if record.load(name, place).witness is not None]
+    return [name for name in rows(place) if record.load(name, place).witness is not None]
 
 
 # ---- the witness
@@ -76,7 +80,7 @@ def witness(name: str, place: Path, console: Console) -> bool:
         why = "it was transcribed" if row.transcribed else "it is not of runs"
         raise ConfigError(f"{record.path(name, place)} has no witness: {why}")
     if not judges(row, here := provenance.processor()):
-        console.print(f"{name}: of one seed, which only {row.processor} can judge; this is {here}", **PLAIN)
+        console.print(f"{name}: only {row.processor} can judge it; this is {here}", **PLAIN)
         return True
     with tempfile.TemporaryDirectory(prefix="spikedream-witness-") as directory:
         config = dataclasses.replace(_config(row.settings), seed=row.witness)
@@ -104,14 +108,19 @@ def _config(settings: Mapping[str, Any]) -> Config | Baseline:
 
 def judges(row: Row, processor: str) -> bool:
     """Whether a run on this processor can tell if the row still holds: elsewhere rounding differs, and the range of one seed is a
-    single figure, which nothing else would meet."""
-    return processor == row.processor or len(row.seeds) > 1
+    single figure, which nothing else would meet; and what took an accelerator minutes would take a processor days."""
+    return processor == row.processor or (len(row.seeds) > 1 and _accelerated(row.processor) <= _accelerated(processor))
+
+
+def _accelerated(processor: str | None) -> bool:
+    """By its name, as `provenance.processor` makes it, which is that of an accelerator before those of processor and cores."""
+    return (processor or "").count(", ") > 1
 
 
 def contradictions(row: Row, result: Mapping[str, Any]) -> list[str]:
     """A line for each figure in which a run of the row's witness is not what the row says: the same outcome on the same processor,
     one inside the row's range on another, where rounding differs. Rows of one seed are judged only on the processor that measured
-    them: of a run on another there is no line.
+    them, those of an accelerator only on one: of a run elsewhere there is no line.
 
     Args:
         row: one that has a witness.
