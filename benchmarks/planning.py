@@ -1,6 +1,6 @@
 """Time of one plan on Pendulum-v1 sizes: spiking and conventional ensemble here, the same plan in plain PyTorch and in mbrl-lib.
 
-    python benchmarks/planning.py [--members 5 --candidates 500 --horizon 20 --iterations 4] [--torch PYTHON]
+    python benchmarks/planning.py [--members 5 --candidates 500 --horizon 20 --iterations 4] [--torch PYTHON] [--record]
 
 CEM scores `candidates` sequences of `horizon` steps in each of `iterations` iterations; each candidate is judged by one member
 (trajectory sampling). All networks have one hidden layer of `hidden` units. PyTorch and mbrl-lib run in a process of `--torch`, a
@@ -10,11 +10,12 @@ Python that has them:
     pip install gym gymnasium hydra-core omegaconf termcolor imageio tqdm
 
 The parties take turns, so that their ratio holds on a machine whose speed drifts; a figure is the median over calls after a
-warm-up.
+warm-up. `--record` writes `results/planning-time-*.json`.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP, CALLS, ROUNDS = 3, 7, 3
+ROWS = {"spikedream, spiking": "spiking", "spikedream, MLP": "mlp", "PyTorch, MLP": "torch", "mbrl-lib, MLP": "mbrl"}
 
 
 def milliseconds(call: Callable[[], Any]) -> list[float]:
@@ -138,6 +140,7 @@ def main() -> None:
     for name, default in {"members": 5, "candidates": 500, "horizon": 20, "iterations": 4, "hidden": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--torch", type=Path, help="a Python that has torch, and mbrl if wanted")
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     sizes = parser.parse_args()
     if sizes.serve:
@@ -166,6 +169,12 @@ def main() -> None:
         median = statistics.median(values)
         rate = f"{steps / median:,.0f} steps/ms; x {median / reference:.1f} of the MLP here"
         print(f"{name:22} {median:8.1f} ms a plan ({min(values):.1f} to {max(values):.1f}; {rate})")
+        if sizes.record:
+            from spikedream.experiments.record import record_scores
+
+            arguments = ["PYTHON" if argument == str(sizes.torch) else argument for argument in sys.argv[1:]]
+            command = shlex.join(["python", "benchmarks/planning.py", *arguments])
+            record_scores(f"planning-time-{ROWS[name]}", command, {"ms a plan": values})
 
 
 if __name__ == "__main__":

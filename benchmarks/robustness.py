@@ -1,13 +1,16 @@
 """What adversarial perturbation while fitting does to dreams: open-loop error from noisy observations, with and without it.
 
-    python benchmarks/robustness.py [--env Pendulum-v1 --steps 600 --seeds 3 --radii 0 0.02 0.05 0.1]
+    python benchmarks/robustness.py [--env Pendulum-v1 --steps 600 --seeds 3 --radii 0 0.02 0.05 0.1] [--record]
 
 A spiking ensemble is fitted to random steps and dreams 10 steps along the actions of fresh random episodes, from their observations
-plus normal noise. Error: root mean square over standard deviations of the experience, mean over seeds.
+plus normal noise. Error: root mean square over standard deviations of the experience, mean over seeds. `--record` writes
+`results/robustness-*.json`.
 """
 
 import argparse
 import dataclasses
+import shlex
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ import numpy as np
 from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.spaces import random_action, random_log_prob
+from spikedream.experiments.record import record_scores
 from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.types import WorldModel
 from spikedream.world import World
@@ -71,6 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--radii", type=float, nargs="+", default=[0.0, 0.02, 0.05, 0.1])
+    parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
     model = configuration.named(PRESETS[given.env]).world_model
     print(f"{given.env}, {given.steps} steps, {given.seeds} seeds; noise on the start: " + "  ".join(f"{n:6.2f}" for n in NOISES))
@@ -82,6 +87,10 @@ def main() -> None:
             train, test = experience(given.env, given.steps, seed).normalise(), experience(given.env, 2000, 1000 + seed)
             rows.append(measure(train, dataclasses.replace(test, normalizer=train.normalizer), seed))
         print(f"adversarial = {radius:<5}" + " " * 36 + "  ".join(f"{x:6.3f}" for x in np.mean(rows, axis=0)))
+        if given.record:
+            scores = {f"noise {noise:g}": x.tolist() for noise, x in zip(NOISES, np.transpose(rows), strict=True)}
+            command = shlex.join(["python", "benchmarks/robustness.py", *sys.argv[1:]])
+            record_scores(f"robustness-{given.env}-{radius:g}", command, scores)
 
 
 if __name__ == "__main__":
