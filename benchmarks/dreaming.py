@@ -53,7 +53,7 @@ def parts(config: Config) -> dict[str, tuple[Callable[..., Any], tuple]]:
         return agent.update(agent_state, world, state.replay, key)
 
     def rollout(agent_state: Any) -> Any:
-        policy = partial(agent.decide, agent_state, greedy=False)
+        policy = partial(agent.decide, agent.policy_of(agent_state), greedy=False)
         return dream(world, lambda c, o, k: policy(c, o, k), (), memory, agent.horizon, key)
 
     def fit(world_state: Any) -> Any:

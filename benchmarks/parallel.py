@@ -103,8 +103,9 @@ def cartpole(seeds: int) -> None:
 
 def collect(seconds: float) -> None:
     """Steps a second of collectors that are asked by a driver, without learning; linear is 50 for each environment."""
+    from spikedream.envs.registration import copied
     from spikedream.runners.newest import Newest
-    from spikedream.runners.parts import Collecting, Seat, Task, copied
+    from spikedream.runners.parts import Collecting, Seat, Task
 
     crew = Crew(None)
     try:
