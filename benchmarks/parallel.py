@@ -118,7 +118,7 @@ def collect(seconds: float) -> None:
             policy = Newest(algorithm, algorithm.init(jax.random.key(0)), 0, 0).policy.acting
             names = [f"collector {i}" for i in range(collectors)]
             for i, name in enumerate(names):
-                crew.start(name, Collecting, Task(chosen, spec, copied(chosen)), Seat(i, 0))
+                crew.start(name, Collecting, Task(chosen, spec, copied(chosen.env, chosen)[0]), Seat(i, 0))
             intake = begun(chosen, spec)
             shared = crew.put(policy)
             given = dict.fromkeys(names, shared)
@@ -155,7 +155,8 @@ def slow(collectors: int, environments: int) -> Config:
         configuration.named("Slow-v0"),
         {
             "budget": 10**9,
-            "collect": {"seed_episodes": 0, "environments": environments, "threads": True, "steps": 10**8},
+            "action_repeat": 1,
+            "collect": {"seed_episodes": 0, "environments": environments, "threads": True, "steps": 10**8, "growth": 0.0},
             "replay": {"capacity": 100_000},
             "runner": {"kind": "Parallel", "collectors": collectors, "seconds": 0.2},
         },
