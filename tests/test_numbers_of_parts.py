@@ -269,7 +269,8 @@ def test_no_number_of_the_other_parts_is_forgotten() -> None:
     assert numbers(ppo) <= found["ppo"] | found["pruned ppo"]
     assert {f"imagination.{x}" for x in numbers(ppo.imagination)} <= found["ppo"]
     assert numbers(ppo.imagination.share) == set(SHARE)
-    assert {f"agent.{x}" for x in numbers(scene("evolution").agent)} == set(SCENES["evolution"][2])
+    evolution = {*SCENES["evolution"][2], *SCENES["evolution that remembers"][2]}
+    assert {f"agent.{x}" for x in numbers(scene("evolution").agent)} == evolution
     td7, sac = scene("td7").agent, scene("sac").agent
     assert numbers(td7) | {"subset"} <= found["td7"] | found["sac"]
     for agent, name, parts in ((td7, "td7", ("slow", "value", "representation", "policy")), (sac, "sac", ("slow", "policy"))):
