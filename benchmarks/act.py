@@ -2,9 +2,7 @@
 `results/act-NAME.json`."""
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 
 import numpy as np
@@ -31,8 +29,7 @@ def main() -> None:
         times.append((time.perf_counter() - start) / 500 * 1e3)
     print(f"{statistics.median(times):.3f} ms an action (lowest {min(times):.3f}, highest {max(times):.3f})")
     if options.record:
-        command = shlex.join(["python", "benchmarks/act.py", *sys.argv[1:]])
-        record_scores(f"act-{options.record}", command, {"ms an action": times})
+        record_scores(f"act-{options.record}", {"ms an action": times})
 
 
 if __name__ == "__main__":

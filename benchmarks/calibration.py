@@ -9,8 +9,6 @@ deviations, the coverage is measured on the other half (`calibration/*` in a run
 
 import argparse
 import dataclasses
-import shlex
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +58,7 @@ def main() -> None:
                 f"{given.env}, {given.steps} steps, {name}, {where}: {'; '.join(cells)}; calibration error {error:.3f}", flush=True
             )
         if given.record:
-            command = shlex.join(["python", "benchmarks/calibration.py", *sys.argv[1:]])
-            record_scores(f"calibration-{given.env.partition('-')[0].lower()}-{name.lower()}", command, scores)
+            record_scores(f"calibration-{given.env.partition('-')[0].lower()}-{name.lower()}", scores)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ ratio holds on a machine whose speed drifts. `--record` writes `results/dreaming
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -103,7 +101,7 @@ def main() -> None:
                 found[kind]["imagined steps a second"] = [steps / x for x in seconds]
     if options.record:
         for kind, figures in found.items():
-            record_scores(f"dreaming-speed-{kind}", shlex.join(["python", "benchmarks/dreaming.py", *sys.argv[1:]]), figures)
+            record_scores(f"dreaming-speed-{kind}", figures)
 
 
 if __name__ == "__main__":

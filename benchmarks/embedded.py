@@ -8,9 +8,7 @@ results/embedded-NAME-BOARD.json, a repetition for each test vector. `make test-
 """
 
 import argparse
-import shlex
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -40,9 +38,8 @@ def main() -> None:
             scores = {"instructions a decision": there.instructions, "flash, bytes": there.flash, "RAM, bytes": there.ram}
             print(board.name, {name: x if isinstance(x, int) else (sum(x) / len(x), max(x)) for name, x in scores.items()})
             if options.record:
-                command = shlex.join(["python", "benchmarks/embedded.py", *sys.argv[1:]])
                 each = {name: [x] * done.vectors if isinstance(x, int) else x for name, x in scores.items()}
-                record_scores(f"embedded-{options.record}-{board.name}", command, each)
+                record_scores(f"embedded-{options.record}-{board.name}", each)
 
 
 if __name__ == "__main__":

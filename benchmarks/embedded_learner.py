@@ -11,7 +11,6 @@ results/embedded-NAME-BOARD.json. `make test-embedded` installs what is needed.
 """
 
 import argparse
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,6 @@ def main() -> None:
     if options.record:
         record_scores(
             f"embedded-{options.record}-{'host' if options.host else options.board}",
-            shlex.join(["python", "benchmarks/embedded_learner.py", *sys.argv[1:]]),
             scores,
         )
 

@@ -9,9 +9,7 @@ Each seed is another layer. `--record` writes `results/learning-rules-*.json`.
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -125,10 +123,7 @@ def main() -> None:
                 print(f"| {surrogate} | {density:.0%} | {name} | {row} |", flush=True)
                 key = f"{shape}-{round(100 * density)}-{name}"
                 if options.record and key in SHOWN:
-                    command = shlex.join(["python", "benchmarks/learning_rules.py", *sys.argv[1:]])
-                    record_scores(
-                        f"learning-rules-{key}", command, {n: scores[n] for n in ("active, %", "of dense RTRL", "cosine")}
-                    )
+                    record_scores(f"learning-rules-{key}", {n: scores[n] for n in ("active, %", "of dense RTRL", "cosine")})
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def record(given: argparse.Namespace, party: str, lines: list[dict[str, Any]]) -
 
     scores = {f"return at {line['real_steps']}": [line["return"]] for line in lines} | {"wall_seconds": [lines[-1]["wall_seconds"]]}
     command = f"python benchmarks/mbpo.py --mbrl PYTHON --preset {given.preset} --steps {given.steps}"
-    record_scores(f"mbpo-{given.preset}-{party}", command, scores)
+    record_scores(f"mbpo-{given.preset}-{party}", scores, command=command)
 
 
 def main() -> None:

@@ -174,7 +174,7 @@ def main() -> None:
 
             arguments = ["PYTHON" if argument == str(sizes.torch) else argument for argument in sys.argv[1:]]
             command = shlex.join(["python", "benchmarks/planning.py", *arguments])
-            record_scores(f"planning-time-{ROWS[name]}", command, {"ms a plan": values})
+            record_scores(f"planning-time-{ROWS[name]}", {"ms a plan": values}, command=command)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def main() -> None:
             line = {"part": part, **told, "ratio": round(ratio, 2), "target": target, "precision": precision}
             print(json.dumps(line | peer.about | {"autocast": given.autocast, "processor": processor()}), flush=True)
             for name, values in times.items() if given.record else ():
-                record_scores(f"pytorch-{part.replace(' ', '-')}-{name}", command(given), {"ms": values})
+                record_scores(f"pytorch-{part.replace(' ', '-')}-{name}", {"ms": values}, command=command(given))
 
 
 def command(given: argparse.Namespace) -> str:

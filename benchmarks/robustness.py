@@ -9,8 +9,6 @@ plus normal noise. Error: root mean square over standard deviations of the exper
 
 import argparse
 import dataclasses
-import shlex
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +87,7 @@ def main() -> None:
         print(f"adversarial = {radius:<5}" + " " * 36 + "  ".join(f"{x:6.3f}" for x in np.mean(rows, axis=0)))
         if given.record:
             scores = {f"noise {noise:g}": x.tolist() for noise, x in zip(NOISES, np.transpose(rows), strict=True)}
-            command = shlex.join(["python", "benchmarks/robustness.py", *sys.argv[1:]])
-            record_scores(f"robustness-{given.env}-{radius:g}", command, scores)
+            record_scores(f"robustness-{given.env}-{radius:g}", scores)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ everything blocked on, medians after a warm-up; compare by ratio, on an idle mac
 import argparse
 import json
 import resource
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -211,9 +209,8 @@ def main() -> None:
     given = parser.parse_args()
     found = {"loop": loop(max(given.rows))} | {str(rows): stored(rows) for rows in given.rows}
     if given.record:
-        command = shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]])
         for name, figures in found.items():
-            record_scores(f"scale-{name}", command, {figure: [value] for figure, value in figures.items()})
+            record_scores(f"scale-{name}", {figure: [value] for figure, value in figures.items()})
 
 
 if __name__ == "__main__":

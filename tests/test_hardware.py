@@ -130,6 +130,10 @@ def test_without_holding_the_environment_idles_in_each_tick_without_an_action(se
     env.step(push(0.5))
     time.sleep(0.05)
     env.step(push(0.5))
+    patience = time.monotonic() + 5.0
+    while (RIG.count(0.5) < 2 or RIG.count(0.0) < 3) and time.monotonic() < patience:  # a loaded machine ticks later
+        time.sleep(TICK)
+    time.sleep(3 * TICK)  # nor is the second one held
     given = [x for x in RIG if x is not None]
     assert given.count(0.5) == 2 and given.count(0.0) >= 3
     env.close()

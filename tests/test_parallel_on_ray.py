@@ -341,7 +341,7 @@ main(["train", "debug", "--runner", "Parallel", "--runner.address", {cluster!r}]
 
 STUDY = {
     "name": "small", "seeds": 2, "environments": {"CartPole-v1": {"budget": 60, "max_episode_steps": 30, "threshold": 1e9}},
-    "methods": {"mlp": {**{name: SETTINGS[name] for name in ("collect", "improve", "agent")},
+    "methods": {"mlp": {"bonus": None, "action_repeat": 1, **{name: SETTINGS[name] for name in ("collect", "improve", "agent")},
                         "world_model": SETTINGS["world_model"] | {"dynamics": {"kind": "MLP", "hidden": [8]}}}},
 }  # fmt: skip
 

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,8 +241,11 @@ def of_preset(row: Row, name: str, twin: bool) -> Row:
     return tied if tied._settings_stand() else row
 
 
-def record_scores(name: str, command: str, scores: Mapping[str, Sequence[float]], place: Path = RESULTS) -> Path:
-    """For benchmark scripts: what was measured here and now, score by repetition or seed, as `results/<name>.json`."""
+def record_scores(name: str, scores: Mapping[str, Sequence[float]], place: Path = RESULTS, command: str | None = None) -> Path:
+    """For benchmark scripts: what was measured here and now, score by repetition or seed, as `results/<name>.json`. Where no
+    `command` is given it is that of the script, as it was called."""
+    if command is None:
+        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     repetitions = len(next(iter(scores.values())))
     row = Row(
         command, list(range(repetitions)), {score: [float(x) for x in values] for score, values in scores.items()},
