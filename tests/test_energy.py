@@ -27,12 +27,12 @@ from spikedream.config import AnyAgent, AnyWorldModel, ConfigError, twin
 from spikedream.export import prices
 from spikedream.export.agent_calls import AGENTS, described, of_agent
 from spikedream.export.calls import ADAM, Calls, Totals
-from spikedream.export.energy import Counted, EnergyUse, _lines, priced
+from spikedream.export.energy import Counted, EnergyUse, _lines, _memories, _of_call, _phases, priced
 from spikedream.export.model_calls import MODELS, of_model
 from spikedream.export.neurobench import neurobench
 from spikedream.export.prices import EnergyLine, PriceTable
 from spikedream.ops.distributions import Regression
-from spikedream.ops.slow_copy import HardCopy
+from spikedream.ops.slow_copy import HardCopy, PolynomialAverage
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.conventional import MLP
 from spikedream.snn.networks import SpikingNetwork
@@ -184,10 +184,46 @@ def test_what_an_agent_calls_tells_its_operations(name: str) -> None:
 
     decision, each, memories = jax.eval_shape(everything, KEY)
     assert decision and set(decision) <= set(memories)
-    learned = of_agent(agent).learn(TOTALS)
+    learned, own = of_agent(agent).learn(TOTALS), of_agent(agent).fit(TOTALS)
     assert (learned is None) is isinstance(agent, Evolution | StableBaselines)
-    for calls in (of_agent(agent).imagine(TOTALS), learned or {}, of_model(algorithm.world_model).fit(TOTALS)):
+    for calls in (of_agent(agent).imagine(TOTALS), learned or {}, own, of_model(algorithm.world_model).fit(TOTALS)):
         assert calls is not None and set(calls) <= set(each) and set(calls) <= set(memories)
+
+
+def test_an_agent_with_a_model_of_its_own_is_not_charged_for_the_one_that_it_never_asks() -> None:
+    dyna = Dyna(dynamics=MLP((3,)), ending=MLP((2,)), rehearsals=2)
+    algorithm = algorithm_of(small(twin(StreamActorCritic(dyna=dyna))), CONTINUOUS, small(twin(Ensemble(members=3))))
+    state = algorithm.init(KEY)
+    memories = _memories(algorithm, state)
+    assert memories["dynamics"][0] is state.agent.dyna.networks.dynamics
+    assert set(memories) == {"actor", "critic", "dynamics", "ending"}
+    world, obs, action = algorithm.world(state), jnp.zeros(3), jnp.zeros(1)
+    each = _of_call(algorithm, state, world.start(obs, KEY), action, KEY)
+    own = of_agent(algorithm.agent).each(state.agent, world, world.start(obs, KEY), action, KEY)
+    assert jax.tree.map(float, each) == jax.tree.map(float, own)
+    phases = _phases(algorithm, state, TOTALS, {}, each)
+    named = {phase: {line.network for line in lines or ()} for phase, lines in phases.items()}
+    assert named["fitting"] == {"dynamics", "ending"} and named["learning"] == {"actor", "critic"}
+    # One real step is fitted to with two rehearsed ones; twelve imagined steps ask each network once.
+    connections = sum(line.number for line in phases["fitting"] or () if line.kind == "optimizer" and line.network == "dynamics")
+    assert connections == 3 * sum(x.size for x in jax.tree.leaves(memories["dynamics"][0]))
+    dreamt = sum(line.number for line in phases["dreaming"] or () if line.network == "dynamics")
+    assert dreamt == 12 * sum(float(operations.number) for operations in each["dynamics"])
+
+
+def test_the_average_that_acts_is_what_a_decision_is_counted_of() -> None:
+    agent = small(StreamActorCritic(average=PolynomialAverage()))
+    algorithm = algorithm_of(agent, DISCRETE)
+    state = algorithm.init(KEY)
+    obs, policy = jnp.full(4, 0.3), algorithm.policy(state).policy
+    loud = eqx.tree_at(lambda actor: actor.layers[0].synapse.bias, policy.average, replace_fn=lambda bias: bias + 9)
+    spikes = []
+    for average in (policy.actor, loud):
+        parts = of_agent(agent).decision(replace(policy, average=average), algorithm.world(state), (), obs, jnp.zeros(2), KEY)
+        layer = next(x for x in parts["actor"] if x.kind == "neuron_update" and x.part == "layer 1")
+        assert layer.activity is not None
+        spikes.append(float(layer.activity.nonzero))
+    assert spikes[1] > spikes[0]
 
 
 def macs(jaxpr: Jaxpr) -> float:

@@ -35,8 +35,15 @@ def _actor_and_critic(agent: Dreamer | PPO, state: DreamerState | PPOState) -> M
     return {"actor": (state.actor, agent.actor.state(state.actor)), "critic": (state.critic, agent.critic.state(state.critic))}
 
 
+class WithoutModel:
+    """Has none of its own."""
+
+    def fit(self, totals: Totals) -> dict[str, Calls]:
+        return {}
+
+
 @dataclass(frozen=True)
-class OfDreamer:
+class OfDreamer(WithoutModel):
     agent: Dreamer
 
     def memories(self, state: DreamerState) -> Memories:
@@ -82,7 +89,7 @@ class OfDreamer:
 
 
 @dataclass(frozen=True)
-class OfPPO:
+class OfPPO(WithoutModel):
     agent: PPO
 
     def memories(self, state: PPOState) -> Memories:
@@ -116,7 +123,7 @@ class OfPPO:
 
 
 @dataclass(frozen=True)
-class OfOffPolicy:
+class OfOffPolicy(WithoutModel):
     agent: OffPolicy
 
     def memories(self, state: OffPolicyState) -> Memories:
@@ -200,7 +207,7 @@ def _scored(search: AnyPlanner) -> int:
 
 
 @dataclass(frozen=True)
-class OfMPC:
+class OfMPC(WithoutModel):
     agent: MPC
 
     def _policy(self) -> DescribesAgent | None:
@@ -268,7 +275,7 @@ class OfStreamActorCritic:
         return {name: (params[name], network.state(params[name])) for name, network in networks.items()}
 
     def decision(self, policy: StreamPolicy, world: World, carry: PyTree, obs: Array, action: Array, key: Array) -> Parts:
-        return {"actor": self.agent.actor.operations(policy.actor, obs, (), _actor_key(key))}
+        return {"actor": self.agent.actor.operations(self.agent.steady(policy), obs, (), _actor_key(key))}
 
     def each(self, state: StreamState, world: World, memory: Any, action: Array, key: Array) -> Parts:
         agent, params, obs = self.agent, state.params, memory.obs
@@ -292,15 +299,17 @@ class OfStreamActorCritic:
 
     def learn(self, totals: Totals) -> dict[str, Calls]:
         """Each step is learned from once, real or imagined, for which the critic values both its ends."""
-        real, every = totals.updates, totals.updates + totals.imagined_steps
-        found = {"actor": Calls(every, every, every, BOUNDED), "critic": Calls(2 * every, every, every, BOUNDED)}
-        fits = 0 if self.agent.dyna is None else real * (1 + self.agent.dyna.rehearsals)
+        every = totals.updates + totals.imagined_steps
+        return {"actor": Calls(every, every, every, BOUNDED), "critic": Calls(2 * every, every, every, BOUNDED)}
+
+    def fit(self, totals: Totals) -> dict[str, Calls]:
+        fits = 0 if self.agent.dyna is None else totals.updates * (1 + self.agent.dyna.rehearsals)
         looked_at = {"dynamics": fits, "ending": 2 * fits}
-        return found | {name: Calls(looked_at[name], looked_at[name], fits) for name in self._model()}
+        return {name: Calls(looked_at[name], looked_at[name], fits) for name in self._model()}
 
 
 @dataclass(frozen=True)
-class OfEvolution:
+class OfEvolution(WithoutModel):
     agent: Evolution
 
     def memories(self, state: EvolutionState) -> Memories:
@@ -328,7 +337,7 @@ class OfEvolution:
 
 
 @dataclass(frozen=True)
-class OfStableBaselines:
+class OfStableBaselines(WithoutModel):
     agent: StableBaselines
 
     def memories(self, state: StableBaselinesState) -> Memories:

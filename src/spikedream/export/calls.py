@@ -77,6 +77,10 @@ class DescribesAgent(Protocol):
         """Whether it decides in the same way while it collects."""
         ...
 
+    def fit(self, totals: Totals) -> dict[str, Calls]:
+        """Of a model of its own."""
+        ...
+
     def imagine(self, totals: Totals) -> dict[str, Calls] | None:
         """Of all its dreams, apart from the world model's steps."""
         ...

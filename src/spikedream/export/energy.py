@@ -183,7 +183,12 @@ def _of_call(algorithm: Algorithm, state: TrainState, memory: Any, action: Array
     """Of one call of every network that learns, and of the world model's step."""
     world = algorithm.world(state)
     found = of_agent(algorithm.agent).each(state.agent, world, memory, action, key)
-    return found | of_model(algorithm.world_model).step(state.world, memory, action, key)
+    return found | of_model(algorithm.world_model).step(state.world, memory, action, key) if _fits(algorithm) else found
+
+
+def _fits(algorithm: Algorithm) -> bool:
+    """Whether its world model is ever fitted and asked; an agent may have a model of its own, or none."""
+    return algorithm.agent.uses_world or algorithm.bonus is not None
 
 
 @partial(jax.jit, static_argnums=0)
@@ -217,7 +222,8 @@ def _dense(leaf: Any) -> Array:
 
 
 def _memories(algorithm: Algorithm, state: TrainState) -> Memories:
-    return of_agent(algorithm.agent).memories(state.agent) | of_model(algorithm.world_model).memories(state.world)
+    found = of_agent(algorithm.agent).memories(state.agent)
+    return found | of_model(algorithm.world_model).memories(state.world) if _fits(algorithm) else found
 
 
 def _firing_rates(parts: Parts) -> dict[str, float]:
@@ -258,13 +264,13 @@ def _phases(
 ) -> dict[str, list[EnergyLine] | None]:
     agent, model, memories = of_agent(algorithm.agent), of_model(algorithm.world_model), _memories(algorithm, state)
     acting = {name: Calls(totals.decisions) for name in decision} if totals.decisions is not None and agent.collects_so else None
-    fitted = algorithm.agent.uses_world or algorithm.bonus is not None
-    fitting = model.fit(totals) if fitted and algorithm.bonus is None else None if fitted else {}
+    fits = _fits(algorithm)
+    fitting = agent.fit(totals) if not fits else model.fit(totals) if algorithm.bonus is None else None
     dreaming = agent.imagine(totals)
     # A memory has to be warmed up before it dreams on, and a bonus has networks of its own.
     if totals.imagined_steps and (algorithm.bonus is not None or algorithm.world_model.recurrent):
         dreaming = None
-    if dreaming is not None and totals.imagined_steps:
+    if fits and dreaming is not None and totals.imagined_steps:
         dreaming |= {name: Calls(totals.imagined_steps * float(asked)) for name, asked in model.asked(state.world).items()}
     calls = {"fitting": fitting, "dreaming": dreaming, "learning": agent.learn(totals)}
     found = {"acting": None if acting is None else _lines(decision, acting)}
