@@ -114,6 +114,19 @@ class Deaf(Walk):
         return super().step(self.np_random.integers(2))
 
 
+class Tide(Walk):
+    """Comes and goes in 200 steps, whatever it is told."""
+
+    def _obs(self) -> np.ndarray:
+        phase = 2 * np.pi * self.steps / 200
+        return np.array([np.sin(phase), np.cos(phase)], np.float32) + 0.002 * self.np_random.normal(size=2).astype(np.float32)
+
+    def step(self, action: Any):
+        self.steps += 1
+        obs = self._obs()
+        return obs, float(obs[0]), False, self.steps % 150 == 0, {}
+
+
 class Waits(Walk):
     """Each step takes `seconds`; the fifth takes an hour in the first environment that claims the file `once`, if one is named."""
 
@@ -152,5 +165,6 @@ _register("SelfTruncating", SelfTruncating, limit=None)
 _register("Fickle", Fickle)
 _register("Exits", Exits)
 _register("Deaf", Deaf)
+_register("Tide", Tide)
 _register("Waits", Waits)
 _register("Unbounded", WithSpaces, action=Box(-np.inf, np.inf, (1,), np.float32))

@@ -1,5 +1,6 @@
 """Comparisons of runs and studies, mostly of run directories that are written here by hand."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -660,6 +661,18 @@ def test_a_cell_of_other_settings_is_not_taken_for_the_study_s(tmp_path: Path, m
     file.write_text(text.replace("60", "80"))
     with pytest.raises(ConfigError, match=r"s0 holds a run with other settings \(budget is 60 there, 80 is wanted\); delete it"):
         run(str(file), tmp_path / "out")
+
+
+def test_a_cell_that_measured_for_how_long_to_hold_an_action_is_still_the_study_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeProcesses(monkeypatch)
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: x\nseeds: 1\nenvironments: {debug: {budget: 60}}\nmethods: {m: {action_repeat: null}}\n")
+    assert run(str(file), tmp_path / "out")[0] == 0
+    (there,) = (tmp_path / "out").rglob("config.yaml")
+    configuration.save(dataclasses.replace(configuration.load(there), action_repeat=2), there)
+    assert run(str(file), tmp_path / "out")[0] == 0
 
 
 def test_a_baseline_that_is_not_installed_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_resume import Notes
 
 from spikedream import cli
+from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
-from spikedream.envs.spaces import random_action
+from spikedream.envs.spaces import BrokenEnvironment, random_action
+from spikedream.runners.sync import Trainer
 from spikedream.runs.doubts import ENOUGH, doubts
 from spikedream.types import Transition
 
@@ -59,9 +62,11 @@ def test_nothing_is_said_of_an_environment_that_answers_even_late(late: int) -> 
     assert doubts(steps(late=late), False) == []
 
 
-def test_a_constant_reward_tells_something_where_episodes_terminate_or_a_bonus_is_paid() -> None:
+def test_a_constant_reward_tells_something_where_episodes_terminate_and_ends_no_run_where_a_bonus_is_paid() -> None:
     flat = {"reward": lambda r: 0 * r + 1.0}
-    assert doubts(steps(**flat), True) == [] and doubts(steps(**flat, terminated=lambda x: x + 1.0), False) == []
+    assert doubts(steps(**flat, terminated=lambda x: x + 1.0), False) == []
+    (curious,) = doubts(steps(**flat), True)
+    assert "curiosity alone leads" in curious.text and not curious.grave
 
 
 def test_too_few_steps_say_nothing() -> None:
@@ -76,6 +81,16 @@ def test_nothing_is_said_of_environments_that_are_as_they_should_be(env: str) ->
         found.append(host.step(random_action(host.spec, rng)[None], np.zeros(1, np.float32))[0])
     host.close()
     assert doubts(found, False) == []
+
+
+def test_what_is_doubted_of_the_steps_that_measured_for_how_long_actions_are_held_is_told_although_they_are_not_kept(
+    tmp_path: Path,
+) -> None:
+    notes, settings = Notes(), {"env": "environments:Tide-v0", "action_repeat": None, "budget": 500, "strict": True}
+    config = configuration.merge(configuration.named("debug"), settings)
+    with pytest.raises(BrokenEnvironment, match=r"given up \(strict\): no action has made a difference"):
+        Trainer(config, tmp_path / "run", notes, alone=False)
+    assert "actions are held for" in notes.texts[0] and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_strict_run_ends_in_one_line_before_anything_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

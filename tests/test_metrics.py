@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import resource
 import struct
 import time
 from collections.abc import Iterator
@@ -24,6 +25,21 @@ def test_rows_are_written_at_any_step_and_those_that_are_done_again_are_cut(tmp_
     recorder.close()
     assert [row["real_steps"] for row in Recorder.rows(tmp_path)] == [10, 10, 73]
     recorder = Recorder(tmp_path, kept)
+    recorder.write(ROW | {"real_steps": 20})
+    recorder.close()
+    assert [row["real_steps"] for row in Recorder.rows(tmp_path)] == [10, 20]
+
+
+def test_a_disk_that_fills_up_within_a_row_leaves_whole_rows(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.write(ROW)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (recorder.size() + 10, hard))  # as a full disk, to this process
+    try:
+        with pytest.raises(OSError):
+            recorder.write(ROW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     recorder.write(ROW | {"real_steps": 20})
     recorder.close()
     assert [row["real_steps"] for row in Recorder.rows(tmp_path)] == [10, 20]

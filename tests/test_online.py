@@ -18,6 +18,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.affine import Affine
 from spikedream.snn.conventional import GRU, Linear
 from spikedream.snn.networks import SpikingNetwork
+from spikedream.snn.sparsity import Pruning
 from spikedream.types import Transition
 from spikedream.world_models.recurrent import Recurrent
 from spikedream.world_models.true_environment import TrueEnvironment
@@ -102,6 +103,17 @@ def test_a_share_of_each_neurons_first_weights_is_zero_and_may_grow():
     weight, readout = np.asarray(actor.layers[0].synapse.weight), np.asarray(actor.readout.weight)
     assert ((weight == 0).sum(0) == 3).all() and len(np.unique(weight[weight != 0])) == 30
     assert ((readout == 0).sum(0) == 22).all()
+
+
+def test_weights_are_pruned_as_it_learns():
+    sparse = SpikingNetwork(hidden=(10,), ticks=2, sparsity=Pruning(0.3, begin=0, steps=2, every=1))
+    agent = StreamActorCritic(actor=sparse, critic=Linear(), sparsity=0.0)
+    state = jax.jit(lambda k: agent.init(DISCRETE, world(DISCRETE), k))(KEY)
+    learn, seen = jax.jit(agent.learn), experience(DISCRETE, step(jnp.ones(4), jnp.eye(2)[0], 1.0, jnp.ones(4)))
+    for _ in range(3):
+        state, _ = learn(state, world(DISCRETE), seen, KEY)
+    (first, _) = state.params.actor.mask.kept
+    assert float((first > 0.5).mean()) == pytest.approx(0.3, abs=0.02)
 
 
 def test_what_would_have_to_remember_an_episode_is_refused():

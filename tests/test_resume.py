@@ -300,6 +300,18 @@ def test_an_environment_that_is_not_deterministic_starts_a_fresh_episode_and_say
     assert float(third.state.replay.data.truncated[0, 0]) == 1
 
 
+def test_a_policy_that_has_diverged_is_told_before_the_environment_is_blamed_for_what_it_did(tmp_path: Path) -> None:
+    network, every = {"kind": "MLP", "hidden": [6]}, {"every": 1000}
+    settings = {
+        "env": "Pendulum-v1", "budget": 400, "collect": {"seed_steps": 20, "steps": 10}, "evaluation": every, "checkpoint": every,
+        "improve": {"first": 0, "ratio": 0.5, "block": 5},
+        "agent": {"kind": "OffPolicy", "actor": network, "critic": network, "batch": 8, "learning_rate": 1e38,
+                  "critic_learning_rate": 1e38},
+    }  # fmt: skip
+    with pytest.raises(spikedream.Diverged, match=r"critic_loss.* became NaN or infinite in turn"):
+        spikedream.train("debug", out=tmp_path / "run", settings=settings, report=False)
+
+
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     settings = SETTINGS | {"agent": SETTINGS["agent"] | {"learning_rate": 1e38, "critic_learning_rate": 1e38}}
     with pytest.raises(spikedream.Diverged, match="became NaN or infinite in turn"):

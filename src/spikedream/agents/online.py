@@ -26,6 +26,7 @@ from spikedream.snn.learning_rules.rtrl import RTRL
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import RateReadout
+from spikedream.snn.sparsity import pruned
 from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, Transition, check_bounds, firing_rate
 from spikedream.world import World
 
@@ -270,8 +271,8 @@ class StreamActorCritic:
         trace = jax.tree.map(lambda old, new: _settled(decay * old + new), trace, gradient)
         length = jnp.stack([jnp.abs(x).sum() for x in jax.tree.leaves(trace)]).sum()
         taken = rate / jnp.maximum(rate * caution * jnp.maximum(jnp.abs(error), 1.0) * length, 1.0)
-        params = jax.tree.map(lambda p, z: p + taken * error * z, params, trace)
-        return params, jax.tree.map(lambda z: goes_on * z, trace), taken
+        stepped = jax.tree.map(lambda p, z: p + taken * error * z, params, trace)
+        return pruned(params, stepped), jax.tree.map(lambda z: goes_on * z, trace), taken
 
     def update(self, state: StreamState, world: World, experience: Experience, key: Array) -> tuple[StreamState, Metrics]:
         """Nothing: it has learned already."""

@@ -100,6 +100,7 @@ class Trainer:
         self.config, self.directory, self.listener = config, directory, listener
         self.account = Account(config, directory, listener)
         self._stop = False  # as soon as it is safe
+        self._doubted = False  # whether it was asked what the first steps give reason to doubt
         self.clock = CompileClock()
         saved = checkpoint.load(directory / "checkpoints") if resume else None
         player = RolloutWorker(config) if apart else environments_of(config)
@@ -137,12 +138,16 @@ class Trainer:
         if not checkpoint.heads(self.directory / "checkpoints"):
             self.save()
         with stopping(self.ask_to_stop):
-            while not self.progress.finished:
-                self.collect()
-                self.fit()
-                self.dream()
-                self.evaluate()
-                self.turn_over()
+            try:
+                while not self.progress.finished:
+                    self.collect()
+                    self.fit()
+                    self.dream()
+                    self.evaluate()
+                    self.turn_over()
+            except BrokenEnvironment:
+                self._settle()  # what learns may have brought it to that: a diverged policy's actions are no numbers
+                raise
         self.write_result()
 
     def _measure_repeat(self) -> None:
@@ -164,6 +169,9 @@ class Trainer:
         explores = self.config.collect.seed_steps or self.config.collect.seed_episodes
         if self.config.repeat > 1 or not explores:
             self.collector.close()
+            self._doubted = True
+            if given_up := tell_doubts(self.config, self.collector.pending, self.listener.note):
+                raise BrokenEnvironment(given_up)
             self.collector = Collector(self.config, self.algorithm, environments_of(self.config))
             progress.collected = 0
         else:
@@ -214,9 +222,11 @@ class Trainer:
                 self._carry_on(acting)
                 self._heed_stop()
         self._carry_on(acting)
-        if progress.turn == 0 and (given_up := tell_doubts(self.config, self.collector.pending, self.listener.note)):
-            self.save()
-            raise BrokenEnvironment(given_up)
+        if progress.turn == 0 and not self._doubted:
+            self._doubted = True
+            if given_up := tell_doubts(self.config, self.collector.pending, self.listener.note):
+                self.save()
+                raise BrokenEnvironment(given_up)
 
     def turn_steps(self) -> int:
         """Of the agent's own, that this turn collects."""

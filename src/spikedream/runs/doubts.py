@@ -78,8 +78,10 @@ def _of_rewards(reward: ndarray, terminated: ndarray, number: int, rewarded_othe
     largest = float(np.abs(reward).max())
     if largest > ENORMOUS:
         return [Doubt(f"a reward reached {largest:.3g}: values are sums of rewards; divide it")]
-    if (reward == reward.flat[0]).all() and not terminated.any() and not rewarded_otherwise:
+    if (reward == reward.flat[0]).all() and not terminated.any():
         told = f"the reward has been {reward.flat[0]:g} in all of the first {number} steps, and no episode has terminated"
+        if rewarded_otherwise:
+            return [Doubt(f"{told}: curiosity alone leads until one does or another reward comes", grave=False)]
         return [Doubt(f"{told}: nothing tells good from bad yet; where reward is rare, add --bonus Disagreement")]
     return []
 

@@ -161,8 +161,13 @@ class Recorder:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """`row` has at least `real_steps`, those of the run so far; two rows may have the same."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        before = self.size()
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError:  # half a row, on a full disk, would make those after it unreadable
+            os.truncate(self._path, before)
+            raise
         for sink in self._sinks:
             sink.write(row)
 
