@@ -285,7 +285,7 @@ REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns 
         ({"runner": "Parallel", "realtime": {"tick": 0.1}}, {"action_repeat": 1, "collect": {"growth": 0.0}}, [REALTIME, SPREAD]),
         (
             {"agent": {"kind": "PPO", "rollout": 300}},
-            {"action_repeat": 1, "collect": {"seed_episodes": 0, "steps": 300, "growth": 0.0}, "budget": 1200,
+            {"action_repeat": 1, "collect": {"seed_episodes": 0, "steps": 300, "growth": 0.0}, "budget": 10200,
              "improve": {"first": 1, "then": 1, "block": 1}},
             [f"PPO learns once from each 300 steps {OWN}", "PPO learns from 300 steps at a time"],
         ),

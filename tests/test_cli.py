@@ -215,6 +215,17 @@ def test_a_part_and_its_own_settings_come_in_any_order(order: int) -> None:
     assert type(config.world_model.dynamics.readout).__name__ == "RateReadout" and config.env_kwargs == {"g": 9.8}
 
 
+def test_the_twin_and_learning_on_once_it_is_solved_are_a_flag_each() -> None:
+    from spikedream.cli import parse_train
+    from spikedream.config import named, twin
+
+    config = parse_train(["cartpole", "--twin", "--keep-improving", "--evaluation.episodes", "7"]).config
+    assert config.evaluation.stop is False and config.evaluation.episodes == 7
+    assert config.agent == twin(named("cartpole")).agent and config.world_model == twin(named("cartpole")).world_model
+    actor = parse_train(["halfcheetah", "--twin", "--agent.learning-rate", "1e-4"]).config.agent.actor
+    assert type(actor).__name__ == "MLP" and actor.hidden == (256, 256)
+
+
 def test_the_commands_in_the_documentation_are_understood() -> None:
     from spikedream.cli import parse_train
 

@@ -56,19 +56,24 @@ def parse_train(arguments: list[str]) -> Train:
     names = [a for a in arguments[:1] if not a.startswith("-")]
     changes: dict[str, Any] = {}
     out: Path | None = None
-    asks_help, without_value = False, []
+    asks_help, conventional, without_value = False, False, []
     for path, values in flags.split(arguments[len(names) :]):
         if path in (["help"], ["h"]):
             asks_help = True
         elif path == ["realtime"] and not values:
             flags.put(changes, path, True)
+        elif path == ["keep_improving"] and not values:
+            flags.put(changes, ["evaluation", "stop"], False)
+        elif path == ["twin"] and not values:
+            conventional = True
         elif path == ["out"]:
             out = Path(flags.single(path, values))
         elif values:
             flags.put(changes, path, flags.value(path, values))
         else:
             without_value.append(path)
-    config, given_up = configuration.resolve(names[0], changes) if names else (configuration.merge(Config(), changes), ())
+    named = configuration.resolve(names[0], changes, conventional) if names else None
+    config, given_up = named or (configuration.merge(Config(), changes), ())
     if asks_help or not names:
         default = Train(name=names[0] if names else tyro.MISSING, config=config)
         settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)

@@ -13,7 +13,8 @@ from spikedream.export.directory import Target
 
 @dataclass
 class Train:
-    """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part."""
+    """Learn an environment. Any setting of the configuration is a flag; `--agent.actor MLP` swaps a whole part. `--twin` makes
+    every spiking network conventional, and `--keep-improving` goes on to the end of the budget once it is solved."""
 
     name: tyro.conf.Positional[str]  # a preset (`spikedream presets`) or a Gymnasium id, also as module:Id-v0
     config: Annotated[Config, tyro.conf.arg(name="")]

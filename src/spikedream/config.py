@@ -325,14 +325,14 @@ def named(name: str) -> Config:
     return dataclasses.replace(named(AUTOMATIC), preset=name, env=name)
 
 
-def resolve(name: str, asked: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    """`named` with the settings `asked` for. What the automatic configuration chooses gives way where it does not go with them; a
-    line for each reason says what was given up.
+def resolve(name: str, asked: Mapping[str, Any], conventional: bool = False) -> tuple[Config, tuple[str, ...]]:
+    """`named`, or its `conventional` twin, with the settings `asked` for. What the automatic configuration chooses gives way where
+    it does not go with them; a line for each reason says what was given up.
 
     Raises:
         ConfigError: when `name` or a setting is wrong.
     """
-    config = merge(named(name), asked)
+    config = merge(twin(named(name)) if conventional else named(name), asked)
     automatic = name == AUTOMATIC or not (name in presets() or name.endswith((".yaml", ".yml")))
     return constraints.give_way(config, asked) if automatic else (config, ())
 
