@@ -18,7 +18,7 @@ from spikedream.cli import parse_train
 from spikedream.experiments.record import record_scores
 from spikedream.export import prices
 from spikedream.export.emulator import BOARDS, emulate, missing
-from spikedream.export.energy import Measured, measure, priced
+from spikedream.export.energy import EnergyUse, measure, priced
 from spikedream.runners.compress import compressed
 from spikedream.runs.run import Run
 from spikedream.snn.networks import SpikingNetwork
@@ -26,7 +26,7 @@ from spikedream.snn.networks import SpikingNetwork
 TABLES = ("45nm", "45nm-int8")
 
 
-def energies(measured: Measured, when: str, who: tuple[str, ...]) -> dict[str, float]:
+def energies(measured: EnergyUse, when: str, who: tuple[str, ...]) -> dict[str, float]:
     """Picojoules of a decision, by table."""
     found = {table: priced(measured, prices.load(table))["decision"] for table in TABLES}
     return {f"pJ {name} {when}, {table}": found[table][name]["known_picojoules"] for table in TABLES for name in who}

@@ -1,6 +1,6 @@
 """MBPO of mbrl-lib beside ours on one environment, in one run, one after the other: real steps, return and wall time.
 
-    python benchmarks/mbpo.py --mbrl PYTHON [--preset halfcheetah] [--steps 30000] [--out runs/mbpo] [--record]
+    python benchmarks/mbpo.py --mbrl PYTHON [--preset halfcheetah] [--steps 30000] [--out DIRECTORY] [--record]
 
 PYTHON is a Python that has mbrl-lib, which wants an environment of its own:
 
@@ -9,11 +9,12 @@ PYTHON is a Python that has mbrl-lib, which wants an environment of its own:
 
 mbrl-lib's settings are its own for the environment, but that it keeps all real steps, and is evaluated as often and on as many
 episodes as ours: 10 greedy ones by the policy of that moment. Real steps count the first ones too, before it learns. Wall seconds
-include evaluation, and ours compilation; imports count for neither. Prints JSON lines, which `--out` keeps.
+include evaluation, and ours compilation; imports count for neither. Prints JSON lines, which `--out` keeps
+(`runs/mbpo/PRESET-STEPS-sSEED`).
 
 It may be stopped at any time and started again with the same arguments: what is through is not done again, our training goes on
-where it was, and mbrl-lib's, which keeps no state to go on from, begins anew. `--record` writes `results/mbpo-PRESET-ours.json` and
-`-mbrl.json`.
+where it was, and mbrl-lib's, which keeps no state to go on from, begins anew. With others in the same directory it is refused.
+`--record` writes `results/mbpo-PRESET-ours.json` and `-mbrl.json`.
 """
 
 import argparse
@@ -26,8 +27,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from called import called
+
 PRESETS = ("halfcheetah", "hopper")  # for which mbrl-lib has settings in the same environment
 EPISODES = 10
+DECISIVE = ("preset", "steps", "every", "seed", "first")  # the arguments that results depend on
 
 
 def ours(given: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
@@ -45,7 +49,7 @@ def ours(given: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
 
 def theirs(given: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
     """Their lines, which are also in `file` as soon as they are there."""
-    names = [name for name in ("preset", "steps", "every", "seed", "first") if getattr(given, name) is not None]
+    names = [name for name in DECISIVE if getattr(given, name) is not None]
     numbers = [f"--{name}={getattr(given, name)}" for name in names]
     found = []
     with (
@@ -113,11 +117,26 @@ def serve(given: argparse.Namespace) -> None:
         mbpo.train(env, test, getattr(termination, overrides.term_fn), settings, silent=True, work_dir=directory)
 
 
-def record(given: argparse.Namespace, party: str, lines: list[dict[str, Any]]) -> None:
+def keep_arguments(given: argparse.Namespace, directory: Path) -> None:
+    """Beside the results, which are those of no others."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file, own = directory / "arguments.json", {name: getattr(given, name) for name in DECISIVE}
+    if not file.exists():
+        if any(directory.iterdir()):
+            raise SystemExit(f"{directory} holds files of which nobody knows the arguments; choose another --out")
+        file.write_text(json.dumps(own))
+    before = json.loads(file.read_text())
+    if before != own:
+        different = ", ".join(
+            f"--{name} {before.get(name)} and not {own[name]}" for name in DECISIVE if before.get(name) != own[name]
+        )
+        raise SystemExit(f"{directory} holds results with {different}; choose another --out")
+
+
+def record(given: argparse.Namespace, command: str, party: str, lines: list[dict[str, Any]]) -> None:
     from spikedream.experiments.record import record_scores
 
     scores = {f"return at {line['real_steps']}": [line["return"]] for line in lines} | {"wall_seconds": [lines[-1]["wall_seconds"]]}
-    command = f"python benchmarks/mbpo.py --mbrl PYTHON --preset {given.preset} --steps {given.steps}"
     record_scores(f"mbpo-{given.preset}-{party}", scores, command=command)
 
 
@@ -129,7 +148,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5_000, help="real steps between evaluations")
     parser.add_argument("--first", type=int, help="real steps before learning begins; as each has it, unless given")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/mbpo"))
+    parser.add_argument("--out", type=Path, help="runs/mbpo/PRESET-STEPS-sSEED, unless given")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -137,17 +156,18 @@ def main() -> None:
         return serve(given)
     from spikedream.runs.provenance import processor
 
-    given.out.mkdir(parents=True, exist_ok=True)
+    out = given.out or Path("runs/mbpo") / f"{given.preset}-{given.steps}-s{given.seed}"
+    keep_arguments(given, out)
     for party in ("ours", "mbrl") if given.mbrl else ("ours",):
-        done = given.out / f"{party}.json"
+        done = out / f"{party}.json"
         if not done.exists():
-            lines = ours(given, given.out / "ours") if party == "ours" else theirs(given, given.out / "mbrl-so-far.jsonl")
+            lines = ours(given, out / "ours") if party == "ours" else theirs(given, out / "mbrl-so-far.jsonl")
             done.write_text(json.dumps(lines))
         lines = json.loads(done.read_text())
         for line in lines:
             print(json.dumps({"party": party, "preset": given.preset, **line, "processor": processor()}), flush=True)
         if given.record:
-            record(given, party, lines)
+            record(given, called(__file__, parser, given, ("record", "out")), party, lines)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ strike, without evaluation and checkpoints. Products are in the precision that a
 PyTorch's are in float32, or with `--autocast` in bfloat16 where `torch.autocast` makes them so.
 
 Prints a JSON line for each part: milliseconds of both (lowest, median, highest), and the ratio of the medians. `--record` writes
-them as `results/pytorch-PART-ours.json` and `-pytorch.json`.
+them as `results/pytorch-PART-ours.json` and `-pytorch.json`, and of another preset as `results/pytorch-PRESET-PART-...`.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from called import called
 from off_policy import filled
 
 from spikedream import config as configuration
@@ -43,10 +44,12 @@ from spikedream.experiments.record import record_scores
 from spikedream.runners.sync import Trainer
 from spikedream.runs.provenance import processor
 from spikedream.snn.product import fastest, precisely
-from spikedream.types import Decision
+from spikedream.types import Decision, Spec
 
 ROWS = 10_000  # of experience
 NEVER = 2**30
+PRESET = "popsan-halfcheetah"
+THEIRS = {"env": "HalfCheetah-v4", "observation": 17, "actions": 6, "members": 3}  # as written into popsan_in_pytorch.py
 Part = Callable[[], float]  # milliseconds of one unit, from one measurement
 # Measurements of each party in a turn, and how many times as fast ours is to be.
 PARTS = {"update": (3, 10, 5.0), "model update": (1, 3, 10.0), "dream": (3, 1, 10.0), "step": (1, 1, 8.0)}
@@ -64,6 +67,15 @@ def off_policy(config: Config) -> tuple[OffPolicy, Dreams]:
     if not isinstance(config.agent, OffPolicy) or config.agent.dreams is None:
         raise SystemExit(f"{config.preset} has no OffPolicy agent that dreams, which is what the program in PyTorch does")
     return config.agent, config.agent.dreams
+
+
+def same_sizes(config: Config, spec: Spec) -> None:
+    """As the program in PyTorch has."""
+    members = getattr(config.world_model, "members", None)
+    own = {"env": config.env, "observation": spec.obs_size, "actions": spec.action_size, "members": members}
+    different = ", ".join(f"{name} {own[name]} and not {value}" for name, value in THEIRS.items() if own[name] != value)
+    if different:
+        raise SystemExit(f"{config.preset} is not what the program in PyTorch learns: {different}")
 
 
 def update(config: Config, algorithm: Algorithm) -> Part:
@@ -184,7 +196,7 @@ def summary(times: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", type=Path, required=True, metavar="PYTHON", help="a Python that has torch")
-    parser.add_argument("--preset", default="popsan-halfcheetah", help="whose networks PyTorch's are, or a YAML file")
+    parser.add_argument("--preset", default=PRESET, help="whose networks PyTorch's are, or a YAML file")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--precision", choices=("float32", "bfloat16", "fastest"))
     parser.add_argument("--autocast", action="store_true", help="PyTorch's products in bfloat16 too")
@@ -195,7 +207,11 @@ def main() -> None:
     precision = given.precision or config.precision
     precision = fastest() if precision == "fastest" else precision
     config = replace(config, precision=precision)
-    algorithm = config.algorithm(spec_of(config.env, config.env_kwargs, None))
+    spec = spec_of(config.env, config.env_kwargs, None)
+    off_policy(config)
+    same_sizes(config, spec)
+    algorithm = config.algorithm(spec)
+    row = "pytorch" if given.preset == PRESET else f"pytorch-{Path(given.preset).stem}"
     peer = Peer(given.torch, given.autocast)
     with tempfile.TemporaryDirectory() as directory:
         makers: dict[str, Callable[[], Part]] = {
@@ -216,12 +232,7 @@ def main() -> None:
             line = {"part": part, **told, "ratio": round(ratio, 2), "target": target, "precision": precision}
             print(json.dumps(line | peer.about | {"autocast": given.autocast, "processor": processor()}), flush=True)
             for name, values in times.items() if given.record else ():
-                record_scores(f"pytorch-{part.replace(' ', '-')}-{name}", {"ms": values}, command=command(given))
-
-
-def command(given: argparse.Namespace) -> str:
-    chosen = [f"--precision {given.precision}"] if given.precision else []
-    return " ".join(["python benchmarks/pytorch.py --torch PYTHON", *chosen, *(["--autocast"] if given.autocast else [])])
+                record_scores(f"{row}-{part.replace(' ', '-')}-{name}", {"ms": values}, command=called(__file__, parser, given))
 
 
 if __name__ == "__main__":

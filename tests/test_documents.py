@@ -1,5 +1,7 @@
-"""The commands in README.md and docs can be called as they stand there."""
+"""The commands in README.md and docs can be called as they stand there, and the benchmarks import what there is."""
 
+import ast
+import importlib
 import shlex
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from spikedream.cli import parse_train
 
 ROOT = Path(__file__).parents[1]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
@@ -23,3 +26,36 @@ def test_what_is_said_to_be_trained_has_settings_that_go_together(command: str) 
 
 def test_the_documents_say_what_to_train() -> None:
     assert len(trainings()) > 10
+
+
+def imports(script: Path) -> list[tuple[str, str | None]]:
+    """Modules of ours that it imports, wherever in it, and the names it takes from them."""
+    found: list[tuple[str, str | None]] = []
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+    return [(module, name) for module, name in found if module.partition(".")[0] == "spikedream"]
+
+
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda script: script.stem)
+def test_a_benchmark_imports_what_there_is(script: Path) -> None:
+    lacking, extras = [], set()
+    for module, name in imports(script):
+        try:
+            there = importlib.import_module(module)
+            if name is not None and not hasattr(there, name):
+                importlib.import_module(f"{module}.{name}")
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] == "spikedream":
+                lacking.append(f"{module}: {name}")
+            else:
+                extras.add(str(error.name))
+    assert not lacking
+    if extras:
+        pytest.skip(f"not installed: {', '.join(sorted(extras))}")
+
+
+def test_benchmarks_import_something() -> None:
+    assert sum(len(imports(script)) for script in BENCHMARKS) > 50
