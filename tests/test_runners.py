@@ -13,6 +13,7 @@ from rich.console import Console
 from small import same
 from test_resume import DREAMER, ENSEMBLE, Notes, final_arrays, outcome
 
+import spikedream
 from spikedream import config as configuration
 from spikedream.config import Config, Evaluation
 from spikedream.envs.make import spec_of
@@ -207,6 +208,10 @@ def test_a_run_that_does_not_stop_when_solved_goes_on_and_tells_both(tmp_path: P
         assert until[name] == whole[name]
     rows = [json.loads(line) for line in (tmp_path / "False" / "metrics.jsonl").read_text().splitlines()]
     assert whole["eval_return_mean"] == rows[-1]["eval_return_mean"] and len(rows) == 3
+    # On the same fresh episodes, by the policy at the end of the budget: another one where it learned on.
+    assert until["last_fresh_return_mean"] == until["fresh_return_mean"]
+    there = spikedream.load(tmp_path / "False").evaluate(2)
+    assert (whole["last_fresh_return_mean"], whole["last_fresh_return_std"]) == (there.mean(), there.std())
 
 
 @pytest.mark.parametrize(("cut", "limit", "length"), [(7, 20, 7), (30, 20, 20)])

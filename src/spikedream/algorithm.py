@@ -10,8 +10,8 @@ step and `remember` for a block of them, or `learn` for each where the agent lea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial, wraps
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -107,6 +107,14 @@ class Algorithm:
     environments: int = 1
     knowledge: Knowledge = Knowledge()
     precision: Precision = "float32"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all that it holds, which each call of a compiled verb asks for."""
+        return hash(tuple(getattr(self, each.name) for each in fields(self)))
 
     def world(self, state: TrainState) -> World:
         return self._world(state.world, state.replay.normalizer, state.bonus)

@@ -275,9 +275,10 @@ def _tell(env: str, result: dict[str, Any], directory: Path, console: Console) -
         outcome = f"{result['real_steps']} real steps done (no threshold: give one with --threshold)"
     else:
         outcome = f"not solved in {result['real_steps']} real steps"
+    last, fresh = result.get("last_fresh_return_mean"), result["fresh_return_mean"]
     console.print(
         f"{env}: {outcome} · return {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f} over"
-        f" {result['eval_episodes']} greedy episodes, {result['fresh_return_mean']:.1f} on fresh ones ·"
+        f" {result['eval_episodes']} greedy episodes, {fresh if last is None else last:.1f} on fresh ones ·"
         f" {result['wall_seconds']:.1f} s ({result['compile_seconds']:.1f} s of it compiling)\n{directory / 'report.html'}",
         highlight=False,
         soft_wrap=True,

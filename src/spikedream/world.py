@@ -159,20 +159,20 @@ class World(eqx.Module):
         blank = self.start(steps.obs[0], jax.random.key(0))
         return jax.lax.scan(step, (blank, jnp.zeros_like(steps.action[0])), (steps, sequence.first, keys))[1]
 
-    def recall(self, experience: Experience, index: Array, key: Array, moved: Array | None = None) -> Any:
-        """The memory before the action of each transition at `index`, (rows,); leaves (rows, ...). Where observations are `moved`,
-        by (rows, obs_size), a remembered past moves as a whole: it suits only the observation that it led to."""
+    def recall(self, experience: Experience, index: Array, key: Array, by: Array | None = None) -> Any:
+        """The memory before the action of each transition at `index`, (rows,); leaves (rows, ...). Where observations are moved,
+        `by` (rows, obs_size), a remembered past moves as a whole: it suits only the observation that it led to."""
         keys = jax.random.split(key, index.shape[0])
         if not self.model.recurrent:
             obs = experience.gather(index).obs
-            return jax.vmap(self.start)(obs if moved is None else obs + moved, keys)
+            return jax.vmap(self.start)(obs if by is None else obs + by, keys)
 
-        def one(end: Array, key: Array, moved: Array | None) -> Any:
+        def one(end: Array, key: Array, by: Array | None) -> Any:
             sequence = experience.sequence(end, self.model.warm_up)
-            memories = self.memories(sequence if moved is None else sequence.moved(moved), key)
+            memories = self.memories(sequence if by is None else sequence.moved(by), key)
             return jax.tree.map(lambda x: x[-1], memories)
 
-        return jax.vmap(one)(index, keys, moved)
+        return jax.vmap(one)(index, keys, by)
 
 
 class Agent(Protocol):

@@ -181,13 +181,14 @@ class Account:
         except TypeError as error:
             raise CheckpointError(f"the checkpoint in {self.directory} is of another version of spikedream ({error})") from error
 
-    def write_result(self, fresh: tuple[float, float]) -> None:
-        """`result.json`: the outcome for people and programs; `fresh` as in `Progress`, of the last policy where none solved it."""
+    def write_result(self, fresh: tuple[float, float], last: tuple[float, float] | None = None) -> None:
+        """`result.json`: the outcome for people and programs; `fresh` as in `Progress`, of the last policy where none solved it;
+        `last` of that in any case, where it is known."""
         progress = self.progress
         outcome.write_result(
             self.directory, self.config, progress.row, fresh, threshold=self.threshold,
             solved_at=progress.solved_at, wall_seconds=progress.wall_seconds, compile_seconds=progress.compile_seconds,
-            inherited_steps=progress.inherited_steps,
+            inherited_steps=progress.inherited_steps, last=last,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -395,7 +395,9 @@ class Trainer:
                 self.account.log.begin_anew()
 
     def write_result(self) -> None:
-        self.account.write_result(self.progress.fresh or self._fresh())
+        fresh = self.progress.fresh
+        last = self._fresh() if fresh is None or not self.config.evaluation.stop else fresh
+        self.account.write_result(fresh or last, last)
 
     def close(self) -> None:
         for part in (self.account, self.evaluator, self.collector, self.clock):

@@ -79,6 +79,7 @@ def write_result(
     wall_seconds: float,
     compile_seconds: float = 0.0,
     inherited_steps: int = 0,
+    last: Sequence[float] | None = None,
     packages: Iterable[str] = (),
 ) -> None:
     """`result.json`: the outcome for people and programs.
@@ -95,6 +96,7 @@ def write_result(
         wall_seconds: of the run so far, compilation included, the fresh episodes not.
         compile_seconds: of these.
         inherited_steps: real steps of an earlier run that it began with.
+        last: as `fresh`, of the policy at the end, which a run that goes on once it is solved has learned since; None: not known.
         packages: further ones whose versions are told.
 
     Raises:
@@ -113,6 +115,8 @@ def write_result(
         "eval_episodes": config.evaluation.episodes,
         "fresh_return_mean": fresh[0],
         "fresh_return_std": fresh[1],
+        "last_fresh_return_mean": None if last is None else last[0],
+        "last_fresh_return_std": None if last is None else last[1],
         "decision_ms": row.get("decision_ms"),
         "wall_seconds": round(wall_seconds, 3),
         "compile_seconds": round(compile_seconds, 3),
