@@ -1,5 +1,6 @@
 """What leaves Python does what the policy does: nodes against JAX, C against the nodes bit for bit, NIR by its own equations."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -424,6 +425,13 @@ def test_a_run_becomes_a_graph_and_what_stands_beside_it(run: Any, tmp_path: Pat
     assert list(beside["reset"].values()) == ["soft", "hard"]
     assert vectors["entering"].shape == (5, 3, 4) and vectors["layer_1_neurons"].shape == (5, 3, 8)
     assert set(np.unique(vectors["layer_1_neurons"])) == {0, 1}
+
+
+def test_a_policy_whose_choices_are_always_tied_is_refused(run: Any) -> None:
+    silent = copy.copy(run)
+    silent.state = replace(run.state, agent=jax.tree.map(jnp.zeros_like, run.state.agent))
+    with pytest.raises(Unexportable, match="every observation is too close to call: 100 of 100"):
+        spikedream.export_policy(silent, vectors=1)
 
 
 def test_bad_wishes_are_told_in_one_line(run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
         spikedream.export_learner(run)
 
 
+def test_a_learner_that_rounding_decides_everywhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikedream.export.learner_vectors._margin", lambda *_: 0.0)
+    monkeypatch.setattr("spikedream.export.learner_vectors.PATIENCE", 3)
+    run = drawn(tmp_path / "run", hidden=[8], encoder="DirectCurrent")
+    with pytest.raises(Unexportable, match="every stretch of steps is too close to call: 3 of 3"):
+        spikedream.export_learner(run, vectors=1)
+
+
 @pytest.mark.parametrize(
     ("network", "says"),
     [
