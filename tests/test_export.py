@@ -438,6 +438,9 @@ def test_bad_wishes_are_told_in_one_line(run: Any, capsys: pytest.CaptureFixture
     directory = str(run.directory)
     status, _, error = call(capsys, "export", directory, "--board", "z80")
     assert status == 1 and "boards are cortex-m4, cortex-m3, rv32" in error and error.count("\n") == 1
+    for how in (("--vectors", "0"), ("--vectors", "-3", "--to", "nir"), ("--vectors", "0", "--learner")):
+        status, _, error = call(capsys, "export", directory, *how)
+        assert (status, error) == (1, f"spikedream: --vectors is {how[1]}; it must be at least 1\n")
     tiny = replace(emulator.BOARDS["cortex-m3"], flash=4096)
     monkeypatch.setitem(emulator.BOARDS, "cortex-m3", tiny)
     status, _, error = call(capsys, "export", directory, "--board", "cortex-m3")

@@ -13,7 +13,7 @@ from spikedream.export import neuromorphic
 from spikedream.export.c99 import source
 from spikedream.export.emulator import BOARDS, Board
 from spikedream.export.program import Source, literal
-from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, test_vectors
+from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, check_asked, test_vectors
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
 from spikedream.runs.run import Run
 from spikedream.snn.fixed_point import FixedPoint
@@ -62,6 +62,7 @@ def export_policy(
         raise Unexportable(f"there is no target {to!r}; targets are {', '.join(TARGETS)}")
     if board is not None and (board not in BOARDS or to != "c"):
         raise Unexportable(f"--board {board} is for --to c, and boards are {', '.join(BOARDS)}")
+    check_asked(vectors)
     run = run if bits is None else rounded(run, bits)
     nodes = policy_nodes(run)
     directory = Path(out) if out is not None else run.directory / "export" / to

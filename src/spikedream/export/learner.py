@@ -21,6 +21,7 @@ from spikedream.agents.dyna import Dyna
 from spikedream.agents.online import StreamActorCritic, StreamState
 from spikedream.export import learner_vectors
 from spikedream.export.program import literal
+from spikedream.export.vectors import check_asked
 from spikedream.nodes import Unexportable
 from spikedream.runs.run import Run
 from spikedream.snn.encoders import DirectCurrent, GaussianPopulation, ReceptiveFields
@@ -59,6 +60,7 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
         Unexportable: the agent, or a part of it, has no form there.
         BrokenEnvironment: the environment cannot be played.
     """
+    check_asked(vectors)
     agent = _checked(run, dyna)
     directory = Path(out) if out is not None else run.directory / "export" / "learner"
     found, left_out = learner_vectors.test_vectors(run, vectors)
