@@ -157,6 +157,11 @@ def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_
     assert kept["instructions a decision"] is None and "instructions a decision" not in row.scores  # unknown is no number
     assert "has no method 'debgu'; did you mean 'debug'?" in call(capsys, "embedded", str(study), "--methods", "debgu")[2]
     assert call(capsys, "embedded", "--board", "z80")[2].startswith("spikedream: there is no board 'z80'")
+    table = tmp_path / "mine.yaml"
+    table.write_text("source: mine\noperations: {add: 1, multiply: 2, synaptic_operation: 1}\n")
+    status, _, error = call(capsys, "embedded", str(study), "--out", "new", "--table", str(table))
+    assert status == 1 and "mine.yaml has no price for divide, square_root, exponential, random_number; name" in error
+    assert not Path("new").exists()
 
 
 def test_energy_by_another_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

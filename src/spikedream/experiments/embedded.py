@@ -78,7 +78,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     """
     if command.board not in BOARDS:
         raise ConfigError(f"there is no board {command.board!r}; {suggestion(command.board, BOARDS)}")
-    prices.load(command.table)
+    prices.load(command.table).check_complete()
     study, board = grid.named(command.study), BOARDS[command.board]
     out = command.out or Path("runs") / study.name
     cells = grid.expand(study, out)
