@@ -434,6 +434,21 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_anything_is_compiled
     assert status == 1 and err == f"spikedream: cannot make the run directory {tmp_path / 'file/run'}: Not a directory\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["evaluate"], ["export"], ["energy"], ["compress"], ["resume"], ["watch"], ["train", "debug", "--start-from"]],
+    ids=" ".join,
+)
+def test_a_file_where_a_run_is_wanted_is_named(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph, other = tmp_path / "foreign.nir", tmp_path / "notes"
+    for file in (graph, other):
+        file.write_bytes(b"")
+    writes = "; NIR graphs are what spikedream writes of policies, and it does not read them"
+    for file, more in ((graph, writes), (other, "")):
+        status, _, error = call(capsys, *arguments, str(file))
+        assert (status, error) == (1, f"spikedream: {file} is a file, not a run directory{more}\n")
+
+
 def newest(run: Path, ending: str) -> Path:
     return sorted((run / "checkpoints").glob(f"*{ending}"))[-1]
 

@@ -75,11 +75,14 @@ def parse_train(arguments: list[str]) -> Train:
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
     for path in without_value:
         raise flags.lacks_value(path, configuration.find(config, path))
+    if config.start_from is not None:
+        _check_no_file(Path(config.start_from))
     return Train(names[0], config, out, given_up)
 
 
 def resume(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Resume, prog="spikedream resume", args=arguments)
+    _check_no_file(command.run)
     with display(console, str(command.run)) as listener:
         run = spikedream.resume(command.run, listener=listener)
     return _conclude(run, console)
@@ -87,7 +90,7 @@ def resume(arguments: list[str], console: Console) -> int:
 
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run, command.best)
+    run = _opened(command.run, command.best)
     success = None
     if command.render:
         returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
@@ -108,7 +111,7 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run, command.best)
+    run = _opened(command.run, command.best)
     if command.dyna and not command.learner:
         raise spikedream.Unexportable("--dyna goes with --learner: a policy alone does not dream")
     if command.learner:
@@ -157,7 +160,7 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
 
 def compress(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Compress, prog="spikedream compress", args=arguments)
-    run = spikedream.load(command.run)
+    run = _opened(command.run)
     with display(console, f"{command.run} · compressed") as listener:
         done = spikedream.compress_policy(
             run, command.density, command.rate, command.bits, command.updates, command.out, command.episodes, listener
@@ -213,6 +216,7 @@ def watch(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Watch, prog="spikedream watch", args=arguments)
     if command.every <= 0:
         raise ConfigError(f"--every is {command.every:g} seconds; it must be above 0")
+    _check_no_file(command.run)
     config = configuration_of(command.run)
     with display(console, f"{config.preset} · {config.env} · seed {config.seed}") as listener:
         film = (lambda steps: record_video(spikedream.load(command.run), name=f"step{steps}")) if command.video else None
@@ -225,7 +229,7 @@ def watch(arguments: list[str], console: Console) -> int:
 
 def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run)
+    run = _opened(command.run)
     found = spikedream.energy(run, command.table, command.episodes)
     if command.table == prices.DEFAULT:
         write_energy(run, found)
@@ -254,6 +258,18 @@ def serve_env(arguments: list[str], console: Console) -> int:
     with stopping(server.stop):
         server.run()
     return 0
+
+
+def _opened(run: Path, best: bool = False) -> Run:
+    _check_no_file(run)
+    return spikedream.load(run, best)
+
+
+def _check_no_file(run: Path) -> None:
+    """Raises CheckpointError where a file is named for a run's directory."""
+    if run.is_file():
+        graph = "; NIR graphs are what spikedream writes of policies, and it does not read them" if run.suffix == ".nir" else ""
+        raise spikedream.CheckpointError(f"{run} is a file, not a run directory{graph}")
 
 
 def _conclude(run: Run, console: Console) -> int:
