@@ -382,6 +382,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         emulator.emulate(Path(), emulator.BOARDS["cortex-m4"])
 
 
+def test_an_emulator_that_does_not_end_is_told_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleeps(command: list[str], timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(emulator.subprocess, "run", sleeps)
+    with pytest.raises(Unexportable, match="qemu-system-arm did not end measure on cortex-m3 within 300 s"):
+        emulator._emulate(emulator.BOARDS["cortex-m3"], Path("place/measure"))
+
+
 # ---- whole runs
 
 

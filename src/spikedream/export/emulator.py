@@ -94,7 +94,7 @@ def emulate(directory: Path, board: Board) -> Emulated:
 
     Raises:
         ToolMissing: compiler or emulator is not installed.
-        Unexportable: the board cannot hold it.
+        Unexportable: the board cannot hold it, or takes too long.
     """
     if (lacking := missing(board)) is not None:
         raise lacking
@@ -139,7 +139,12 @@ def _compile(board: Board, directory: Path, work: Path, name: str, *arguments: s
 
 
 def _emulate(board: Board, program: Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=patience)
+    try:
+        return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=patience)
+    except subprocess.TimeoutExpired as error:
+        raise Unexportable(
+            f"{board.emulator[0]} did not end {program.name} on {board.name} within {patience:g} s; a smaller network takes less"
+        ) from error
 
 
 def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
@@ -180,7 +185,7 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
 
     Raises:
         ToolMissing: compiler or emulator is not installed.
-        Unexportable: the board cannot hold it, or there is no environment in C.
+        Unexportable: the board cannot hold it or takes too long, or there is no environment in C.
     """
     if (lacking := missing(board)) is not None:
         raise lacking
