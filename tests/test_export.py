@@ -456,6 +456,16 @@ def test_bad_wishes_are_told_in_one_line(run: Any, capsys: pytest.CaptureFixture
     assert status == 1 and "cortex-m3 has 4 KiB of flash, and this actor needs about" in error
 
 
+def test_what_was_written_is_told_before_a_compiler_turns_out_to_be_missing(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator.shutil, "which", lambda tool: None)
+    status, out, error = call(
+        capsys, "export", str(run.directory), "--out", str(tmp_path), "--board", "cortex-m4", "--vectors", "4"
+    )
+    assert status == 1 and out.startswith(f"{tmp_path}: ") and "apt-get install gcc-arm-none-eabi" in error
+
+
 @pytest.mark.embedded
 @pytest.mark.parametrize("board", emulator.BOARDS.values(), ids=emulator.BOARDS)
 def test_a_small_computer_computes_the_bits_of_this_one(board: Any, run: Any, tmp_path: Path) -> None:

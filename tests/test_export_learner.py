@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from test_resume import Notes
 
 import spikedream
 from spikedream import config as configuration
+from spikedream.cli import main
 from spikedream.config import Config, named
 from spikedream.experiments.embedded import measure
 from spikedream.experiments.grid import Cell
@@ -103,6 +105,18 @@ def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> 
     run.algorithm = Config().algorithm(spec)
     with pytest.raises(Unexportable, match="agents that learn from each step, StreamActorCritic, not Dreamer"):
         export_learner(run)
+
+
+def test_a_learner_that_a_board_cannot_hold_is_refused_before_it_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BOARDS, "cortex-m3", replace(BOARDS["cortex-m3"], ram=2048))
+    run = drawn(tmp_path / "run", hidden=[12], encoder="DirectCurrent")
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run.directory), "--learner", "--board", "cortex-m3", "--vectors", "1"])
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and "numbers that learn" in said.out
+    assert said.err.startswith("spikedream: cortex-m3 has 2 KiB of RAM, and this learner needs about 3 KiB; a smaller one")
 
 
 @pytest.mark.embedded

@@ -119,19 +119,20 @@ def export(arguments: list[str], console: Console) -> int:
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
-    lines = [f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}"]
-    status = 0
-    if command.board is not None:
-        ran = emulator.emulate(done.directory, emulator.BOARDS[command.board])
-        most, mean = max(ran.instructions), sum(ran.instructions) / len(ran.instructions)
-        lines.append(
-            f"{command.board}: self-test {'passed' if ran.passed else 'FAILED'} · {mean:,.0f} instructions a decision, at most"
-            f" {most:,} · flash {ran.flash:,} bytes, RAM {ran.ram:,}, start-up and stack included"
-        )
-        status = 0 if ran.passed else 1
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    return status
+    console.print(
+        f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if command.board is None:
+        return 0
+    ran = emulator.emulate(done.directory, emulator.BOARDS[command.board])
+    most, mean = max(ran.instructions), sum(ran.instructions) / len(ran.instructions)
+    console.print(
+        f"{command.board}: self-test {'passed' if ran.passed else 'FAILED'} · {mean:,.0f} instructions a decision, at most"
+        f" {most:,} · flash {ran.flash:,} bytes, RAM {ran.ram:,}, start-up and stack included",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0 if ran.passed else 1
 
 
 def _export_learner(command: Export, run: Run, console: Console) -> int:
@@ -146,7 +147,9 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
     )  # fmt: skip
     if command.board is None:
         return 0
-    learned = emulator.train_on(done.directory, emulator.BOARDS[command.board])
+    board = emulator.BOARDS[command.board]
+    board.check(4 * done.parameters, done.state, "learner")
+    learned = emulator.train_on(done.directory, board)
     last = max(learned.returns, default=0)
     outcome = f"solved after {learned.solved:,} steps" if learned.solved else f"not solved in {last:,} steps"
     console.print(

@@ -164,6 +164,7 @@ def _emulated(run: Run, board: Board) -> dict[str, float | None]:
             try:
                 dreams = getattr(run.algorithm.agent, "dyna", None) is not None
                 learner = export_learner(run, place, vectors=1, dyna=dreams)
+                board.check(4 * learner.parameters, learner.state, "learner")
                 learned = train_on(learner.directory, board, run.config.seed + 1, LEARNED, LEARNED, episodes=1)
                 return {DECIDING: learned.deciding, STEPPING: learned.learning, FLASH: learned.flash, RAM: learned.ram}
             except Unexportable as reason:

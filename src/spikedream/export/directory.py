@@ -116,7 +116,7 @@ def _write_nir(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board 
 def _write_c(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board | None, vectors: int) -> Exported:
     made = source(nodes, run.spec.obs_size, f"{run.config.env}, {run.config.preset}, seed {run.config.seed}: by spikedream export")
     if board is not None:
-        board.check(made)
+        board.check(made.weights, made.state, "actor")
     found, left_out = test_vectors(run, nodes, vectors)
     directory.mkdir(parents=True, exist_ok=True)
     for file in C_FILES.iterdir():

@@ -6,12 +6,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedream.export.program import Source
 from spikedream.nodes import Unexportable
 
 BOARDS_DIRECTORY = Path(__file__).parent / "boards"
 EXACT = ("-std=c99", "-O2", "-ffp-contract=off")
-CODE, STACK = 4096, 1024  # bytes that an actor's code and its stack may take beside its weights and its state
+CODE, STACK = 4096, 1024  # bytes that code and stack may take beside weights and state
 
 
 class ToolMissing(ImportError):
@@ -34,12 +33,12 @@ class Board:
     flash_origin: int = 0
     ram_origin: int = 0x20000000
 
-    def check(self, source: Source) -> None:
-        """Raises Unexportable where the board cannot hold an actor, and says the limit and the need."""
-        for what, limit, need in (("flash", self.flash, source.weights + CODE), ("RAM", self.ram, source.state + STACK)):
+    def check(self, tables: int, state: int, of: str) -> None:
+        """Raises Unexportable where the board cannot hold an actor or a learner of so many bytes: the limit and the need."""
+        for what, limit, need in (("flash", self.flash, tables + CODE), ("RAM", self.ram, state + STACK)):
             if need > limit:
                 raise Unexportable(
-                    f"{self.name} has {limit / 1024:.0f} KiB of {what}, and this actor needs about {need / 1024:.0f} KiB;"
+                    f"{self.name} has {limit / 1024:.0f} KiB of {what}, and this {of} needs about {need / 1024:.0f} KiB;"
                     " a smaller one would fit, or a larger board"
                 )
 
