@@ -35,6 +35,8 @@ from spikedream.reports.watch import configuration_of
 from spikedream.reports.watch import watch as follow
 from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
+from spikedream.snn.sparsity import DENSITY
+from spikedream.types import check_bounds
 
 EXPECTED = (
     spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,
@@ -163,6 +165,11 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
 
 def compress(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Compress, prog="spikedream compress", args=arguments)
+    bounds = {"density": DENSITY, "rate": (0, 1), "updates": (1, None), "episodes": (1, None)}
+    try:
+        check_bounds(command, **{name: limits for name, limits in bounds.items() if getattr(command, name) is not None})
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
     run = _opened(command.run)
     with display(console, f"{command.run} · compressed") as listener:
         done = spikedream.compress_policy(
