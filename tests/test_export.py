@@ -443,6 +443,12 @@ def test_a_policy_whose_choices_are_always_tied_is_refused(run: Any) -> None:
         spikedream.export_policy(silent, vectors=1)
 
 
+def test_what_is_told_of_a_graph_is_the_size_of_its_file(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nir", reason="nir is not installed: pip install 'spikedream[nir]'")
+    status, out, _ = call(capsys, "export", str(run.directory), "--to", "nir", "--out", str(tmp_path), "--vectors", "4")
+    assert status == 0 and f": policy.nir of {(tmp_path / 'policy.nir').stat().st_size:,} bytes, 4 test vectors" in out
+
+
 def test_bad_wishes_are_told_in_one_line(run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = str(run.directory)
     status, _, error = call(capsys, "export", directory, "--board", "z80")

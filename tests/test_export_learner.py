@@ -48,14 +48,27 @@ def drawn(place: Path, dyna: dict | None = None, average: dict | None = None, **
 )
 def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path: Path) -> None:
     done = spikedream.export_learner(drawn(tmp_path / "run", **network), vectors=8)
+    assert {file.name for file in done.directory.iterdir()} == {
+        "README.md", "Makefile", "arithmetic.h", "cartpole.h", "functions.h", "learner.c", "learner.h", "network.c", "network.h",
+        "neuron.h", "selftest.c", "settings.h", "start.h", "train.c", "vectors.h",
+    }  # fmt: skip
     tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
     assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 8 + ["passed"], tested.stdout + tested.stderr
+    assert f"= {sizeof(done.directory)} bytes of state" in (done.directory / "README.md").read_text()
     subprocess.run(["make", "-s", "-C", str(done.directory), "train"], check=True)
     vectors = done.directory / "vectors.h"
     vectors.write_text(
         vectors.read_text().replace("{0, 0, 0}, {0, 0, 0}", "{1, 1, 1}, {0, 0, 0}")
     )  # as if the task ended each time
     assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+
+
+def sizeof(directory: Path) -> int:
+    """Bytes of `struct learner` here."""
+    program = '#include <stdio.h>\n#include "learner.h"\nint main(void) { printf("%zu", sizeof(struct learner)); }'
+    (directory / "size.c").write_text(program)
+    subprocess.run(["cc", "size.c", "-o", "size"], cwd=directory, check=True)
+    return int(subprocess.run(["./size"], cwd=directory, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -69,6 +82,7 @@ def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
     for wrong in ("MODEL_LEARNING_RATE 0.5f * ", "LEARNER_AVERAGE_DEGREE 0.5f * "):  # half as fast, half the degree
         settings.write_text(right.replace(wrong.split()[0] + " ", wrong))
         assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+    assert "learner_dream(&learner)" in (done.directory / "README.md").read_text()
     with pytest.raises(Unexportable, match="add --dyna"):
         spikedream.export_learner(run)
 

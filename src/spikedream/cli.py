@@ -119,10 +119,11 @@ def export(arguments: list[str], console: Console) -> int:
     if command.learner:
         return _export_learner(command, run, console)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
+    size = f"{done.weights:,} bytes of parameters" if command.to == "c" else f"policy.nir of {done.weights:,} bytes"
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
     console.print(
-        f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}",
+        f"{done.directory}: {size}{state}, {done.vectors} test vectors{left_out}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if command.board is None:

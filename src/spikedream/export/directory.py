@@ -29,7 +29,7 @@ class Exported:
     """What was written."""
 
     directory: Path
-    weights: int  # bytes of constant tables, or of arrays
+    weights: int  # bytes of constant tables, or of `policy.nir`
     state: int | None  # bytes that C works in; None where the target does not tell
     vectors: int
     left_out: int  # observations on which rounding decides who fires: no test vectors
