@@ -157,6 +157,11 @@ def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_
     assert kept["instructions a decision"] is None and "instructions a decision" not in row.scores  # unknown is no number
     assert "has no method 'debgu'; did you mean 'debug'?" in call(capsys, "embedded", str(study), "--methods", "debgu")[2]
     assert call(capsys, "embedded", "--board", "z80")[2].startswith("spikedream: there is no board 'z80'")
+    table = tmp_path / "mine.yaml"
+    table.write_text("source: mine\noperations: {add: 1, multiply: 2, synaptic_operation: 1}\n")
+    status, _, error = call(capsys, "embedded", str(study), "--out", "new", "--table", str(table))
+    assert status == 1 and "mine.yaml has no price for divide, square_root, exponential, random_number; name" in error
+    assert not Path("new").exists()
 
 
 def test_energy_by_another_table(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -438,6 +443,21 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_anything_is_compiled
     (tmp_path / "file").write_text("")
     status, _, err = call(capsys, "train", "debug", "--out", str(tmp_path / "file/run"))
     assert status == 1 and err == f"spikedream: cannot make the run directory {tmp_path / 'file/run'}: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["evaluate"], ["export"], ["energy"], ["compress"], ["resume"], ["watch"], ["train", "debug", "--start-from"]],
+    ids=" ".join,
+)
+def test_a_file_where_a_run_is_wanted_is_named(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph, other = tmp_path / "foreign.nir", tmp_path / "notes"
+    for file in (graph, other):
+        file.write_bytes(b"")
+    writes = "; NIR graphs are what spikedream writes of policies, and it does not read them"
+    for file, more in ((graph, writes), (other, "")):
+        status, _, error = call(capsys, *arguments, str(file))
+        assert (status, error) == (1, f"spikedream: {file} is a file, not a run directory{more}\n")
 
 
 def newest(run: Path, ending: str) -> Path:

@@ -133,6 +133,16 @@ def test_what_cannot_be_compressed_says_why(run: spikedream.Run, capsys: pytest.
     with pytest.raises(SystemExit) as stop:
         main(["compress", str(run.directory)])
     assert stop.value.code == 1 and "nothing is asked for: name a density, a rate or bits" in capsys.readouterr().err
+    for flag, value, bounds in (
+        ("--updates", "0", "at least 1"),
+        ("--episodes", "0", "at least 1"),
+        ("--rate", "2.0", "from 0 to 1"),
+        ("--density", "0.0", "from 1e-06 to 1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["compress", str(run.directory), "--bits", "8", flag, value])
+        assert stop.value.code == 1
+        assert capsys.readouterr().err == f"spikedream: {flag} is {value}; it must be {bounds}\n"
     with pytest.raises(ConfigError, match="density is 2; it must be from"):
         compressed(run, 2, None, None, 10)
     for settings, why in (

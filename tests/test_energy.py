@@ -1,5 +1,6 @@
 """Prices, the calls that learning makes, and NeuroBench's measures."""
 
+import ast
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from small import CONTINUOUS, DISCRETE, filled, kinds, small
 
+import spikedream
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.dyna import Dyna
 from spikedream.agents.evolution import Evolution
@@ -37,7 +39,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.conventional import MLP
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.snn.operations import tally
+from spikedream.snn.operations import ARITHMETIC, tally
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
 from spikedream.world_models.ensemble import Ensemble
@@ -89,14 +91,27 @@ def test_a_table_of_ones_own_and_what_may_be_wrong_with_it(tmp_path: Path) -> No
         ("source: x\noperations: {add: cheap}", "add is 'cheap'; it must be"),
         ("operations: {add: 1}", "must have a `source`"),
         ("source: [", "is not valid YAML"),
+        ("source: x\noperations: {synaptic_op: 3}", "'synaptic_op', which is no operation; did you mean 'synaptic_operation'"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             prices.load(str(file))
+    file.write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(ConfigError, match=r"mine.yaml is not a text file; it must be YAML"):
+        prices.load(str(file))
     with pytest.raises(ConfigError, match="did you mean 'loihi'"):
         prices.load("loihii")
     with pytest.raises(ConfigError, match="cannot read"):
         prices.load(str(tmp_path / "none.yaml"))
+
+
+def test_every_kind_of_operation_that_networks_tell_may_have_a_price() -> None:
+    sources = [ast.parse(file.read_text()) for file in Path(spikedream.__file__).parent.rglob("*.py")]
+    calls = [node for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 1]
+    told = {call.args[1].value for call in calls if ast.unparse(call.func) == "tally" and isinstance(call.args[1], ast.Constant)}
+    assert told <= {*prices.ELEMENTARY, *prices.KINDS} and set(ARITHMETIC) <= {*prices.ELEMENTARY, *prices.KINDS}
+    for name in prices.tables():
+        prices.load(name).check_complete()
 
 
 # ---- a decision by hand

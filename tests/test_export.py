@@ -1,5 +1,6 @@
 """What leaves Python does what the policy does: nodes against JAX, C against the nodes bit for bit, NIR by its own equations."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -381,6 +382,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         emulator.emulate(Path(), emulator.BOARDS["cortex-m4"])
 
 
+def test_an_emulator_that_does_not_end_is_told_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleeps(command: list[str], timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(emulator.subprocess, "run", sleeps)
+    with pytest.raises(Unexportable, match="qemu-system-arm did not end measure on cortex-m3 within 300 s"):
+        emulator._emulate(emulator.BOARDS["cortex-m3"], Path("place/measure"))
+
+
 # ---- whole runs
 
 
@@ -426,14 +436,40 @@ def test_a_run_becomes_a_graph_and_what_stands_beside_it(run: Any, tmp_path: Pat
     assert set(np.unique(vectors["layer_1_neurons"])) == {0, 1}
 
 
+def test_a_policy_whose_choices_are_always_tied_is_refused(run: Any) -> None:
+    silent = copy.copy(run)
+    silent.state = replace(run.state, agent=jax.tree.map(jnp.zeros_like, run.state.agent))
+    with pytest.raises(Unexportable, match="every observation is too close to call: 100 of 100"):
+        spikedream.export_policy(silent, vectors=1)
+
+
+def test_what_is_told_of_a_graph_is_the_size_of_its_file(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nir", reason="nir is not installed: pip install 'spikedream[nir]'")
+    status, out, _ = call(capsys, "export", str(run.directory), "--to", "nir", "--out", str(tmp_path), "--vectors", "4")
+    assert status == 0 and f": policy.nir of {(tmp_path / 'policy.nir').stat().st_size:,} bytes, 4 test vectors" in out
+
+
 def test_bad_wishes_are_told_in_one_line(run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     directory = str(run.directory)
     status, _, error = call(capsys, "export", directory, "--board", "z80")
     assert status == 1 and "boards are cortex-m4, cortex-m3, rv32" in error and error.count("\n") == 1
+    for how in (("--vectors", "0"), ("--vectors", "-3", "--to", "nir"), ("--vectors", "0", "--learner")):
+        status, _, error = call(capsys, "export", directory, *how)
+        assert (status, error) == (1, f"spikedream: --vectors is {how[1]}; it must be at least 1\n")
     tiny = replace(emulator.BOARDS["cortex-m3"], flash=4096)
     monkeypatch.setitem(emulator.BOARDS, "cortex-m3", tiny)
     status, _, error = call(capsys, "export", directory, "--board", "cortex-m3")
     assert status == 1 and "cortex-m3 has 4 KiB of flash, and this actor needs about" in error
+
+
+def test_what_was_written_is_told_before_a_compiler_turns_out_to_be_missing(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator.shutil, "which", lambda tool: None)
+    status, out, error = call(
+        capsys, "export", str(run.directory), "--out", str(tmp_path), "--board", "cortex-m4", "--vectors", "4"
+    )
+    assert status == 1 and out.startswith(f"{tmp_path}: ") and "apt-get install gcc-arm-none-eabi" in error
 
 
 @pytest.mark.embedded

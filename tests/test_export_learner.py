@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from test_resume import Notes
 
 import spikedream
 from spikedream import config as configuration
+from spikedream.cli import main
 from spikedream.config import Config, named
 from spikedream.experiments.embedded import measure
 from spikedream.experiments.grid import Cell
@@ -46,14 +48,27 @@ def drawn(place: Path, dyna: dict | None = None, average: dict | None = None, **
 )
 def test_what_is_learned_in_c_is_what_is_learned_in_jax(network: dict, tmp_path: Path) -> None:
     done = spikedream.export_learner(drawn(tmp_path / "run", **network), vectors=8)
+    assert {file.name for file in done.directory.iterdir()} == {
+        "README.md", "Makefile", "arithmetic.h", "cartpole.h", "functions.h", "learner.c", "learner.h", "network.c", "network.h",
+        "neuron.h", "selftest.c", "settings.h", "start.h", "train.c", "vectors.h",
+    }  # fmt: skip
     tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
     assert tested.returncode == 0 and tested.stdout.split() == ["right"] * 8 + ["passed"], tested.stdout + tested.stderr
+    assert f"= {sizeof(done.directory)} bytes of state" in (done.directory / "README.md").read_text()
     subprocess.run(["make", "-s", "-C", str(done.directory), "train"], check=True)
     vectors = done.directory / "vectors.h"
     vectors.write_text(
         vectors.read_text().replace("{0, 0, 0}, {0, 0, 0}", "{1, 1, 1}, {0, 0, 0}")
     )  # as if the task ended each time
     assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+
+
+def sizeof(directory: Path) -> int:
+    """Bytes of `struct learner` here."""
+    program = '#include <stdio.h>\n#include "learner.h"\nint main(void) { printf("%zu", sizeof(struct learner)); }'
+    (directory / "size.c").write_text(program)
+    subprocess.run(["cc", "size.c", "-o", "size"], cwd=directory, check=True)
+    return int(subprocess.run(["./size"], cwd=directory, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -67,8 +82,17 @@ def test_what_is_dreamed_in_c_is_what_is_dreamed_in_jax(tmp_path: Path) -> None:
     for wrong in ("MODEL_LEARNING_RATE 0.5f * ", "LEARNER_AVERAGE_DEGREE 0.5f * "):  # half as fast, half the degree
         settings.write_text(right.replace(wrong.split()[0] + " ", wrong))
         assert subprocess.run(["make", "-s", "-B", "-C", str(done.directory), "test"], capture_output=True).returncode != 0
+    assert "learner_dream(&learner)" in (done.directory / "README.md").read_text()
     with pytest.raises(Unexportable, match="add --dyna"):
         spikedream.export_learner(run)
+
+
+def test_a_learner_that_rounding_decides_everywhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spikedream.export.learner_vectors._margin", lambda *_: 0.0)
+    monkeypatch.setattr("spikedream.export.learner_vectors.PATIENCE", 3)
+    run = drawn(tmp_path / "run", hidden=[8], encoder="DirectCurrent")
+    with pytest.raises(Unexportable, match="every stretch of steps is too close to call: 3 of 3"):
+        spikedream.export_learner(run, vectors=1)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +119,18 @@ def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> 
     run.algorithm = Config().algorithm(spec)
     with pytest.raises(Unexportable, match="agents that learn from each step, StreamActorCritic, not Dreamer"):
         export_learner(run)
+
+
+def test_a_learner_that_a_board_cannot_hold_is_refused_before_it_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BOARDS, "cortex-m3", replace(BOARDS["cortex-m3"], ram=2048))
+    run = drawn(tmp_path / "run", hidden=[12], encoder="DirectCurrent")
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run.directory), "--learner", "--board", "cortex-m3", "--vectors", "1"])
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and "numbers that learn" in said.out
+    assert said.err.startswith("spikedream: cortex-m3 has 2 KiB of RAM, and this learner needs about 3 KiB; a smaller one")
 
 
 @pytest.mark.embedded

@@ -35,6 +35,8 @@ from spikedream.reports.watch import configuration_of
 from spikedream.reports.watch import watch as follow
 from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
+from spikedream.snn.sparsity import DENSITY
+from spikedream.types import check_bounds
 
 EXPECTED = (
     spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,
@@ -80,11 +82,14 @@ def parse_train(arguments: list[str]) -> Train:
         tyro.cli(Train, prog="spikedream train", args=["--help"] if asks_help else [], default=default, config=settings)
     for path in without_value:
         raise flags.lacks_value(path, configuration.find(config, path))
+    if config.start_from is not None:
+        _check_no_file(Path(config.start_from))
     return Train(names[0], config, out, given_up)
 
 
 def resume(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Resume, prog="spikedream resume", args=arguments)
+    _check_no_file(command.run)
     with display(console, str(command.run)) as listener:
         run = spikedream.resume(command.run, listener=listener)
     return _conclude(run, console)
@@ -92,7 +97,7 @@ def resume(arguments: list[str], console: Console) -> int:
 
 def evaluate(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Evaluate, prog="spikedream evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run, command.best)
+    run = _opened(command.run, command.best)
     success = None
     if command.render:
         returns = show(run, 3 if command.episodes is None else command.episodes, command.repetition)
@@ -113,27 +118,29 @@ def evaluate(arguments: list[str], console: Console) -> int:
 
 def export(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Export, prog="spikedream export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run, command.best)
+    run = _opened(command.run, command.best)
     if command.dyna and not command.learner:
         raise spikedream.Unexportable("--dyna goes with --learner: a policy alone does not dream")
     if command.learner:
         return _export_learner(command, run, console)
     done = spikedream.export_policy(run, command.to, command.out, command.board, command.vectors, command.bits)
+    size = f"{done.weights:,} bytes of parameters" if command.to == "c" else f"policy.nir of {done.weights:,} bytes"
     state = "" if done.state is None else f", {done.state:,} bytes of state"
     left_out = f" ({done.left_out} too close to call left out)" if done.left_out else ""
-    lines = [f"{done.directory}: {done.weights:,} bytes of parameters{state}, {done.vectors} test vectors{left_out}"]
-    status = 0
-    if command.board is not None:
-        ran = emulator.emulate(done.directory, emulator.BOARDS[command.board])
-        most, mean = max(ran.instructions), sum(ran.instructions) / len(ran.instructions)
-        lines.append(
-            f"{command.board}: self-test {'passed' if ran.passed else 'FAILED'} · {mean:,.0f} instructions a decision, at most"
-            f" {most:,} · flash {ran.flash:,} bytes, RAM {ran.ram:,}, start-up and stack included"
-        )
-        status = 0 if ran.passed else 1
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    return status
+    console.print(
+        f"{done.directory}: {size}{state}, {done.vectors} test vectors{left_out}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if command.board is None:
+        return 0
+    ran = emulator.emulate(done.directory, emulator.BOARDS[command.board])
+    most, mean = max(ran.instructions), sum(ran.instructions) / len(ran.instructions)
+    console.print(
+        f"{command.board}: self-test {'passed' if ran.passed else 'FAILED'} · {mean:,.0f} instructions a decision, at most"
+        f" {most:,} · flash {ran.flash:,} bytes, RAM {ran.ram:,}, start-up and stack included",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0 if ran.passed else 1
 
 
 def _export_learner(command: Export, run: Run, console: Console) -> int:
@@ -148,7 +155,9 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
     )  # fmt: skip
     if command.board is None:
         return 0
-    learned = emulator.train_on(done.directory, emulator.BOARDS[command.board])
+    board = emulator.BOARDS[command.board]
+    board.check(4 * done.parameters, done.state, "learner")
+    learned = emulator.train_on(done.directory, board)
     last = max(learned.returns, default=0)
     outcome = f"solved after {learned.solved:,} steps" if learned.solved else f"not solved in {last:,} steps"
     console.print(
@@ -162,7 +171,12 @@ def _export_learner(command: Export, run: Run, console: Console) -> int:
 
 def compress(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Compress, prog="spikedream compress", args=arguments)
-    run = spikedream.load(command.run)
+    bounds = {"density": DENSITY, "rate": (0, 1), "updates": (1, None), "episodes": (1, None)}
+    try:
+        check_bounds(command, **{name: limits for name, limits in bounds.items() if getattr(command, name) is not None})
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    run = _opened(command.run)
     with display(console, f"{command.run} · compressed") as listener:
         done = spikedream.compress_policy(
             run, command.density, command.rate, command.bits, command.updates, command.out, command.episodes, listener
@@ -218,6 +232,7 @@ def watch(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Watch, prog="spikedream watch", args=arguments)
     if command.every <= 0:
         raise ConfigError(f"--every is {command.every:g} seconds; it must be above 0")
+    _check_no_file(command.run)
     config = configuration_of(command.run)
     with display(console, f"{config.preset} · {config.env} · seed {config.seed}") as listener:
         film = (lambda steps: record_video(spikedream.load(command.run), name=f"step{steps}")) if command.video else None
@@ -230,7 +245,7 @@ def watch(arguments: list[str], console: Console) -> int:
 
 def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    run = spikedream.load(command.run)
+    run = _opened(command.run)
     found = spikedream.energy(run, command.table, command.episodes)
     if command.table == prices.DEFAULT:
         write_energy(run, found)
@@ -259,6 +274,18 @@ def serve_env(arguments: list[str], console: Console) -> int:
     with stopping(server.stop):
         server.run()
     return 0
+
+
+def _opened(run: Path, best: bool = False) -> Run:
+    _check_no_file(run)
+    return spikedream.load(run, best)
+
+
+def _check_no_file(run: Path) -> None:
+    """Raises CheckpointError where a file is named for a run's directory."""
+    if run.is_file():
+        graph = "; NIR graphs are what spikedream writes of policies, and it does not read them" if run.suffix == ".nir" else ""
+        raise spikedream.CheckpointError(f"{run} is a file, not a run directory{graph}")
 
 
 def _conclude(run: Run, console: Console) -> int:

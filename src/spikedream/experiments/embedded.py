@@ -78,7 +78,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     """
     if command.board not in BOARDS:
         raise ConfigError(f"there is no board {command.board!r}; {suggestion(command.board, BOARDS)}")
-    prices.load(command.table)
+    prices.load(command.table).check_complete()
     study, board = grid.named(command.study), BOARDS[command.board]
     out = command.out or Path("runs") / study.name
     cells = grid.expand(study, out)
@@ -164,6 +164,7 @@ def _emulated(run: Run, board: Board) -> dict[str, float | None]:
             try:
                 dreams = getattr(run.algorithm.agent, "dyna", None) is not None
                 learner = export_learner(run, place, vectors=1, dyna=dreams)
+                board.check(4 * learner.parameters, learner.state, "learner")
                 learned = train_on(learner.directory, board, run.config.seed + 1, LEARNED, LEARNED, episodes=1)
                 return {DECIDING: learned.deciding, STEPPING: learned.learning, FLASH: learned.flash, RAM: learned.ram}
             except Unexportable as reason:

@@ -13,7 +13,7 @@ from spikedream.export import neuromorphic
 from spikedream.export.c99 import source
 from spikedream.export.emulator import BOARDS, Board
 from spikedream.export.program import Source, literal
-from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, test_vectors
+from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, check_asked, test_vectors
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
 from spikedream.runs.run import Run
 from spikedream.snn.fixed_point import FixedPoint
@@ -29,7 +29,7 @@ class Exported:
     """What was written."""
 
     directory: Path
-    weights: int  # bytes of constant tables, or of arrays
+    weights: int  # bytes of constant tables, or of `policy.nir`
     state: int | None  # bytes that C works in; None where the target does not tell
     vectors: int
     left_out: int  # observations on which rounding decides who fires: no test vectors
@@ -62,6 +62,7 @@ def export_policy(
         raise Unexportable(f"there is no target {to!r}; targets are {', '.join(TARGETS)}")
     if board is not None and (board not in BOARDS or to != "c"):
         raise Unexportable(f"--board {board} is for --to c, and boards are {', '.join(BOARDS)}")
+    check_asked(vectors)
     run = run if bits is None else rounded(run, bits)
     nodes = policy_nodes(run)
     directory = Path(out) if out is not None else run.directory / "export" / to
@@ -115,7 +116,7 @@ def _write_nir(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board 
 def _write_c(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board | None, vectors: int) -> Exported:
     made = source(nodes, run.spec.obs_size, f"{run.config.env}, {run.config.preset}, seed {run.config.seed}: by spikedream export")
     if board is not None:
-        board.check(made)
+        board.check(made.weights, made.state, "actor")
     found, left_out = test_vectors(run, nodes, vectors)
     directory.mkdir(parents=True, exist_ok=True)
     for file in C_FILES.iterdir():

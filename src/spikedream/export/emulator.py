@@ -6,12 +6,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from spikedream.export.program import Source
 from spikedream.nodes import Unexportable
 
 BOARDS_DIRECTORY = Path(__file__).parent / "boards"
 EXACT = ("-std=c99", "-O2", "-ffp-contract=off")
-CODE, STACK = 4096, 1024  # bytes that an actor's code and its stack may take beside its weights and its state
+CODE, STACK = 4096, 1024  # bytes that code and stack may take beside weights and state
 
 
 class ToolMissing(ImportError):
@@ -34,12 +33,12 @@ class Board:
     flash_origin: int = 0
     ram_origin: int = 0x20000000
 
-    def check(self, source: Source) -> None:
-        """Raises Unexportable where the board cannot hold an actor, and says the limit and the need."""
-        for what, limit, need in (("flash", self.flash, source.weights + CODE), ("RAM", self.ram, source.state + STACK)):
+    def check(self, tables: int, state: int, of: str) -> None:
+        """Raises Unexportable where the board cannot hold an actor or a learner of so many bytes: the limit and the need."""
+        for what, limit, need in (("flash", self.flash, tables + CODE), ("RAM", self.ram, state + STACK)):
             if need > limit:
                 raise Unexportable(
-                    f"{self.name} has {limit / 1024:.0f} KiB of {what}, and this actor needs about {need / 1024:.0f} KiB;"
+                    f"{self.name} has {limit / 1024:.0f} KiB of {what}, and this {of} needs about {need / 1024:.0f} KiB;"
                     " a smaller one would fit, or a larger board"
                 )
 
@@ -94,7 +93,7 @@ def emulate(directory: Path, board: Board) -> Emulated:
 
     Raises:
         ToolMissing: compiler or emulator is not installed.
-        Unexportable: the board cannot hold it.
+        Unexportable: the board cannot hold it, or takes too long.
     """
     if (lacking := missing(board)) is not None:
         raise lacking
@@ -139,7 +138,12 @@ def _compile(board: Board, directory: Path, work: Path, name: str, *arguments: s
 
 
 def _emulate(board: Board, program: Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=patience)
+    try:
+        return subprocess.run([*board.emulator, "-kernel", str(program)], capture_output=True, text=True, timeout=patience)
+    except subprocess.TimeoutExpired as error:
+        raise Unexportable(
+            f"{board.emulator[0]} did not end {program.name} on {board.name} within {patience:g} s; a smaller network takes less"
+        ) from error
 
 
 def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
@@ -180,7 +184,7 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
 
     Raises:
         ToolMissing: compiler or emulator is not installed.
-        Unexportable: the board cannot hold it, or there is no environment in C.
+        Unexportable: the board cannot hold it or takes too long, or there is no environment in C.
     """
     if (lacking := missing(board)) is not None:
         raise lacking

@@ -21,6 +21,7 @@ from spikedream.agents.dyna import Dyna
 from spikedream.agents.online import StreamActorCritic, StreamState
 from spikedream.export import learner_vectors
 from spikedream.export.program import literal
+from spikedream.export.vectors import TOLERANCE, UNDECIDED, check_asked
 from spikedream.nodes import Unexportable
 from spikedream.runs.run import Run
 from spikedream.snn.encoders import DirectCurrent, GaussianPopulation, ReceptiveFields
@@ -59,6 +60,7 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
         Unexportable: the agent, or a part of it, has no form there.
         BrokenEnvironment: the environment cannot be played.
     """
+    check_asked(vectors)
     agent = _checked(run, dyna)
     directory = Path(out) if out is not None else run.directory / "export" / "learner"
     found, left_out = learner_vectors.test_vectors(run, vectors)
@@ -79,11 +81,47 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
     sizes = [_flat(params).size for params in _state(run).params]
     parameters, average = sum(sizes), 0 if agent.average is None else sizes[0]
     beside = 3 * obs_size + actor.encoder.channels(obs_size) + 3 * actor.hidden[0] + run.spec.action_size + 15
-    if not dyna:
-        return ExportedLearner(directory, parameters, 4 * (2 * parameters + average + beside), len(found), left_out)
-    model, memory = _flat_model(_state(run)).size, cast(Dyna, agent.dyna).memory
-    state = 4 * (3 * parameters + average + beside + 3 * model + 5 * obs_size + 13) + (8 * obs_size + 5) * memory
-    return ExportedLearner(directory, parameters + model, state, len(found), left_out)
+    state = 4 * (2 * parameters + average + beside)
+    if dyna:
+        model, memory = _flat_model(_state(run)).size, cast(Dyna, agent.dyna).memory
+        state = 4 * (3 * parameters + average + beside + 3 * model + 5 * obs_size + 13) + (8 * obs_size + 5) * memory
+        parameters += model
+    done = ExportedLearner(directory, parameters, state, len(found), left_out)
+    (directory / "README.md").write_text(_readme(run, done, cast(Dyna, agent.dyna) if dyna else None))
+    return done
+
+
+def _readme(run: Run, done: ExportedLearner, dreams: Dyna | None) -> str:
+    files, then, near = "`learner.c`, `network.c` and the headers", "", ""
+    if dreams is not None:
+        files, near = "`learner.c`, `network.c`, `dreams.c`, `model.c` and the headers", ", or a dream of its end"
+        then = f"""
+    /* As often as there is time; here {dreams.rehearsals} and {dreams.steps} times for each real step: */
+    learner_rehearse(&learner);
+    if (learner_may_dream(&learner))
+        learner_dream(&learner);"""
+    train = "\n`./train`, made by `make train`, goes on learning with the environment inside, and prints how it goes.\n"
+    return f"""# A learner of {run.config.env} in C99
+
+Made by `spikedream export --learner` from {run.config.preset}, seed {run.config.seed}. It observes {run.spec.obs_size} numbers in
+the environment's own units, chooses one of {run.spec.action_size} actions, by its index from 0, and learns from each step; it
+begins with what the run had learned.
+
+    #include "learner.h"
+
+    static struct learner learner;
+    learner_start(&learner, seed); /* once; a seed that is not 0 */
+    int choice = learner_act(&learner, observation, 0); /* 1: the most probable one */
+    learner_learn(&learner, observation, choice, reward, next, terminated, truncated);{then}
+
+{files} are all it needs: no allocation, no library, {done.parameters} numbers that are learned,
+`sizeof(struct learner)` = {done.state} bytes of state on a machine without padding, and its stack. Compile with
+`-ffp-contract=off`, and no `-ffast-math`: then every machine computes the same bits.
+
+`make test` compares what it learns from {done.vectors} stretches of random steps in the environment with what JAX learns from them,
+to {TOLERANCE:g} ({done.left_out} more were left out, on which a membrane came within {UNDECIDED:g} of its threshold{near},
+where rounding decides).
+{train if run.config.env == "CartPole-v1" else ""}"""
 
 
 def _state(run: Run) -> StreamState:

@@ -15,7 +15,7 @@ from spikedream.agents.online import StreamActorCritic, StreamState
 from spikedream.algorithm import TrainState
 from spikedream.envs.make import make_own, translation_of
 from spikedream.export.program import literal
-from spikedream.export.vectors import TOLERANCE, UNDECIDED
+from spikedream.export.vectors import PATIENCE, TOLERANCE, UNDECIDED, check_enough
 from spikedream.runs.run import Run
 from spikedream.snn.networks import SpikingNetwork, SpikingParams
 from spikedream.snn.neurons import LIF
@@ -46,12 +46,12 @@ def test_vectors(run: Run, count: int) -> tuple[list[LearnedStretch], int]:
     """Each begins where the run stands, with no traces and no dream; and how many were left out, because a membrane was nearer to
     its threshold than `UNDECIDED`, or a dream to its end.
 
-    Raises BrokenEnvironment where the environment cannot be played.
+    Raises BrokenEnvironment where the environment cannot be played, and Unexportable where nearly all are left out.
     """
     rng, env = np.random.default_rng(0), make_own(run.config.env, run.config.env_kwargs, run.config.max_episode_steps)
     translation, found, left_out, obs = translation_of(run.config.env, env), [], 0, None
     learning = Learning(run)
-    while len(found) < count:
+    while len(found) < count and left_out < PATIENCE * count:
         steps: list[RealStep] = []
         for _ in range(STRETCH):
             if obs is None:
@@ -67,6 +67,7 @@ def test_vectors(run: Run, count: int) -> tuple[list[LearnedStretch], int]:
         else:
             found.append(learned)
     env.close()
+    check_enough(len(found), left_out, count, "stretch of steps")
     return found, left_out
 
 

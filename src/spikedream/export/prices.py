@@ -12,6 +12,12 @@ from spikedream.config import ConfigError
 from spikedream.spelling import suggestion
 
 DEFAULT = "45nm"
+ELEMENTARY = ("add", "multiply", "divide", "square_root", "exponential", "random_number")
+# What may have a price of its own beside these: all kinds that networks tell of themselves, and what learning adds.
+KINDS = (
+    "synaptic_operation", "multiply_accumulate", "bias", "neuron_update", "spike", "activation", "layer_normalisation",
+    "batch_normalisation", "receptive_field", "membrane_read", "population_vector", "weighted_sum", "backward", "optimizer",
+)  # fmt: skip
 
 
 class EnergyLine(NamedTuple):
@@ -52,6 +58,15 @@ class PriceTable:
         known = [line.number * times * each for each, times in prices if each is not None]
         return sum(known) if len(known) == len(prices) else None
 
+    def check_complete(self) -> None:
+        """Raises ConfigError where an elementary operation is missing, whatever is to be counted."""
+        missing = [name for name in ELEMENTARY if name not in self.picojoules]
+        if missing:
+            raise ConfigError(
+                f"energy table {self.name} has no price for {', '.join(missing)}; name each under operations, in picojoules, or as"
+                " null where it is not known"
+            )
+
     def total(self, lines: Iterable[EnergyLine]) -> "Total":
         known, unknown = 0.0, 0
         for line in lines:
@@ -86,6 +101,8 @@ def load(name: str) -> PriceTable:
             return parse(Path(name).read_text(), name)
         except OSError as error:
             raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"energy table {name} is not a text file; it must be YAML") from error
     if name not in tables():
         raise ConfigError(
             f"no energy table {name!r} ({suggestion(name, tables())}); a table of your own is named by its .yaml file"
@@ -102,6 +119,9 @@ def parse(text: str, name: str) -> PriceTable:
         raise ConfigError(f"energy table {name} must have a `source` and, under `operations`, picojoules by name")
     prices = dict(data["operations"])
     for operation, value in prices.items():
+        if operation not in ELEMENTARY + KINDS:
+            hint = suggestion(str(operation), ELEMENTARY + KINDS)
+            raise ConfigError(f"energy table {name} prices {str(operation)!r}, which is no operation; {hint}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value < float("inf")):
             raise ConfigError(f"energy table {name}: {operation} is {value!r}; it must be picojoules, at least 0, or null")

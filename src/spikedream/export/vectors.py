@@ -9,12 +9,13 @@ from numpy import ndarray
 
 from spikedream.envs.make import make_own, translation_of
 from spikedream.envs.spaces import decode_actions
-from spikedream.nodes import Chain, Choice, Node
+from spikedream.nodes import Chain, Choice, Node, Unexportable
 from spikedream.runs.run import Run
 
 UNDECIDED = 1e-5  # a membrane this near to its threshold fires or not by how sums are rounded
 TOLERANCE = 1e-5  # of an action, by its range; of what a learner learns, by 1 and its size
 LONGEST = 200  # steps of an episode that vectors are taken from
+PATIENCE = 100  # observations, or stretches of a learner, that are tried for each vector asked for
 
 
 class Vector(NamedTuple):
@@ -29,7 +30,7 @@ def test_vectors(run: Run, nodes: tuple[Node, ...], count: int, seed: int = 0) -
     """`count` observations from episodes in which every other action is random, on average, and what the policy does there; and how
     many more were left out, because a membrane was nearer to its threshold than `UNDECIDED`, or two choices to one another.
 
-    Raises BrokenEnvironment where the environment cannot be played.
+    Raises BrokenEnvironment where the environment cannot be played, and Unexportable where nearly all are left out.
     """
     algorithm, spec, config = run.algorithm, run.spec, run.config
     policy = algorithm.policy(run.state)
@@ -48,7 +49,7 @@ def test_vectors(run: Run, nodes: tuple[Node, ...], count: int, seed: int = 0) -
     found: list[Vector] = []
     left_out, length, over = 0, 0, True
     obs, carry, begins = np.zeros(spec.obs_size, np.float32), start, True
-    while len(found) < count:
+    while len(found) < count and left_out < PATIENCE * count:
         if over or length == LONGEST:
             obs, _ = env.reset(seed=int(rng.integers(2**31)))
             carry, begins, length, over = start, True, 0, False
@@ -68,7 +69,24 @@ def test_vectors(run: Run, nodes: tuple[Node, ...], count: int, seed: int = 0) -
         obs, _, terminated, truncated, _ = env.step(taken)
         over, length = terminated or truncated, length + 1
     env.close()
+    check_enough(len(found), left_out, count, "observation")
     return found, left_out
+
+
+def check_asked(count: int) -> None:
+    """Raises Unexportable where there would be nothing to test by."""
+    if count < 1:
+        raise Unexportable(f"--vectors is {count}; it must be at least 1")
+
+
+def check_enough(found: int, left_out: int, count: int, of: str) -> None:
+    """Raises Unexportable where fewer were found than asked for."""
+    if found < count:
+        every = f"every {of} is" if not found else f"nearly every {of} is"
+        raise Unexportable(
+            f"{every} too close to call: {left_out} of {found + left_out} leave to rounding what is done, as where a network is"
+            " silent or two choices are tied; train it further"
+        )
 
 
 def _random(spec, rng: np.random.Generator):
