@@ -14,6 +14,7 @@ from test_resume import DREAMER, ENSEMBLE, Notes
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.runners import crew, parallel
 from spikedream.runners.account import Account
@@ -23,6 +24,8 @@ from spikedream.runners.lanes import Handover, Lanes, rubbish
 from spikedream.runners.parallel import Driver
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.stop import ClusterError, Interrupted
+from spikedream.runners.sync import Trainer
+from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.run import Run
 from spikedream.types import Transition
 
@@ -253,8 +256,15 @@ def go(chosen: Config, directory: Path, resume: bool = False, stop: int | None =
     return driver
 
 
+def telling(self: Evaluator, what: str, *args: Any, plain: Any = Evaluator._call, **kwargs: Any) -> Any:
+    """In place of an evaluator's calls: the environment tells whether it was solved."""
+    *rest, info = plain(self, what, *args, **kwargs)
+    return *rest, info | {"is_success": np.ones(self.batch, bool)}
+
+
 def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(here, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(parallel, "TOLD", 0.0)
+    monkeypatch.setattr(Evaluator, "_call", telling)
     # Every answer may be lost: that costs time, and nothing else.
     monkeypatch.setattr(here, "fails", iter(np.random.default_rng(0).random(10_000) < 0.15))
     with pytest.raises(Interrupted, match="spikedream resume"):
@@ -273,9 +283,25 @@ def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(h
     best = Run(tmp_path / "run", best=True)
     assert best.counters["best"] == max(row["eval_return_mean"] for row in run.metrics) and best.policy(np.zeros(4)) in (0, 1)
     assert {"parallel/restarts", "parallel/policy_lag", "parallel/model_version"} <= run.metrics[-1].keys()
+    alone = Trainer(config(runner="Sync"), tmp_path / "alone", Notes())
+    try:
+        alone.train()
+    finally:
+        alone.close()
+    own, other = ({name for row in Run(tmp_path / of).metrics for name in row} for of in ("run", "alone"))
+    assert {name for name in own if not name.startswith("parallel/")} == other and "eval_success" in other
     ended = np.maximum(steps.terminated, steps.truncated)
     follows = (np.asarray(steps.next_obs[:-1]) == np.asarray(steps.obs[1:])).all(-1)
     assert (follows | (ended[:-1] > 0)).all()
+
+
+def test_a_strict_run_is_given_up_before_anything_is_learned(here, tmp_path: Path) -> None:
+    deaf = {"env": "environments:Deaf-v0", "strict": True, "collect": {"seed_steps": 120}, "budget": 200}
+    for resume in (False, True):  # what is doubted is doubted again
+        with pytest.raises(BrokenEnvironment, match=r"Deaf-v0 was given up \(strict\): no action has made a difference"):
+            go(config(**deaf), tmp_path / "run", resume)
+    run = Run(tmp_path / "run")
+    assert not run.metrics and run.counters["real_steps"] >= run.counters["first_turn"] > 0 and not run.counters["updates"]
 
 
 def test_what_a_fit_measures_decides_what_the_other_parts_draw(here, tmp_path: Path) -> None:

@@ -2,19 +2,21 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from spikedream.algorithm import Algorithm
 from spikedream.config import Config
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
 from spikedream.runners.account import Account
 from spikedream.runners.lanes import Handover, Lanes, Request, joined, rubbish
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import Arrays, remembered
+from spikedream.runs.doubts import tell_doubts
 from spikedream.types import Spec, Transition
 
 
@@ -38,6 +40,7 @@ class Intake:
         self.unsent: dict[str, list[Transition]] = {name: [] for name in learners}  # rows that a learner has not been given
         self.ended: list[float] = []  # returns of the episodes since the last row
         self.lags: deque[int] = deque(maxlen=100)  # versions that the policies of what was received were behind
+        self._doubted = False  # whether the first turn has been looked at
         self._episodes = 0  # that random actions have ended
         self._serial = 0
         self._open: dict[tuple[int, int], Request] = {}  # by collector and serial number
@@ -147,6 +150,16 @@ class Intake:
         elif self.lanes.waiting > self.config.environments:
             self.lanes.level()
         self._remember()
+
+    def tell_doubts(self, note: Callable[[str], None]) -> None:
+        """Once, before the first turn is learned from; raises BrokenEnvironment where a strict run is given up."""
+        if self._doubted or "fit" in self.account.progress.done or not self.account.progress.first_turn:
+            return
+        assert self.replay is not None
+        rows = zip(*map(np.asarray, self.replay.in_order()), strict=True)
+        self._doubted, given_up = True, tell_doubts(self.config, [Transition(*row) for row in rows], note)
+        if given_up:
+            raise BrokenEnvironment(given_up)
 
     @property
     def through(self) -> bool:
