@@ -347,7 +347,7 @@ class Driver:
         if first or (self._last and progress.fresh is None):
             progress.fresh = judgement.fresh
         progress.finished = self._last or (judgement.solved and self.config.evaluation.stop)
-        progress.measured |= judgement.evaluated.successes()
+        progress.measured |= judgement.evaluated.successes() | self.intake.take_timing().metrics()
         progress.done["evaluation"] = self._learned
         progress.evaluations += 1
         progress.turn = progress.evaluations
