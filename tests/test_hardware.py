@@ -22,7 +22,7 @@ from spikedream import cli
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.make import make_own
 from spikedream.envs.real_time import Pace
-from spikedream.envs.server import Server
+from spikedream.envs.server import LATE, Server
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.envs.wire import BadMessage, Line, LineLost, entry, numbers, read_space, told_space
 
@@ -44,6 +44,8 @@ class Rig(gymnasium.Env):
     def step(self, action):
         self.now += 1
         RIG.append(float(action[0]))
+        if self.trouble == "slow" or (self.trouble == "stutters" and self.now % LATE):
+            time.sleep(1.5 * TICK)
         if self.trouble == "raises" and self.now > 3:
             raise OSError("the cable is out")
         return np.array([self.now, action[0]], np.float32), 1.0, self.now == self.length, False, {}
@@ -191,6 +193,28 @@ def test_the_environments_own_failure_is_told(serve):
             env.step(push(0.1))
 
 
+def test_an_environment_that_is_slower_than_its_clock_is_told_to_the_learner(serve):
+    env = remote(serve(trouble="slow", patience=10.0))
+    env.reset()
+    with pytest.raises(BrokenEnvironment, match=f"refused: {LATE} steps in a row .* a tick of 10 ms, .* a longer --tick") as told:
+        for _ in range(3 * LATE):
+            env.step(push(0.1))
+    assert "\n" not in str(told.value) and len([x for x in RIG if x is not None]) == LATE
+    deadline = time.perf_counter() + 5
+    while RIG[-1] is not None and time.perf_counter() < deadline:
+        time.sleep(TICK)
+    assert RIG[-1] is None
+
+
+def test_a_few_late_ticks_are_no_reason_to_end_an_episode(serve):
+    env = remote(serve(trouble="stutters", patience=10.0, length=2 * LATE + 5))
+    env.reset()
+    over = False
+    while not over:
+        obs, _, over, *_ = env.step(push(0.1))
+    assert obs[0] == 2 * LATE + 5
+
+
 def test_a_learner_in_real_time_has_no_second_clock(serve):
     server = serve(length=20)
     envs = HostEnvironments(
@@ -319,6 +343,8 @@ def test_nobody_there_and_no_address():
         make_own("RemoteEnvironment-v0", {"address": f"127.0.0.1:{port}", "patience": 0.2}, None)
     with pytest.raises(BrokenEnvironment, match="address is 'here'; it must be host:port"):
         make_own("RemoteEnvironment-v0", {"address": "here"}, None)
+    with pytest.raises(BrokenEnvironment, match=r"no address is given; .* --env-kwargs.address HOST:PORT of .spikedream serve-env"):
+        make_own("RemoteEnvironment-v0", {}, None)
 
 
 def test_what_a_message_holds():

@@ -14,6 +14,8 @@ from test_resume import DREAMER, ENSEMBLE, Notes
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.envs.real_time import Timing
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.runners import crew, parallel
 from spikedream.runners.account import Account
@@ -23,6 +25,8 @@ from spikedream.runners.lanes import Handover, Lanes, rubbish
 from spikedream.runners.parallel import Driver
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.stop import ClusterError, Interrupted
+from spikedream.runners.sync import Trainer
+from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.run import Run
 from spikedream.types import Transition
 
@@ -161,6 +165,8 @@ def test_steps_that_stand_one_after_the_other_follow_each_other_or_a_break_is_be
         ({"truncated": np.full((2, 1), 0.5, np.float32)}, "truncated holds neither 0 nor 1"),
         ({"reward": None}, "0 rows where 1 to 4 were asked for"),
         ({"taken": 99}, "99 steps taken in 2 rows"),
+        ({"taken": 1}, "1 steps taken in 2 rows"),
+        ({"timing": "late"}, "timing is of the type str"),
         ({"begins": np.zeros(3, bool)}, "begins has the shape"),
     ],
 )
@@ -187,6 +193,25 @@ def test_a_handover_is_taken_in_once_and_rubbish_not_at_all(tmp_path: Path) -> N
     steps, before = intake.new_to("learner")
     assert steps is not None and steps.reward[:, 0].tolist() == [1, 2, 3] and before == 0
     assert intake.new_to("learner") == (None, 3)
+
+
+@pytest.mark.parametrize("clock", [{"realtime": {}}, {"env": "RemoteEnvironment-v0"}])
+def test_where_a_clock_runs_a_late_handover_is_taken_in_and_rubbish_is_not(clock: dict[str, Any], tmp_path: Path) -> None:
+    chosen = config(collect={"seed_steps": 30}, runner={"collectors": 1}, **clock)
+    account = Account(chosen, tmp_path, Notes())
+    intake = Intake(chosen, DISCRETE, account, Schedule(chosen), ["learner"])
+    intake.replay = chosen.replay.init(DISCRETE)
+    serials = [request.serial for _, request in intake.requests([0, 0], 0)]
+    for wrong in ({"taken": 1}, {"taken": np.inf}, {"timing": "late"}, {"reward": np.full((2, 1), np.nan, np.float32)}):
+        assert intake.receive(0, handover([1, 2], serials[0], **wrong), 0) is not None
+    assert account.progress.real_steps == 0
+    for serial, missed in zip(serials, (9, 0), strict=True):
+        timing = Timing(2 + missed, missed, [0.001, 0.003], [0.0])
+        assert intake.receive(0, handover([1, 2], serial, taken=2 + missed, timing=timing), 0) is None
+    assert account.progress.real_steps == 13 and intake.added == 3
+    measured = intake.take_timing().metrics()
+    assert (measured["realtime/ticks"], measured["realtime/missed"]) == (13, 9 / 13)
+    assert measured["realtime/latency_ms"] == pytest.approx(2.0) and intake.take_timing().metrics() == {}
 
 
 # ---- a whole run, its parts in this process
@@ -253,8 +278,15 @@ def go(chosen: Config, directory: Path, resume: bool = False, stop: int | None =
     return driver
 
 
+def telling(self: Evaluator, what: str, *args: Any, plain: Any = Evaluator._call, **kwargs: Any) -> Any:
+    """In place of an evaluator's calls: the environment tells whether it was solved."""
+    *rest, info = plain(self, what, *args, **kwargs)
+    return *rest, info | {"is_success": np.ones(self.batch, bool)}
+
+
 def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(here, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(parallel, "TOLD", 0.0)
+    monkeypatch.setattr(Evaluator, "_call", telling)
     # Every answer may be lost: that costs time, and nothing else.
     monkeypatch.setattr(here, "fails", iter(np.random.default_rng(0).random(10_000) < 0.15))
     with pytest.raises(Interrupted, match="spikedream resume"):
@@ -273,9 +305,32 @@ def test_a_parallel_run_leaves_the_same_files_and_goes_on_where_it_was_stopped(h
     best = Run(tmp_path / "run", best=True)
     assert best.counters["best"] == max(row["eval_return_mean"] for row in run.metrics) and best.policy(np.zeros(4)) in (0, 1)
     assert {"parallel/restarts", "parallel/policy_lag", "parallel/model_version"} <= run.metrics[-1].keys()
+    alone = Trainer(config(runner="Sync"), tmp_path / "alone", Notes())
+    try:
+        alone.train()
+    finally:
+        alone.close()
+    own, other = ({name for row in Run(tmp_path / of).metrics for name in row} for of in ("run", "alone"))
+    assert {name for name in own if not name.startswith("parallel/")} == other and "eval_success" in other
     ended = np.maximum(steps.terminated, steps.truncated)
     follows = (np.asarray(steps.next_obs[:-1]) == np.asarray(steps.obs[1:])).all(-1)
     assert (follows | (ended[:-1] > 0)).all()
+
+
+def test_a_strict_run_is_given_up_before_anything_is_learned(here, tmp_path: Path) -> None:
+    deaf = {"env": "environments:Deaf-v0", "strict": True, "collect": {"seed_steps": 120}, "budget": 200}
+    for resume in (False, True):  # what is doubted is doubted again
+        with pytest.raises(BrokenEnvironment, match=r"Deaf-v0 was given up \(strict\): no action has made a difference"):
+            go(config(**deaf), tmp_path / "run", resume)
+    run = Run(tmp_path / "run")
+    assert not run.metrics and run.counters["real_steps"] >= run.counters["first_turn"] > 0 and not run.counters["updates"]
+
+
+def test_in_real_time_the_rows_tell_how_well_it_was_kept(here, tmp_path: Path) -> None:
+    driver = go(config(realtime={"tick": 0.001}, budget=40, runner={"collectors": 1}), tmp_path / "run")
+    told = [row for row in Run(tmp_path / "run").metrics if "realtime/ticks" in row]
+    assert sum(row["realtime/ticks"] for row in told) == driver.progress.real_steps >= 40 and not driver.status_log.refused
+    assert {"realtime/missed", "realtime/latency_ms", "realtime/jitter_ms_99"} <= told[0].keys()
 
 
 def test_what_a_fit_measures_decides_what_the_other_parts_draw(here, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from spikedream.planners.cem import CEM
 from spikedream.reports import drawing, episode, report
 from spikedream.reports.curves import GROUPS, curves, learning_curve
 from spikedream.reports.display import LivePanel, PlainLines, StepRate, duration
+from spikedream.runners.status import Status, StatusLog
 from spikedream.runners.sync import Progress
 from spikedream.runs import checkpoint, evaluate, metrics
 from spikedream.runs.replay_log import ReplayLog
@@ -193,9 +194,13 @@ def test_report_of_plain_ppo_says_nothing_of_a_world_model_that_was_never_fitted
 
 
 def test_panels_stand_where_their_numbers_are():
-    world, dreams, curiosity, agent, timed = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
-    assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent", "real-time"]
+    world, dreams, curiosity, agent, timed, parts = (lambda *rows, group=group: curves(group, list(rows)) for group in GROUPS)
+    assert [group.anchor for group in GROUPS] == ["world-model", "dreams", "curiosity", "agent", "real-time", "parts"]
     assert not timed(TURN) and "Ticks without an action" in timed(TURN | {"realtime/missed": 0.1})
+    told = TURN | StatusLog().measured(Status(90, 60, 8, 2, 3, 4, 0.5, 0, 2, 2, True, True, False))
+    assert not parts(TURN) and "Policies that acted" in parts(told) and "real steps behind" in parts(told)
+    assert "Faults" not in parts(told) and "Waiting" not in parts(told), "nothing has gone wrong, and nobody waited"
+    assert "Faults" in parts(told, told | {"parallel/restarts": 1}) and "refused" in parts(told | {"parallel/refused": 1})
     assert not world(TURN) and not dreams(TURN) and not curiosity(TURN) and "Time of a decision" in agent(TURN)
     assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Error of one step" not in world(TURN | {"confidence": 0.5})
     assert "Error of one step" in world(TURN | {"model_error": 0.5})
@@ -224,6 +229,7 @@ def test_every_panel_shows_something_that_a_part_measures():
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         measured |= set(jax.eval_shape(algorithm.fit, state, 1)[1]) | set(jax.eval_shape(algorithm.dream, state)[1])
     measured |= set(Timing(ticks=1, latency=[0.1], jitter=[0.1]).metrics())
+    measured |= set(StatusLog().measured(Status(90, 60, 8, 2, 3, 4, 0.5, 0, 2, 2, True, True, False)))
     shown = {line.metric for group in GROUPS for panel in group.panels for line in panel.lines}
     assert shown - measured == set()
 

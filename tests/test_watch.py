@@ -16,6 +16,7 @@ from spikedream.config import Config
 from spikedream.reports import watch as watching
 from spikedream.reports.display import LivePanel
 from spikedream.reports.watch import watch
+from spikedream.runners.status import Status, StatusLog
 from spikedream.runs.checkpoint import CheckpointError
 
 ROW = {"turn": 0, "real_steps": 10, "imagined_steps": 5000, "eval_return_mean": 1.5, "wall_seconds": 2.0}
@@ -138,3 +139,17 @@ def test_the_panel_of_a_watcher_has_the_budget_and_no_verbs() -> None:
     console.print(panel._draw())
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "10 of 50 real steps" in text and "collect" not in text and "1.5" in text
+
+
+def test_a_watcher_of_a_run_in_several_processes_sees_what_its_parts_have_done(tmp_path: Path) -> None:
+    directory, console = begun(tmp_path / "run"), Console(file=io.StringIO(), width=110)
+    panel = LivePanel(console, "made")
+    told = StatusLog().measured(Status(90, 60, 8, 2, 3, 4, 0.5, 7, 2, 2, True, True, False))
+    (directory / "metrics.jsonl").write_text(json.dumps(ROW | {"updates": 8} | told) + "\n")
+    (directory / "result.json").write_text(json.dumps(RESULT))
+    watch(directory, panel, 0.1)
+    console.print(panel._draw())
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "7 steps wait · policies 0.5 versions behind" in text and "model 3 · 30 steps behind" in text
+    assert "policy 4 · 8 updates" in text and "0 parts started anew" in text
+    assert watching.parts_of(ROW) == {}

@@ -214,7 +214,7 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
     base = next((part for part in (base, default) if kind == type(part).__name__), None) or options[kind]()
     hints, defaults = typing.get_type_hints(type(base)), {f.name: f.default for f in dataclasses.fields(base)}
     for name in changes:
-        _check_name(base, str(name), path)
+        _check_name(base, str(name), path, options)
     prefix = f"{path}." if path else ""
     new = {n: merge(getattr(base, n), v, hints[n], prefix + n, defaults[n]) for n, v in changes.items()}
     try:
@@ -226,20 +226,26 @@ def merge(base: Any, changes: Any, hint: Any = None, path: str = "", default: An
 def find(part: Any, names: Sequence[str]) -> Any:
     """What stands under a dotted name, split at its dots; None below what is switched off or is no part. Raises ConfigError where
     there is no such setting."""
+    options: Mapping[str, type] = {}
     for i, name in enumerate(names):
         if not dataclasses.is_dataclass(part):
             return None
-        _check_name(part, name, ".".join(names[:i]))
-        part = getattr(part, name)
+        _check_name(part, name, ".".join(names[:i]), options)
+        options, part = kinds(typing.get_type_hints(type(part))[name]), getattr(part, name)
     return part
 
 
-def _check_name(part: Any, name: str, path: str) -> None:
+def _check_name(part: Any, name: str, path: str, options: Mapping[str, type]) -> None:
+    """`options` are the kinds that could stand in place of `part`."""
     own = [f.name for f in dataclasses.fields(part)]
     if name not in own:
         inner = [known for known in _names(part) if known.endswith(f".{name}")]
-        where = f"{path}.{name}" if path else name
-        raise ConfigError(f"unknown setting {where!r}; {suggestion(name, inner or own)}")
+        where, kind = f"{path}.{name}" if path else name, type(part).__name__
+        others = [other for other, option in options.items() if name in {f.name for f in dataclasses.fields(option)}]
+        if others and not inner:
+            flag = f"--{path.replace('_', '-')} {others[0]}"
+            raise ConfigError(f"unknown setting {where!r} of {kind}; it is one of {' and '.join(others)} ({flag})")
+        raise ConfigError(f"unknown setting {where!r}; {suggestion(name, inner or own) if own else f'{kind} has none'}")
 
 
 def _names(part: Any) -> Iterator[str]:

@@ -37,7 +37,11 @@ class RemoteEnvironment(gymnasium.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], KEEPS_TIME: True}
 
-    def __init__(self, address: str, patience: float = 10.0):
+    def __init__(self, address: str = "", patience: float = 10.0):
+        if not address:
+            raise ValueError(
+                "no address is given; where it is played is told by --env-kwargs.address HOST:PORT of `spikedream serve-env`"
+            )
         host, colon, port = address.rpartition(":")
         if not colon or not port.isdigit():
             raise ValueError(f"address is {address!r}; it must be host:port, as 127.0.0.1:7777")

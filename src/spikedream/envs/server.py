@@ -18,6 +18,7 @@ from spikedream.envs.spaces import BrokenEnvironment, idle_action
 from spikedream.envs.wire import PROTOCOL, BadMessage, Line, LineLost, check_protocol, entry, numbers, told_space
 
 ASK = 5.0  # seconds in which whoever connects must say what it wants
+LATE = 10  # steps in a row that take longer than a tick before an environment counts as too slow for the clock
 
 
 class Session:
@@ -62,7 +63,7 @@ class Session:
                     left.close()
 
     def _play(self) -> None:
-        tick, total, quiet, held, due = 0, 0.0, 0, self._idle, time.perf_counter() + self._pace.tick
+        tick, total, quiet, late, held, due = 0, 0.0, 0, 0, self._idle, time.perf_counter() + self._pace.tick
         while quiet * self._pace.tick < self._patience:
             if self._stop.is_set():
                 raise BadMessage("the server has been stopped")
@@ -71,11 +72,18 @@ class Session:
                 return
             quiet, held = (quiet + 1, held) if chosen is None else (0, chosen)
             holds = quiet == 0 or (self._pace.late == "hold" and quiet < self._silence and self._line is not None)
+            begun = time.perf_counter()
             after = self._player.step(held if holds else self._idle)
+            late = late + 1 if (took := time.perf_counter() - begun) > self._pace.tick else 0
             tick, total, due = tick + 1, total + after.reward, max(due + self._pace.tick, time.perf_counter())
             self._show(tick, after.obs, total, after.terminated, after.truncated)
             if after.terminated or after.truncated:
                 return
+            if late == LATE:
+                raise BrokenEnvironment(
+                    f"{LATE} steps in a row have each taken longer than a tick of {1000 * self._pace.tick:g} ms, the last"
+                    f" {1000 * took:.0f} ms: the environment cannot keep real time; serve it with a longer --tick"
+                )
         raise BadMessage(f"no action has come for {self._patience:g} s")
 
     def _listen(self, due: float) -> Any:

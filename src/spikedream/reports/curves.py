@@ -106,6 +106,15 @@ GROUPS = (
         Panel("Observations later than due", "ms",
               (Series("realtime/jitter_ms", "median"), Series("realtime/jitter_ms_99", "99 %"))),
     )),
+    PanelGroup("parts", "Parts of the run", (
+        Panel("Real steps", "per second", (Series("parallel/steps_a_second"),)),
+        Panel("Versions", "made so far", (Series("parallel/model_version", "model"), Series("parallel/policy_version", "policy"))),
+        Panel("Policies that acted", "versions behind", (Series("parallel/policy_lag"),)),
+        Panel("Newest model", "real steps behind", (Series("parallel/model_lag_steps"),)),
+        Panel("Waiting for other collectors", "real steps", (Series("parallel/waiting_steps"),), dull=0),
+        Panel("Faults so far", "count",
+              (Series("parallel/restarts", "parts started anew"), Series("parallel/refused", "handovers refused")), dull=0),
+    )),
 )  # fmt: skip
 
 

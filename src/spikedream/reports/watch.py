@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def watch(
                 listener.record(row)
             if new:
                 listener.progress(new[-1]["real_steps"], config.budget)
+                listener.parts(parts_of(new[-1]))
                 if film is not None:
                     _try(film, new[-1]["real_steps"], listener)
             if (video := newest_video(directory)) not in (None, shown):
@@ -76,6 +77,20 @@ def watch(
             sleep(every)
     except KeyboardInterrupt:
         return None
+
+
+def parts_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What the parts of a run in several processes have done until this row; empty where it is in one."""
+    told = {name.removeprefix("parallel/"): value for name, value in row.items() if name.startswith("parallel/")}
+    if not told:
+        return {}
+    return {
+        "collect": f"{told['steps_a_second']:,.1f} steps/s · {told['waiting_steps']} steps wait ·"
+        f" policies {told['policy_lag']:.1f} versions behind",
+        "fit": f"model {told['model_version']} · {told['model_lag_steps']:,} steps behind",
+        "dream": f"policy {told['policy_version']} · {row['updates']:,} updates",
+        "faults": f"{told['restarts']} parts started anew · {told['refused']} handovers refused",
+    }
 
 
 def _try(film: Callable[[int], object], real_steps: int, listener: Listener) -> None:

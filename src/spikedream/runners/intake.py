@@ -2,19 +2,24 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from spikedream.algorithm import Algorithm
 from spikedream.config import Config
+from spikedream.envs.make import registered
+from spikedream.envs.real_time import KEEPS_TIME, Timing, together
+from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.replay.ring import Replay
 from spikedream.runners.account import Account
 from spikedream.runners.lanes import Handover, Lanes, Request, joined, rubbish
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import Arrays, remembered
+from spikedream.runs.doubts import tell_doubts
 from spikedream.types import Spec, Transition
 
 
@@ -38,6 +43,10 @@ class Intake:
         self.unsent: dict[str, list[Transition]] = {name: [] for name in learners}  # rows that a learner has not been given
         self.ended: list[float] = []  # returns of the episodes since the last row
         self.lags: deque[int] = deque(maxlen=100)  # versions that the policies of what was received were behind
+        timed = config.realtime is not None or keeps_time(config.env)
+        self._repeat = math.inf if timed else config.repeat  # own steps in which an action is taken, at most
+        self._timings: list[Timing] = []  # since they were last taken
+        self._doubted = False  # whether the first turn has been looked at
         self._episodes = 0  # that random actions have ended
         self._serial = 0
         self._open: dict[tuple[int, int], Request] = {}  # by collector and serial number
@@ -115,7 +124,7 @@ class Intake:
             return None if handover.serial <= self._serial else "an answer to what nobody asked"
         if request.serial != min(serial for who, serial in self._open if who == collector):
             return "what it was asked for before is missing"
-        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self.config.repeat)
+        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self._repeat)
         if wrong is not None:
             return wrong
         del self._open[collector, request.serial]
@@ -127,6 +136,7 @@ class Intake:
         if not begun and whole and not self.seeding:
             progress.first_turn = progress.real_steps
         self.ended += handover.ended
+        self._timings += [] if handover.timing is None else [handover.timing]
         self.lags.append(version - handover.version)
         self.lanes.add(collector, handover)
         self._remember()
@@ -148,6 +158,16 @@ class Intake:
             self.lanes.level()
         self._remember()
 
+    def tell_doubts(self, note: Callable[[str], None]) -> None:
+        """Once, before the first turn is learned from; raises BrokenEnvironment where a strict run is given up."""
+        if self._doubted or "fit" in self.account.progress.done or not self.account.progress.first_turn:
+            return
+        assert self.replay is not None
+        rows = zip(*map(np.asarray, self.replay.in_order()), strict=True)
+        self._doubted, given_up = True, tell_doubts(self.config, [Transition(*row) for row in rows], note)
+        if given_up:
+            raise BrokenEnvironment(given_up)
+
     @property
     def through(self) -> bool:
         """Whether the budget is spent, and all of it has been handed on that fills whole rows."""
@@ -165,6 +185,11 @@ class Intake:
         assert self.replay is not None
         return int(self.replay.added)
 
+    def take_timing(self) -> Timing:
+        """How well real time was kept by all collectors, since the last call."""
+        timings, self._timings = self._timings, []
+        return together(timings)
+
     # ---- saving
 
     def save(self) -> tuple[Arrays, dict[str, Any]]:
@@ -173,3 +198,10 @@ class Intake:
     def restore(self, arrays: dict[str, np.ndarray], where: dict[str, Any]) -> None:
         self.lanes.restore(arrays)
         self._episodes, self.ended = where["episodes"], list(where["ended"])
+
+
+def keeps_time(env_id: str) -> bool:
+    """Whether an environment has a clock of its own."""
+    entry = registered(env_id).entry_point
+    made_by = load_env_creator(entry) if isinstance(entry, str) else entry
+    return bool(getattr(made_by, "metadata", {}).get(KEEPS_TIME))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from spikedream.envs.real_time import Timing
 from spikedream.types import Spec, Transition
 
 
@@ -34,9 +35,10 @@ class Handover(NamedTuple):
     ended: tuple[float, ...]  # returns of the episodes that have ended
     version: int  # of the policy that acted
     seconds: float  # that it took
+    timing: Timing | None = None  # how well real time was kept, where anything was timed
 
 
-def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat: int) -> str | None:
+def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat: float) -> str | None:
     """What is wrong with it, in a few words; None where nothing is.
 
     Args:
@@ -44,7 +46,7 @@ def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat
         spec: of the environment.
         environments: of the collector.
         rows: asked for, at most.
-        repeat: own steps of the environment for which an action is held.
+        repeat: own steps of the environment for which an action is held; infinite where ticks pass whether or not one comes.
     """
     if not isinstance(handover, Handover) or not isinstance(handover.steps, Transition):
         return f"a {type(handover).__name__} in place of steps"
@@ -62,10 +64,13 @@ def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat
             return f"{name} holds numbers that are not finite"
         if name in ("terminated", "truncated") and not np.isin(field, (0, 1)).all():
             return f"{name} holds neither 0 nor 1"
-    if not number * environments <= handover.taken <= number * environments * repeat:
-        return f"{handover.taken} steps taken in {number} rows"
+    steps, taken = number * environments, handover.taken
+    if not isinstance(taken, int) or not steps <= taken <= steps * repeat:
+        return f"{taken} steps taken in {number} rows"
     if np.shape(handover.begins) != (environments,):
         return f"begins has the shape {np.shape(handover.begins)}, not ({environments},)"
+    if not isinstance(handover.timing, Timing | None):
+        return f"timing is of the type {type(handover.timing).__name__}"
     return None
 
 

@@ -274,6 +274,7 @@ class Driver:
             return
         updates = self.schedule.fit(progress.real_steps, progress.done.get("fit"))
         if updates:
+            self.intake.tell_doubts(self.listener.note)
             self.listener.phase("fit", 0, 1)
             self._fitting = progress.real_steps
             agent = self.newest.agent if self.config.replay.priority == "td_error" else None
@@ -346,6 +347,7 @@ class Driver:
         if first or (self._last and progress.fresh is None):
             progress.fresh = judgement.fresh
         progress.finished = self._last or (judgement.solved and self.config.evaluation.stop)
+        progress.measured |= judgement.evaluated.successes() | self.intake.take_timing().metrics()
         progress.done["evaluation"] = self._learned
         progress.evaluations += 1
         progress.turn = progress.evaluations

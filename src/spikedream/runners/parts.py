@@ -114,7 +114,8 @@ class Collecting:
         ended = tuple(collector.ended)
         collector.pending.clear()
         collector.ended.clear()
-        return Handover(request.serial, steps, begins, taken, ended, version, time.perf_counter() - begun)
+        timing = collector.take_timing()
+        return Handover(request.serial, steps, begins, taken, ended, version, time.perf_counter() - begun, timing)
 
 
 class Begun(NamedTuple):
