@@ -200,7 +200,7 @@ def test_panels_stand_where_their_numbers_are():
     told = TURN | StatusLog().measured(Status(90, 60, 8, 2, 3, 4, 0.5, 0, 2, 2, True, True, False))
     assert not parts(TURN) and "Policies that acted" in parts(told) and "real steps behind" in parts(told)
     assert "Faults" not in parts(told) and "Waiting" not in parts(told), "nothing has gone wrong, and nobody waited"
-    assert "Faults" in parts(told, told | {"parallel/restarts": 1}) and "refused" in parts(told | {"parallel/refused": 1})
+    assert "Faults" in parts(told, told | {"parallel/restarts": 1}) and "refusals" in parts(told | {"parallel/refused": 1})
     assert not world(TURN) and not dreams(TURN) and not curiosity(TURN) and "Time of a decision" in agent(TURN)
     assert "Confidence" in world(TURN | {"confidence": 0.5}) and "Error of one step" not in world(TURN | {"confidence": 0.5})
     assert "Error of one step" in world(TURN | {"model_error": 0.5})

@@ -112,8 +112,7 @@ GROUPS = (
         Panel("Policies that acted", "versions behind", (Series("parallel/policy_lag"),)),
         Panel("Newest model", "real steps behind", (Series("parallel/model_lag_steps"),)),
         Panel("Waiting for other collectors", "real steps", (Series("parallel/waiting_steps"),), dull=0),
-        Panel("Faults so far", "count",
-              (Series("parallel/restarts", "parts started anew"), Series("parallel/refused", "handovers refused")), dull=0),
+        Panel("Faults so far", "count", (Series("parallel/restarts", "restarts"), Series("parallel/refused", "refusals")), dull=0),
     )),
 )  # fmt: skip
 
