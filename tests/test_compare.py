@@ -27,8 +27,9 @@ from spikedream.experiments import baselines, grid, record, study
 from spikedream.experiments.cells import Processes
 from spikedream.experiments.study import run_study
 from spikedream.reports.compare import better, header_and_rows
-from spikedream.reports.comparison import compare, find_runs, open_record
+from spikedream.reports.comparison import Comparison, compare, find_runs, open_record
 from spikedream.reports.picture import threshold_in_sight
+from spikedream.reports.profile import profiles
 from spikedream.reports.statistics import improvement, iqm, summary
 from spikedream.runners.stop import Diverged
 
@@ -462,6 +463,9 @@ def test_an_environment_that_cannot_be_used_is_left_out_where_others_are_asked_f
         ({"seeds": [1, "two"]}, "seeds takes how many, or a list of whole numbers"),
         ({"seeds": True}, "seeds takes how many, or a list of whole numbers"),
         ({"seeds": [1, 1]}, "a seed is there twice"),
+        ({"held_out": "debug"}, "held_out takes a list of environments, not 'debug'"),
+        ({"held_out": ["debgu"]}, "held_out names 'debgu', which is not among the environments; did you mean 'debug'?"),
+        ({"held_out": ["debug"]}, "all environments are held out"),
         ({"environments": {}}, "has no environments"),
         ({"environments": ["CartPole-v1"]}, "environments takes a mapping from names to settings"),
         ({"environments": {"debug": 3}}, "environments.debug takes a mapping of settings, not 3"),
@@ -778,3 +782,65 @@ def test_the_debug_study_runs_and_keeps_what_is_finished(tmp_path: Path, capsys:
         "spiking": [0],
         "conventional": [0],
     }
+
+
+# ---- profiles
+
+
+def several_tasks(tmp_path: Path) -> list[Comparison]:
+    """Method a solves task 0 with both seeds after 10 and 20 steps, task 1 with one of two; b runs on task 0 alone, and one of its
+    two falls back in the end."""
+    there = {"threshold": 90.0, "evaluation": {"stop": False}}
+
+    def played(task: int, method: str, seed: int, solved_at: int | None, end: float, fresh: float | None) -> Path:
+        place = write_run(tmp_path / f"{task}/{method}/{seed}", [(5, 0.0), (40, end)], **there, preset=method, seed=seed)
+        result = json.loads((place / "result.json").read_text())
+        result |= {"real_steps_to_solve": solved_at, "solved": solved_at is not None, "last_fresh_return_mean": fresh}
+        (place / "result.json").write_text(json.dumps(result))
+        return place
+
+    first = [
+        played(0, "a", 0, 10, 95, 99),
+        played(0, "a", 1, 20, 80, 91),
+        played(0, "b", 0, 20, 99, 50),
+        played(0, "b", 1, 40, 95, None),
+    ]
+    second = [played(1, "a", 0, 40, 99, 99), played(1, "a", 1, None, 20, 20)]
+    return [compare(runs, "preset") for runs in (first, second)]
+
+
+def test_a_profile_counts_tasks_alike_and_what_holds_at_the_end(tmp_path: Path) -> None:
+    found = profiles(several_tasks(tmp_path))
+    a, b = found["a"], found["b"]
+    # Seed 1 of a ends at 80 in its last evaluation, but fresh episodes, which are more, say 91; b's seed 0 falls to 50 on them.
+    assert (a.tasks, a.solved, a.stays) == (2, 1, 1) and (b.tasks, b.solved, b.stays) == (1, 1, 0)
+    assert a.share.x.tolist() == [10, 20, 40] and a.share.middle.tolist() == [0.25, 0.5, 0.75]
+    assert b.share.middle.tolist() == [0, 0.5, 1]
+    # The first task's seeds are drawn apart from the second's, of which one has never solved it.
+    assert a.share.low.tolist() == [0, 0.5, 0.5] and a.share.high.tolist() == [0.5, 0.5, 1]
+    assert profiles([]) == {}
+
+
+def test_a_profile_leaves_out_what_is_unfinished_or_cannot_be_solved(tmp_path: Path) -> None:
+    write_run(tmp_path / "open", finished=False, preset="a")
+    write_run(tmp_path / "free", threshold=None, preset="b")
+    assert profiles([compare([tmp_path / "open"], "preset"), compare([tmp_path / "free"], "preset")]) == {}
+
+
+def test_what_a_study_holds_out_is_run_only_when_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeProcesses(monkeypatch)
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: x\nseeds: 1\nenvironments: {debug: , CartPole-v1: }\nmethods: {a: }\nheld_out: [CartPole-v1]\n")
+    _, lines, data = run(str(file), tmp_path / "out")
+    assert [cell["environment"] for cell in data["cells"] if cell["status"] == "finished"] == ["debug"] and not data["profiles"]
+    with pytest.raises(ConfigError, match="study x holds out CartPole-v1: no setting is to be chosen"):
+        run(str(file), tmp_path / "out", environments=("CartPole-v1",))
+    status, lines, data = run(str(file), tmp_path / "out", held_out=True)
+    assert status == 0 and len(fake.started) == 2 and data["held_out"] == ["CartPole-v1"]
+    assert any(line.strip().startswith("CartPole-v1 (held out)") for line in lines)
+    assert "a: 2 of 2 tasks solved by most seeds, 2 at the end too" in lines
+    assert data["profiles"]["a"]["share"]["middle"] == [1.0]
+    page = (tmp_path / "out/index.html").read_text()
+    assert "share of runs that have solved their task" in page and "CartPole-v1 (held out)" in page
+    with pytest.raises(ConfigError, match="study debug holds out no environments; leave out --held-out"):
+        run("debug", tmp_path / "other", held_out=True)

@@ -10,6 +10,7 @@
       ppo: {sb3: PPO, only: [CartPole-v1], on: {CartPole-v1: {budget: 50000}}}
     statistic: mean                   # over seeds; the interquartile mean (iqm) where it is not said
     marks: [100, 300]                 # real steps at which returns are compared, too
+    held_out: [CartPole-v1]           # environments on which no setting was chosen: they are run when that is asked for alone
 
 A method that is not `only` for some environments runs on all. Its settings `on` one environment come on top of its others, and all
 of them on top of the environment's. What decides whether a run counts as solved belongs to the environment: it is the same for all.
@@ -56,6 +57,12 @@ class Grid:
     methods: dict[str, dict[str, Any]]
     statistic: Statistic = "iqm"
     marks: tuple[int, ...] = ()
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def developed_on(self) -> tuple[str, ...]:
+        """The environments that are not held out."""
+        return tuple(environment for environment in self.environments if environment not in self.held_out)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,20 @@ def parse(text: str, origin: str) -> Grid:
     statistic, known = data.get("statistic", "iqm"), get_args(Statistic)
     if statistic not in known:
         raise ConfigError(f"{origin}: statistic is one of {', '.join(known)}, not {statistic!r}")
-    return Grid(name, _seeds(data.get("seeds"), origin), environments, methods, statistic, _marks(data.get("marks", []), origin))
+    marks, held_out = _marks(data.get("marks", []), origin), _held_out(data.get("held_out", []), environments, origin)
+    return Grid(name, _seeds(data.get("seeds"), origin), environments, methods, statistic, marks, held_out)
+
+
+def _held_out(value: Any, environments: Collection[str], origin: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{origin}: held_out takes a list of environments, not {value!r}")
+    for environment in value:
+        if environment not in environments:
+            hint = suggestion(str(environment), environments)
+            raise ConfigError(f"{origin}: held_out names {environment!r}, which is not among the environments; {hint}")
+    if len(set(value)) == len(environments):
+        raise ConfigError(f"{origin}: all environments are held out; name those alone on which no setting was chosen")
+    return tuple(value)
 
 
 def _marks(value: Any, origin: str) -> tuple[int, ...]:
@@ -205,20 +225,32 @@ def expand(study: Grid, out: Path, asked: Collection[str] = ()) -> list[Cell]:
     ]
 
 
-def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
-    """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`, or of all where
-    there are none. Raises ConfigError where the study has not so many seeds, no such environment, or
-    no method for one of them."""
-    if seeds is not None and not 1 <= seeds <= len(study.seeds):
-        raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
+def wanted(study: Grid, environments: Collection[str], held_out: bool) -> tuple[str, ...]:
+    """Those of the `environments`, or of all where there are none: with `held_out` those that are held out too. Raises ConfigError
+    where the study has no such environment, or one is held out that was not asked for as such."""
     for environment in environments:
         if environment not in study.environments:
             raise ConfigError(
                 f"study {study.name} has no environment {environment!r}; {suggestion(environment, study.environments)}"
             )
+        if environment in study.held_out and not held_out:
+            raise ConfigError(
+                f"study {study.name} holds out {environment}: no setting is to be chosen by what happens there; to run it all the"
+                " same, add --held-out"
+            )
+    if held_out and not study.held_out:
+        raise ConfigError(f"study {study.name} holds out no environments; leave out --held-out")
+    return tuple(environments) or (tuple(study.environments) if held_out else study.developed_on)
+
+
+def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
+    """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`. Raises ConfigError
+    where the study has not so many seeds, or no method for one of them."""
+    if seeds is not None and not 1 <= seeds <= len(study.seeds):
+        raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
     first = study.seeds[:seeds]
-    chosen = [c for c in cells if c.seed in first and c.environment in (environments or study.environments)]
-    idle = set(environments or study.environments) - {c.environment for c in chosen}
+    chosen = [c for c in cells if c.seed in first and c.environment in environments]
+    idle = set(environments) - {c.environment for c in chosen}
     if idle:
         raise ConfigError(f"no method of study {study.name} runs on {', '.join(sorted(idle))}")
     return chosen

@@ -18,7 +18,9 @@ from spikedream.experiments import grid
 from spikedream.experiments.cells import FAILED, FINISHED, PLAIN, SKIPPED, WAITING, Outcome, check_cells_unchanged, kept, run_cells
 from spikedream.experiments.grid import Cell, Grid
 from spikedream.experiments.record import from_cells, save
+from spikedream.reports import profile
 from spikedream.reports.compare import (
+    COLOURS,
     SHORT,
     header_and_rows,
     interval,
@@ -30,6 +32,7 @@ from spikedream.reports.compare import (
 )
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
+from spikedream.reports.profile import Profile
 from spikedream.runs.checkpoint import write_file
 
 
@@ -41,6 +44,7 @@ class Study:
     jobs: int = 1  # cells at a time
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
+    held_out: bool = False  # also those that the study holds out, on which no setting was chosen; what comes first is what counts
     together: bool = False  # a method's seeds on an environment in one program, which fills a machine that one seed leaves idle
     cluster: bool = False  # cells on the Ray cluster at RAY_ADDRESS, or on a Ray of this machine; `jobs` of them at a time
     out: Path | None = None  # runs/studies/<name> when absent; parts that were run before count in the comparison
@@ -52,8 +56,10 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     typed, for the record."""
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
-    cells = grid.expand(study, out, command.environments)
-    part = grid.part(study, cells, command.seeds, command.environments)
+    environments = grid.wanted(study, command.environments, command.held_out)
+    # What was asked for by name must be usable, and so must all where nothing was; others are left out where they are not.
+    cells = grid.expand(study, out, environments if command.environments or study.held_out else ())
+    part = grid.part(study, cells, command.seeds, environments)
     check_cells_unchanged(cells)
     outcomes = run_cells(part, command.jobs, console, command.together, command.cluster)
     if outcomes is None:
@@ -61,8 +67,9 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     outcomes += [kept(cell) or Outcome(cell, WAITING, "not asked for yet") for cell in cells if cell not in part]
     outcomes.sort(key=lambda outcome: cells.index(outcome.cell))
     comparisons = _compare(study, cells, out)
-    _write(study, outcomes, comparisons, out)
-    _print(study, outcomes, comparisons, console)
+    profiles = _profiles(comparisons)
+    _write(study, outcomes, comparisons, profiles, out)
+    _print(study, outcomes, comparisons, profiles, console)
     console.print(out / "index.html", **PLAIN)
     if command.record is not None:
         _record(command.record, part, outcomes, line, console)
@@ -95,9 +102,16 @@ def _compare(study: Grid, cells: Sequence[Cell], out: Path) -> dict[str, tuple[C
     return comparisons
 
 
-def _tables(comparisons: dict[str, tuple[Comparison, Path]], wide: bool = True) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def _profiles(comparisons: dict[str, tuple[Comparison, Path]]) -> dict[str, Profile]:
+    """Of each method; none where there are not several environments."""
+    return profile.profiles(comparison for comparison, _ in comparisons.values()) if len(comparisons) > 1 else {}
+
+
+def _tables(
+    study: Grid, comparisons: dict[str, tuple[Comparison, Path]], wide: bool = True
+) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows: of one environment all scores in one table, but for the returns at marks where it may not be `wide`;
-    of several a table for each score, a column for each environment."""
+    of several a table for each score, a row for each environment."""
     if len(comparisons) == 1:
         ((environment, (comparison, _)),) = comparisons.items()
         yield environment, *header_and_rows(comparison, marks=wide)
@@ -105,8 +119,15 @@ def _tables(comparisons: dict[str, tuple[Comparison, Path]], wide: bool = True) 
     methods = dict.fromkeys(label for comparison, _ in comparisons.values() for label in comparison.methods)
     titles = {score: title for comparison, _ in comparisons.values() for score, title in scores(comparison).items()}
     for score, title in titles.items():
-        rows = [[label, *(_entry(comparison, label, score) for comparison, _ in comparisons.values())] for label in methods]
-        yield title, ["method", *comparisons], rows
+        rows = [
+            [_marked(study, environment), *(_entry(comparison, label, score) for label in methods)]
+            for environment, (comparison, _) in comparisons.items()
+        ]
+        yield title, ["environment", *methods], rows
+
+
+def _marked(study: Grid, environment: str) -> str:
+    return f"{environment} (held out)" if environment in study.held_out else environment
 
 
 def _entry(comparison: Comparison, label: str, score: str) -> str:
@@ -117,16 +138,30 @@ def _entry(comparison: Comparison, label: str, score: str) -> str:
     return f"{interval(comparison, label, score)} · {solved}" if method.solved else solved
 
 
-def _print(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], console: Console) -> None:
-    for title, header, rows in _tables(comparisons):
+def _print(
+    study: Grid,
+    outcomes: Sequence[Outcome],
+    comparisons: dict[str, tuple[Comparison, Path]],
+    profiles: dict[str, Profile],
+    console: Console,
+) -> None:
+    for title, header, rows in _tables(study, comparisons):
         console.print(f"{title}: {SHORT[study.statistic]} [95 % interval] over seeds", **PLAIN)
         print_table(header, rows, console)
+    for line in profile.lines(profiles):
+        console.print(line, **PLAIN)
     for outcome in outcomes:
         if outcome.status in (FAILED, SKIPPED):
             console.print(f"{outcome.cell}: {outcome.text}", **PLAIN)
 
 
-def _write(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tuple[Comparison, Path]], out: Path) -> None:
+def _write(
+    study: Grid,
+    outcomes: Sequence[Outcome],
+    comparisons: dict[str, tuple[Comparison, Path]],
+    profiles: dict[str, Profile],
+    out: Path,
+) -> None:
     """`index.html` for people and `study.json` for programs."""
     out.mkdir(parents=True, exist_ok=True)
     fields: dict[str, Callable[[Outcome], Any]] = {
@@ -142,12 +177,16 @@ def _write(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tupl
         "name": study.name,
         "cells": [{field: get(outcome) for field, get in fields.items()} for outcome in outcomes],
         "comparisons": {environment: str(Path(page).with_name("compare.json")) for environment, page in pages.items()},
+        "held_out": list(study.held_out),
+        "profiles": {label: of.to_data() for label, of in profiles.items()},
     }
     write_file(out / "study.json", json.dumps(data, indent=1).encode())
-    links = " · ".join(f'<a href="{html.escape(page)}">{html.escape(environment)}</a>' for environment, page in pages.items())
+    links = " · ".join(
+        f'<a href="{html.escape(page)}">{html.escape(_marked(study, environment))}</a>' for environment, page in pages.items()
+    )
     tables = "".join(
         note(title) + html_table(header, [[html.escape(cell) for cell in row] for row in rows])
-        for title, header, rows in _tables(comparisons, wide=False)
+        for title, header, rows in _tables(study, comparisons, wide=False)
     )
     if len(comparisons) == 1:
         tables += "".join(returns_at_marks(comparison) for comparison, _ in comparisons.values())
@@ -160,5 +199,8 @@ def _write(study: Grid, outcomes: Sequence[Outcome], comparisons: dict[str, tupl
         Section("cells", "Cells", note(", ".join(counts)) + (html_table(fields, trouble) if trouble else "")
                 + f"<details><summary>all {len(lines)}</summary>{html_table(fields, lines)}</details>"),
     ]  # fmt: skip
+    if profiles:
+        colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(profiles)}
+        sections.insert(1, Section("profile", "Profile", profile.section(profiles, colours)))
     several = f"{len(comparisons)} environment{'s' if len(comparisons) != 1 else ''}"
-    write_page(out / "index.html", study.name, several, sections, plotly=False)
+    write_page(out / "index.html", study.name, several, sections, plotly=bool(profiles))

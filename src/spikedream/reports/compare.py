@@ -93,7 +93,7 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     write_file(out / "compare.json", json.dumps(comparison.to_data(), indent=1).encode())
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
     header, rows = header_and_rows(comparison, marks=False)
-    axes = {axis: title + LOGARITHMIC * is_logarithmic(comparison, axis) for axis, title in AXES.items()}
+    axes = {axis: title + LOGARITHMIC * islogarithmic(comparison, axis) for axis, title in AXES.items()}
     subtitle = f"{MIDDLE[comparison.statistic]} over seeds, with its 95 % bootstrap interval"
     draw(comparison, colours, axes, subtitle, header, rows, out / "compare.png")
     table = html_table(header, [[html.escape(cell) for cell in row] for row in rows]) + returns_at_marks(comparison)
@@ -179,7 +179,7 @@ def probability(value: Improvement) -> str:
     return f"{value.probability:.2f}{bounds}"
 
 
-def is_logarithmic(comparison: Comparison, axis: str) -> bool:
+def islogarithmic(comparison: Comparison, axis: str) -> bool:
     """Where one method needs many times what another does, a linear axis would press the shorter curve against its edge."""
     ends = [float(method.curves[axis].x[-1]) for method in comparison.methods.values()]
     return max(ends) > FAR_APART * max(min(ends), 1e-9)
@@ -208,12 +208,12 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
             figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
         figure.update_xaxes(title_text=title, **place)
-        figure.update_xaxes(_logarithmic(curves) if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
+        figure.update_xaxes(logarithmic(curves) if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
         figure.update_yaxes(title_text="return of greedy episodes" if i == 0 else "", **place)
     return figure_html(figure)
 
 
-def _logarithmic(xs: Sequence[np.ndarray]) -> dict[str, Any]:
+def logarithmic(xs: Sequence[np.ndarray]) -> dict[str, Any]:
     """An axis with a mark at each 1 and 3 of a decade, as the picture has; plotly's own are single digits between the decades."""
     low, high = (math.log10(max(end, 1e-9)) for end in (min(x[0] for x in xs), max(x[-1] for x in xs)))
     ticks = [digit * 10.0**decade for decade in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 3)]

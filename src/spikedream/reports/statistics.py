@@ -1,7 +1,7 @@
 """Statistics over seeds, in rliable's manner: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
 precipice". Intervals are 95 % percentile bootstraps that draw whole seeds; methods are drawn independently of each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -87,3 +87,15 @@ def curve(x: np.ndarray, values: np.ndarray, statistic: Statistic = "iqm") -> Cu
     if len(values) > 1:
         low, high = _interval((values,), compute, axis=0)
     return Curve(x, np.asarray(middle), np.asarray(low), np.asarray(high))
+
+
+def shares(x: np.ndarray, strata: Sequence[np.ndarray]) -> Curve:
+    """Of all strata together, how large a share is true at each of `x`, (points,): each of `strata`, (seeds, points) bool, counts
+    the same, and its seeds are drawn by themselves. Single seeds have a band of no width."""
+    rng = np.random.default_rng(0)  # as above
+    drawn = np.zeros((RESAMPLES, len(x)))
+    for stratum in strata:
+        seeds = len(stratum)
+        drawn += np.stack([stratum[rows].mean(0) for rows in rng.integers(seeds, size=(RESAMPLES, seeds))])
+    low, high = np.quantile(drawn / len(strata), (0.025, 0.975), axis=0)
+    return Curve(x, np.mean([stratum.mean(0) for stratum in strata], axis=0), low, high)
