@@ -10,6 +10,7 @@ from test_resume import Notes
 from spikedream import cli
 from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
+from spikedream.envs.make import may_be_endless
 from spikedream.envs.spaces import BrokenEnvironment, random_action
 from spikedream.runners.sync import Trainer
 from spikedream.runs.doubts import ENOUGH, doubts
@@ -67,6 +68,15 @@ def test_a_constant_reward_tells_something_where_episodes_terminate_and_ends_no_
     assert doubts(steps(**flat, terminated=lambda x: x + 1.0), False) == []
     (curious,) = doubts(steps(**flat), True)
     assert "curiosity alone leads" in curious.text and not curious.grave
+
+
+def test_episodes_that_nothing_is_known_to_end_are_doubted_until_one_has_ended() -> None:
+    (doubt,) = doubts(steps(), False, may_be_endless=True)
+    assert "no episode has ended in the first 200 steps" in doubt.text and "--max-episode-steps" in doubt.text and not doubt.grave
+    assert doubts(steps(terminated=lambda x: x + 1.0), False, may_be_endless=True) == []
+    assert may_be_endless("environments:SelfTruncating-v0", None)
+    for env, limit in (("environments:SelfTruncating-v0", 40), ("CartPole-v1", None), ("spikedream:INICartPoleSwingUp-v0", None)):
+        assert not may_be_endless(env, limit)
 
 
 def test_too_few_steps_say_nothing() -> None:

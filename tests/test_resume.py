@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on to the numbers of an undisturbed one."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -320,3 +321,25 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) ->
     # Smallest and largest are infinite before anything has been seen.
     learned = (x for name, x in arrays.items() if x.dtype == np.float32 and ".moments." not in name)
     assert all(np.isfinite(x).all() for x in learned)
+
+
+def test_a_run_that_is_asked_to_stop_while_it_evaluates_does_so_and_evaluates_anew(undisturbed: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from spikedream import config
+    from spikedream.runners.sync import Trainer
+
+    directory, decisions = tmp_path / "stopped", itertools.count()
+    trainer = Trainer(replace(config.merge(config.named("debug"), SETTINGS), seed=5), directory, Notes())
+
+    def heed() -> None:
+        trainer._stop = next(decisions) >= 5
+        trainer._heed_stop()
+
+    trainer.evaluator._heed = heed
+    with pytest.raises(spikedream.Interrupted):
+        trainer.train()
+    trainer.close()
+    assert next(decisions) == 6 and trainer.progress.evaluations == 0 and not outcome(directory)
+    spikedream.resume(directory, report=False)
+    assert outcome(directory) == outcome(undisturbed)

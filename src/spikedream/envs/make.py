@@ -51,6 +51,11 @@ def longest_episode(env_id: str, max_episode_steps: int | None) -> float:
     return LONGEST_EPISODE if max_episode_steps is None and registered(env_id).max_episode_steps is None else math.inf
 
 
+def may_be_endless(env_id: str, max_episode_steps: int | None) -> bool:
+    """Whether nobody has said that its episodes end. Those of dm_control have a time limit of their own."""
+    return math.isfinite(longest_episode(env_id, max_episode_steps)) and not env_id.startswith("dm_control/")
+
+
 def endless(env_id: str) -> BrokenEnvironment:
     """For an episode of `longest_episode` steps."""
     return BrokenEnvironment(

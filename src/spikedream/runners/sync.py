@@ -118,7 +118,8 @@ class Trainer:
                 self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
             outcome.begin(self.config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
-        self.evaluator = player if isinstance(player, RolloutWorker) else Evaluator(self.config, config.evaluation.episodes)
+        worker = isinstance(player, RolloutWorker)
+        self.evaluator = player if worker else Evaluator(self.config, config.evaluation.episodes, self._heed_stop)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
         if saved is not None:
             self._restore(*saved)
@@ -313,8 +314,8 @@ class Trainer:
         confirmations = evaluation.confirmations if unsolved else 0
         verdict = outcome.judge(self.account.threshold, confirmations, self._play, progress.evaluations)
         if verdict.solved and unsolved:
+            progress.fresh = self._fresh()  # first: it may be asked to stop meanwhile, and is then to find itself unsolved
             progress.solved_at = progress.real_steps
-            progress.fresh = self._fresh()
         progress.finished = spent or (verdict.solved and evaluation.stop)
         progress.measured |= verdict.evaluated.successes() | self.collector.take_timing().metrics()
         progress.done["evaluation"] = progress.real_steps

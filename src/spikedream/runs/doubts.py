@@ -8,6 +8,7 @@ from numpy import ndarray
 from scipy import special
 
 from spikedream.config import Config
+from spikedream.envs.make import LONGEST_EPISODE, may_be_endless
 from spikedream.types import Transition
 
 ENOUGH = 50  # steps, below which too little is known to doubt anything
@@ -25,19 +26,21 @@ class Doubt(NamedTuple):
 
 def tell_doubts(config: Config, steps: Sequence[Transition], note: Callable[[str], None]) -> str | None:
     """Note each doubt of the first `steps`; the answer, where there is one, says why a strict run is given up."""
-    found = doubts(steps, config.bonus is not None)
+    endless = may_be_endless(config.env, config.max_episode_steps)
+    found = doubts(steps, config.bonus is not None, endless)
     for doubt in found:
         note(f"{config.env}: {doubt.text}")
     grave = "; ".join(doubt.text for doubt in found if doubt.grave)
     return f"{config.env} was given up (strict): {grave}" if grave and config.strict else None
 
 
-def doubts(steps: Sequence[Transition], rewarded_otherwise: bool) -> list[Doubt]:
+def doubts(steps: Sequence[Transition], rewarded_otherwise: bool, may_be_endless: bool = False) -> list[Doubt]:
     """What looks wrong.
 
     Args:
         steps: in the environment's own units, oldest first, fields (environments, ...); with random or at least noisy actions.
         rewarded_otherwise: whether a bonus is paid beside the reward.
+        may_be_endless: whether nothing is known to end an episode.
     """
     number = len(steps) * (len(steps[0].reward) if steps else 0)
     if number < ENOUGH:
@@ -47,6 +50,9 @@ def doubts(steps: Sequence[Transition], rewarded_otherwise: bool) -> list[Doubt]
     )
     values = np.concatenate([obs, after]).astype(np.float64).reshape(-1, obs.shape[-1])
     found = _of_observations(values, number) + _of_rewards(reward, terminated, number, rewarded_otherwise)
+    if may_be_endless and not terminated.any() and not any(np.asarray(step.truncated).any() for step in steps):
+        told = f"no episode has ended in the first {number} steps and no time limit is known: should none end by itself, the first"
+        found.append(Doubt(f"{told} evaluation fails after {LONGEST_EPISODE:,}; give one with --max-episode-steps", grave=False))
     if (values != values[0]).any() and not _acts(steps):
         found.append(
             Doubt(f"no action has made a difference that a linear model sees to the first {number} steps or to their rewards")

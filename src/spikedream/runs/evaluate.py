@@ -1,6 +1,7 @@
 """Greedy episodes on fresh seeds, all environments of a batch stepped together."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,12 +53,13 @@ class Evaluator:
     Args:
         config: names the environment.
         episodes: greedy episodes in each evaluation.
+        heed: called before each decision; what it raises ends the evaluation, which can then be made anew.
     """
 
-    def __init__(self, config: Config, episodes: int):
+    def __init__(self, config: Config, episodes: int, heed: Callable[[], None] = lambda: None):
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
-        self.config, self.episodes = config, episodes
+        self.config, self.episodes, self._heed = config, episodes, heed
         self.batch = min(episodes, LARGEST_BATCH)
         self._envs = make_vector(config.env, config.env_kwargs, config.max_episode_steps, self.batch)
         self._longest, self._warm = longest_episode(config.env, config.max_episode_steps), False
@@ -89,6 +91,7 @@ class Evaluator:
         returns, lengths, rates = np.zeros(self.batch), np.zeros(self.batch, int), []
         seconds, decisions, success = 0.0, 0, np.full(self.batch, np.nan)
         while running.any():
+            self._heed()
             start = time.perf_counter()
             act = algorithm.act(policy, carry, np.asarray(obs, np.float32), key, True)
             carry, key, chosen = act.carry, act.key, np.asarray(act.action)  # which waits until they are computed
