@@ -44,6 +44,8 @@ def observed(change) -> dict:
     [
         (steps(reward=lambda r: 0 * r + 3.0), "the reward has been 3 in all of the first 200 steps"),
         (steps(reward=lambda r: 1e7 * r - 1e7), "a reward reached"),
+        (steps(reward=lambda r: 1e-9 * r), "no reward was larger than"),
+        (steps(**observed(lambda x: x * [[1, 1e-7]])), "entry 1 of the observation changed by less than 1e-06, which is not seen"),
         (steps(**observed(np.zeros_like)), "the observation has been the same in all of the first 200 steps"),
         (steps(**observed(lambda x: x * [[1, 0]])), "entry 1 of the observation never changed"),
         (steps(**observed(lambda x: x * [[1, 1e9]])), "entry 1 of the observation reached 2e+09"),

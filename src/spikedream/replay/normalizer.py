@@ -8,6 +8,8 @@ from spikedream.nodes import Standardise, numbers
 from spikedream.replay.spread import LONGEST, RewardSpread, cycle, horizon, no_spread
 from spikedream.types import Transition
 
+FAINTEST = 1e-6  # deviation of an observation's entry, or magnitude of a reward, below which it counts as none
+
 
 class Normalizer(eqx.Module):
     """Scales in use. They change only when a world model is fitted, so that between two fits everything keeps one scale.
@@ -103,10 +105,10 @@ class Moments(eqx.Module):
         if self.rewards is not None:
             largest = self.rewards.scale(largest)
         largest = jnp.maximum(largest, reward_floor)
-        reward_scale = jnp.where(largest > 1e-6, largest, 1.0)
+        reward_scale = jnp.where(largest > FAINTEST, largest, 1.0)
         return Normalizer(
             mean=jnp.array(self.mean),
-            scale=jnp.where(deviation > 1e-6, deviation, 1.0),
+            scale=jnp.where(deviation > FAINTEST, deviation, 1.0),
             reward_scale=reward_scale,
             reward_low=low / reward_scale,
             reward_high=high / reward_scale,

@@ -9,6 +9,7 @@ from scipy import special
 
 from spikedream.config import Config
 from spikedream.envs.make import LONGEST_EPISODE, may_be_endless
+from spikedream.replay.normalizer import FAINTEST
 from spikedream.types import Transition
 
 ENOUGH = 50  # steps, below which too little is known to doubt anything
@@ -69,11 +70,16 @@ def _of_observations(values: ndarray, number: int) -> list[Doubt]:
     found, magnitude, deviation = [], np.abs(values).max(0), values.std(0)
     if same.any():
         found.append(Doubt(f"{_entries(same)} of the observation never changed in the first {number} steps", grave=False))
+    tiny = ~same & (deviation < FAINTEST)
+    if tiny.any():
+        found.append(
+            Doubt(f"{_entries(tiny)} of the observation changed by less than {FAINTEST:g}, which is not seen: multiply it")
+        )
     huge = magnitude > ENORMOUS
     if huge.any():
         largest = magnitude[huge].max()
         found.append(Doubt(f"{_entries(huge)} of the observation reached {largest:.3g}: rescale what is that large, or bound it"))
-    faint = ~same & ~huge & (deviation < DIGITS * magnitude)
+    faint = ~same & ~tiny & ~huge & (deviation < DIGITS * magnitude)
     if faint.any():
         told = f"{_entries(faint)} of the observation changed by less than {DIGITS:g} of what it is, of which float32 holds two"
         found.append(Doubt(f"{told} digits: subtract what is constant"))
@@ -84,6 +90,8 @@ def _of_rewards(reward: ndarray, terminated: ndarray, number: int, rewarded_othe
     largest = float(np.abs(reward).max())
     if largest > ENORMOUS:
         return [Doubt(f"a reward reached {largest:.3g}: values are sums of rewards; divide it")]
+    if 0 < largest < FAINTEST:
+        return [Doubt(f"no reward was larger than {largest:.3g}, and less than {FAINTEST:g} is taken for none: multiply it")]
     if (reward == reward.flat[0]).all() and not terminated.any():
         told = f"the reward has been {reward.flat[0]:g} in all of the first {number} steps, and no episode has terminated"
         if rewarded_otherwise:
