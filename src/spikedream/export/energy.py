@@ -8,7 +8,8 @@ What is done once for a batch (means, losses, random numbers) is not counted, no
 A gradient is counted by one rule. Of a product, each multiply-accumulate is done once more for the weights and once more for
 the inputs, so that backward is twice forward (Kaplan et al. 2020, section 2.1). A product of spikes has an addition of the
 error for each synaptic operation, and a multiply-accumulate for each weight that is not zero and each tick, since a surrogate
-passes the error on where no spike was. All else is counted twice, and the optimiser's step once for each parameter.
+passes the error on where no spike was. All else is counted twice, and the optimiser's step once for each parameter. Where a layer
+learns forward in time, its rule tells what is done in place of that (`spikedream.snn.learning_rules.influence.operations`).
 """
 
 import json
@@ -278,7 +279,7 @@ def _phases(
 
 
 def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Memories | None = None) -> list[EnergyLine]:
-    """Of so many calls of each network; of one where that is not said."""
+    """Of so many calls of each network; of one, without its gradient, where that is not said."""
     found: dict[EnergyLine, float] = {}  # of which each has the number 0
 
     def add(number: float, *what: Any) -> None:
@@ -289,7 +290,12 @@ def _lines(parts: Parts, calls: Mapping[str, Calls] | None = None, memories: Mem
         made = Calls(1.0) if calls is None else calls.get(name, Calls())
         for each in operations:
             number = float(each.number)
+            if each.gradient == "alone":
+                add(number * made.backward, name, each.part, each.kind, each.arithmetic)
+                continue
             add(number * made.forward, name, each.part, each.kind, each.arithmetic)
+            if each.gradient == "never":
+                continue
             if each.spiking and each.connections is not None:
                 errors = float(each.connections.nonzero) * each.connections.rows
                 add(number * made.backward, name, each.part, "backward", each.arithmetic)

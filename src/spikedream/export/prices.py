@@ -16,7 +16,8 @@ ELEMENTARY = ("add", "multiply", "divide", "square_root", "exponential", "random
 # What may have a price of its own beside these: all kinds that networks tell of themselves, and what learning adds.
 KINDS = (
     "synaptic_operation", "multiply_accumulate", "bias", "neuron_update", "spike", "activation", "layer_normalisation",
-    "batch_normalisation", "receptive_field", "membrane_read", "population_vector", "weighted_sum", "backward", "optimizer",
+    "batch_normalisation", "receptive_field", "membrane_read", "population_vector", "weighted_sum", "influence", "backward",
+    "optimizer",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from spikedream.snn.encoders import AnyEncoder, DirectCurrent
 from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.learning_rules.eprop import EProp
-from spikedream.snn.learning_rules.protocol import SpikingLayer
+from spikedream.snn.learning_rules.protocol import Made, SpikingLayer
 from spikedream.snn.learning_rules.rtrl import RTRL, SnAp
 from spikedream.snn.neurons import LIF, OPEN_UNIT, AnyNeuron, NeuronParams, firing_threshold
 from spikedream.snn.operations import Operations
@@ -127,7 +127,7 @@ class SpikingNetwork:
             spikes = windows[-1].spikes
         # What the membrane held before is not of this step: spikes plus the change of the membrane are the charge that came in.
         v = windows[-1].v / self._threshold(params.layers[-1].neuron)[None]
-        value, readout, out_trains = self.rule.decode(self.readout, params.readout, readout, spikes, v)
+        value, readout, out_trains = self.readout.decode(self.rule.onward(params.readout), readout, spikes, v)
         kept = ()
         if self.persistent:
             kept = (tuple(window.after for window in windows), readout)
@@ -165,10 +165,12 @@ class SpikingNetwork:
         for i, (layer, state, train) in enumerate(zip(params.layers, states, hidden, strict=True)):
             part, synapse = f"layer {i + 1}", layer.synapse if i else thin(layer.synapse, self.fan_in)
             repeats = self.ticks // entering.shape[0]
-            found += synapse.operations(part, entering, spiking=spiking, repeats=repeats)
-            found += self.neuron.operations(layer.neuron, part, state.spikes.reshape(-1), train)
+            weighted = synapse.operations(part, entering, spiking=spiking, repeats=repeats)
+            updated = self.neuron.operations(layer.neuron, part, state.spikes.reshape(-1), train)
+            made = Made(part, weighted, updated, train, spiking, self.persistent)
+            found += self.rule.operations(self.neuron, SpikingLayer(synapse, layer.neuron), entering, state, made)
             entering, spiking = train, True
-        return *found, *self.readout.operations(params.readout, readout, entering, out_trains)
+        return *found, *self.readout.operations(self.rule.onward(params.readout), readout, entering, out_trains)
 
     def state(self, params: SpikingParams) -> PyTree:
         return self._rest(params)

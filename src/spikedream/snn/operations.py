@@ -7,7 +7,7 @@ multiply-accumulates, one for each weight that is not zero; where the numbers ar
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -21,6 +21,9 @@ ARITHMETIC = {
     "bias": {"add": 1},
     "add": {"add": 1},
     "random_number": {"random_number": 1},
+    # Of gradients: of an influence on a neuron's state, and of what goes back through a weight.
+    "influence": {"multiply": 1, "add": 1},
+    "backward": {"multiply": 1, "add": 1},
 }
 # Of one unit, a comparison counted as an addition.
 SIGMOID = {"exponential": 1, "add": 1, "divide": 1}
@@ -58,6 +61,9 @@ class Operations(eqx.Module):
     number: Array  # ()
     connections: Connections | None = None
     activity: Activity | None = None
+    # What a gradient makes of it: two more (`spikedream.export.energy`), or nothing, as where a learning rule has another way; or
+    # it is done for a gradient alone.
+    gradient: Literal["twice", "never", "alone"] = eqx.field(static=True, default="twice")
 
     @property
     def spiking(self) -> bool:
@@ -67,7 +73,7 @@ class Operations(eqx.Module):
 def tally(
     part: str, kind: str, number: Array | float, arithmetic: Mapping[str, float] | None = None, activity: Activity | None = None
 ) -> Operations:
-    """`number` () operations, each of which consists of `arithmetic`, or of what `ARITHMETIC` says of the kind."""
+    """`number`, (), operations, each of which consists of `arithmetic`, or of what `ARITHMETIC` says of the kind."""
     found = ARITHMETIC[kind] if arithmetic is None else arithmetic
     return Operations(part, kind, tuple(found.items()), jnp.asarray(number, jnp.float32), None, activity)
 
@@ -89,6 +95,16 @@ def product_operations(part: str, x: Array, weight: Array, *, spiking: bool, rep
     kind = "synaptic_operation" if spiking else "multiply_accumulate"
     connections = Connections(weight.size, rows, repeats, nonzero, met * repeats)
     return replace(tally(part, kind, met if spiking else nonzero * rows), connections=connections)
+
+
+def for_gradient(part: str, kind: str, number: Array | float) -> Operations:
+    """`number`, (), that are done where a gradient is taken, and at no other time."""
+    return replace(tally(part, kind, number), gradient="alone")
+
+
+def without_gradient(found: tuple[Operations, ...]) -> tuple[Operations, ...]:
+    """Of what no gradient goes through in the usual way."""
+    return tuple(replace(each, gradient="never") for each in found)
 
 
 def firing(part: str, train: Array, arithmetic: Mapping[str, float], reset: int) -> tuple[Operations, ...]:

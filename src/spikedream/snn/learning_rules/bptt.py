@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
+from spikedream.snn.learning_rules.protocol import Made, SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState
+from spikedream.snn.operations import Operations
 from spikedream.types import PyTree
 
 
@@ -46,5 +47,10 @@ class BPTT:
         spikes = jnp.stack([after.spikes for after in history[1:]])
         return TickWindow(spikes, jnp.stack([after.v - state.v for after in history[1:]]), history[-1], ())
 
-    def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
-        return readout.decode(params, state, spikes, v)
+    def onward(self, readout: PyTree) -> PyTree:
+        return readout
+
+    def operations(
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made
+    ) -> tuple[Operations, ...]:
+        return *made.synapse, *made.neuron

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.snn.affine import Affine
-from spikedream.snn.learning_rules.influence import Influence, at_rest, window
+from spikedream.snn.learning_rules.influence import Influence, at_rest, operations, window
 from spikedream.snn.learning_rules.pattern import Own
-from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
+from spikedream.snn.learning_rules.protocol import Made, SpikingLayer, TickWindow
 from spikedream.snn.learning_rules.rtrl import check_elementwise
 from spikedream.snn.neurons import AnyNeuron, NeuronState
+from spikedream.snn.operations import Operations, for_gradient, without_gradient
 from spikedream.snn.product import product
 from spikedream.types import PyTree
 
@@ -25,8 +26,19 @@ class _Aligned(eqx.Module):
     synapse: Affine
     feedback: Array
 
+    @property
+    def bias(self) -> Array:
+        return self.synapse.bias
+
     def __call__(self, x: Array) -> Array:
         return _align(self.synapse, self.feedback, x)
+
+    def operations(self, part: str, x: Array, *, spiking: bool = False, repeats: int = 1) -> tuple[Operations, ...]:
+        """As `Affine.operations`; the gradient goes on through every weight of the feedback, also where a synapse is zero."""
+        made, bias = self.synapse.operations(part, x, spiking=spiking, repeats=repeats)
+        back = for_gradient(f"{part}, feedback", "backward", x.shape[0] * self.feedback.size)
+        learned = replace(made, gradient="alone", connections=None, part=f"{part}, weights")
+        return *without_gradient((made,)), bias, learned, back
 
 
 @jax.custom_vjp
@@ -74,10 +86,16 @@ class EProp:
         pattern = Own(layer.neuron.decay.size)
         return window(neuron, pattern, layer, entering, state, influence, ticks, backward=back, feedback=feedback)
 
-    def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
-        if self.feedback == "random":
-            params = _each_synapse(params, lambda synapse: _Aligned(synapse, _random(synapse.weight)))
-        return readout.decode(params, state, spikes, v)
+    def onward(self, readout: PyTree) -> PyTree:
+        if self.feedback == "symmetric":
+            return readout
+        return _each_synapse(readout, lambda synapse: _Aligned(synapse, _random(synapse.weight)))
+
+    def operations(
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made
+    ) -> tuple[Operations, ...]:
+        back, pattern = self._backward(neuron), Own(layer.neuron.decay.size)
+        return operations(neuron, pattern, layer, entering, state, made, backward=back, feedback=self.feedback == "random")
 
 
 def _each_synapse(tree: PyTree, change: Callable[[Affine], PyTree]) -> PyTree:

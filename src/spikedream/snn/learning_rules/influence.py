@@ -10,6 +10,7 @@ with the derivatives D, B and G of `Neuron.step` by the state, the current and i
 neurons i it is kept. No tick is remembered: the backward pass runs the layer again from where it began.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,10 +21,12 @@ import numpy as np
 from jax import Array
 
 from spikedream.snn.affine import Affine
-from spikedream.snn.learning_rules.pattern import Pattern
-from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
+from spikedream.snn.learning_rules.pattern import Own, Pattern
+from spikedream.snn.learning_rules.protocol import Made, SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard, recurrent_weights
+from spikedream.snn.operations import Operations, for_gradient, tally, without_gradient
 from spikedream.snn.product import product
+from spikedream.snn.surrogates import ArcTan
 
 TINY = 1e-30  # influences that have decayed this far are zero: smaller ones become denormals, which processors are slow at
 
@@ -256,3 +259,129 @@ class _Trace:
             to = jnp.arange(weights.params.decay.size)
             recurrent = jnp.zeros_like(weights.recurrent).at[self.sources, to[None]].set(total["recurrent"])
         return _Weights(synapse, params, recurrent)
+
+
+# ---- what that takes
+
+
+class _Dependence(NamedTuple):
+    """How many derivatives of a tick's state are not zero by the neuron's equation."""
+
+    parts: int  # of the state
+    by_state: int  # of a part by a part
+    by_current: int
+    by_parameter: tuple[int, ...]  # of each that leads into a neuron and can be learned
+
+
+@functools.cache
+def _dependence(neuron: AnyNeuron) -> _Dependence:
+    """Asked of a silent neuron, no two parts of whose state are alike, and whose surrogate is zero nowhere."""
+    with jax.ensure_compile_time_eval():
+        params = replace(neuron.init(1, jax.random.key(0)), recurrent=None)
+        start = neuron.start(1)
+        before = start._replace(**{name: jnp.full(1, -0.1 * i) for i, name in enumerate(_parts(start), 1)})
+        at, step = (params, before, jnp.full(1, -0.1)), replace(neuron, surrogate=ArcTan()).step
+        still, ones = jax.tree.map(jnp.zeros_like, at), jnp.ones(1)
+
+        def count(*push: Any) -> int:
+            moved = jax.jvp(step, at, push)[1]
+            return sum(int(getattr(moved, name)[0] != 0) for name in _parts(moved))
+
+        by_state = [count(still[0], still[1]._replace(**{name: ones}), still[2]) for name in _parts(before)]
+        by_parameter = [count(replace(still[0], **{name: ones}), *still[1:]) for name in _own_parameters(params)]
+        by_current = count(*still[:2], ones)
+    return _Dependence(len(_parts(before)), sum(by_state), by_current, tuple(filter(None, by_parameter)))
+
+
+def operations(
+    neuron: AnyNeuron,
+    pattern: Pattern,
+    layer: SpikingLayer,
+    entering: Array,
+    state: NeuronState,
+    made: Made,
+    *,
+    backward: AnyNeuron | None = None,
+    feedback: bool = False,
+) -> tuple[Operations, ...]:
+    """As `LearningRule.operations`: what `window` takes for a gradient in place of backpropagation through time.
+
+    Of N neurons over T ticks. Their parameters have E influences: columns times the pairs of neurons that the pattern keeps (N
+    where none hears another and with e-prop, N^2 where all hear all).
+
+        T d E               multiply-accumulates that carry influences on, by the d derivatives D that the neuron's equation has
+        w C + T b E         the same where neurons hear each other: w weights that are not zero, of those neurons alone whose
+                            surrogate was not zero, pass on C columns, which enter through B
+        b a (or a), g T N   additions of what enters at a parameter itself: a currents (a spike's, a bias's); by G
+        T z E               multiply-accumulates of each of z parts of the state with its cotangent
+
+    (Williams & Zipser 1989; Menick et al. 2021, table 1; e-prop: Bellec et al. 2020, equations 4 and 13.) Where a constant current
+    enters from rest, one column stands for all synapses, and their gradient is a product as in backpropagation; else they have a
+    column each, and the error alone goes back through them. The neurons' second run and its derivatives count as two of their
+    updates, as elsewhere. Influences that a persistent network keeps are counted where a gradient is taken, not where it only acts.
+    """
+    (inputs, size), ticks, steady = layer.synapse.weight.shape, made.train.shape[0], entering.shape[0] == 1
+    each, recurrent = _dependence(backward or neuron), layer.neuron.recurrent is not None
+    sources = _sources(neuron, layer.neuron) if recurrent else None
+    hears = recurrent and not isinstance(pattern, Own)
+    between = _heard(neuron, pattern, layer, entering, state, made) if recurrent else None
+    apart = not steady or made.persistent  # whether each synapse has a column
+    columns = len(each.by_parameter) + steady + apart * (inputs + 1) + (0 if sources is None else sources.shape[0])
+    influences = ticks * pattern.pairs * columns
+    # Where it is joined with what others pass on, what a parameter makes enters the current first, and the state with that.
+    into = 1 if hears else each.by_current
+    own = jnp.asarray(ticks * size * sum(each.by_parameter) + into * ticks * size * (steady + apart), jnp.float32)
+    macs = jnp.asarray(influences * (each.by_state + each.parts), jnp.float32)
+    if apart and made.spiking:
+        own += into * size * (ticks if steady else 1) * entering.sum()
+    elif apart:
+        macs += into * size * inputs * ticks
+    if between is not None:
+        own += into * between.spikes
+        macs += between.passed * columns + (influences * each.by_current if hears else 0)
+    return (
+        *_of_synapses(layer, made, steady, apart, feedback, each.parts * ticks * size),
+        *(without_gradient((x,))[0] if x.connections is not None else x for x in made.neuron),
+        for_gradient(f"{made.part}, influences", "influence", macs),
+        for_gradient(f"{made.part}, influences", "add", own),
+    )
+
+
+def _of_synapses(
+    layer: SpikingLayer, made: Made, steady: bool, apart: bool, feedback: bool, cotangents: int
+) -> tuple[Operations, ...]:
+    """The product with what enters, and what its gradient takes beside influences; those hold the bias's."""
+    product, *others = made.synapse
+    assert product.connections is not None
+    rest = without_gradient(tuple(others))
+    if not (apart or feedback):
+        return product, *rest
+    present = layer.synapse.weight.size if feedback else product.connections.nonzero
+    back = present * product.connections.rows + (0 if steady else cotangents)
+    found = (*without_gradient((product,)), *rest, for_gradient(made.part, "backward", back))
+    if apart:
+        return found
+    return *found, replace(tally(f"{made.part}, weights", product.kind, product.number), gradient="alone")
+
+
+class _Heard(NamedTuple):
+    passed: Array  # () multiply-accumulates that pass influences on from neuron to neuron, for one column
+    spikes: Array  # () pairs of a spike and a neuron that hears it
+
+
+def _heard(neuron: AnyNeuron, pattern: Pattern, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made) -> _Heard:
+    params = layer.neuron
+    weights = _Weights(layer.synapse, replace(params, recurrent=None, branches=1), recurrent_weights(neuron, params))
+    currents = jnp.broadcast_to(layer.synapse(entering), made.train.shape)
+    assert weights.recurrent is not None
+    present = (weights.recurrent != 0).astype(jnp.float32)
+    listeners = jnp.asarray(heard(neuron, params.decay.size, params.branches).sum(1), jnp.float32)
+
+    def tick(now: tuple[NeuronState, Array], current: Array) -> tuple[tuple[NeuronState, Array], _Heard]:
+        before, active = now
+        after, local = _local(neuron, weights.params, before, _total(weights, before, current))
+        found = _Heard(jnp.asarray(pattern.passed(present, active), jnp.float32), before.spikes @ listeners)
+        return (after, local.by_current.spikes != 0), found
+
+    first = (state, jnp.full(params.decay.size, made.persistent))  # from rest there is nothing to pass on
+    return jax.tree.map(lambda x: x.sum(), jax.lax.scan(tick, first, currents)[1])

@@ -22,6 +22,11 @@ class Pattern(Protocol):
     """Influences are arrays over parameters per neuron (columns), the neurons to which they belong, and those that they are on, in
     an order of each pattern's own."""
 
+    @property
+    def pairs(self) -> int:
+        """Of a neuron that parameters belong to and one that their influence is kept on."""
+        ...
+
     def zeros(self, columns: int) -> Array: ...
     def spread(self, x: Array) -> Array:
         """A value of each neuron, (size,), where it meets the influences on that neuron."""
@@ -41,6 +46,10 @@ class Pattern(Protocol):
         """
         ...
 
+    def passed(self, present: Array, active: Array) -> Array | float:
+        """() multiply-accumulates of `couple` for one column, of weights that are not zero: `present` (size, size) is 1 there."""
+        ...
+
     def contract(self, cotangent: Array, influence: Array) -> Array:
         """(columns, size): sum over the neurons of their cotangents, (size,), times the influence on them."""
         ...
@@ -51,6 +60,10 @@ class Own:
     """On the neuron itself, without what comes back to it through others: (columns, size)."""
 
     size: int
+
+    @property
+    def pairs(self) -> int:
+        return self.size
 
     def zeros(self, columns: int) -> Array:
         return jnp.zeros((columns, self.size))
@@ -64,6 +77,9 @@ class Own:
     def couple(self, spikes: Array, recurrent: Array, active: Array) -> float:
         return 0.0
 
+    def passed(self, present: Array, active: Array) -> float:
+        return 0.0
+
     def contract(self, cotangent: Array, influence: Array) -> Array:
         return cotangent[None] * influence
 
@@ -73,6 +89,10 @@ class Every:
     """On every neuron: (size, columns, size), those that it is on first."""
 
     size: int
+
+    @property
+    def pairs(self) -> int:
+        return self.size**2
 
     def zeros(self, columns: int) -> Array:
         return jnp.zeros((self.size, columns, self.size))
@@ -91,6 +111,9 @@ class Every:
             return total + (recurrent[index] * counts[:, None]).T @ rows[index]
 
         return over_blocks(active, add, jnp.zeros_like(rows)).reshape(spikes.shape)
+
+    def passed(self, present: Array, active: Array) -> Array:
+        return active @ present.sum(1) * self.size
 
     def contract(self, cotangent: Array, influence: Array) -> Array:
         return jnp.tensordot(cotangent, influence, 1)
@@ -119,6 +142,10 @@ class Some:
         self.kept = np.stack([np.pad(row, (0, self.most - len(row)), constant_values=row[0]) for row in others])
         self.counts = np.stack([np.arange(self.most) < len(row) for row in others])
 
+    @property
+    def pairs(self) -> int:
+        return int(self.counts.sum())
+
     def zeros(self, columns: int) -> Array:
         return jnp.zeros((self.size, self.most, columns))
 
@@ -130,14 +157,24 @@ class Some:
 
     def couple(self, spikes: Array, recurrent: Array, active: Array) -> Array:
         """Where any of the neurons that it is kept on is active."""
-        between = recurrent[self.kept[:, :, None], self.kept[:, None, :]] * self.counts[:, :, None]  # from the first to the second
-        needed = (active[self.kept] & self.counts).any(1)
+        between, needed = self._between(recurrent), self._needed(active)
 
         def put(index: Array, counts: Array, total: Array) -> Array:
             passed = jnp.einsum("jab,jaq->jbq", between[index] * counts[:, None, None], spikes[index])
             return total.at[index].add(passed)
 
         return over_blocks(needed, put, jnp.zeros_like(spikes))
+
+    def passed(self, present: Array, active: Array) -> Array:
+        between = (self._between(present) * self.counts[:, None, :]).sum((1, 2))
+        return self._needed(active) @ between
+
+    def _between(self, recurrent: Array) -> Array:
+        """(size, kept, kept) weights from the first to the second of those that an influence is kept on."""
+        return recurrent[self.kept[:, :, None], self.kept[:, None, :]] * self.counts[:, :, None]
+
+    def _needed(self, active: Array) -> Array:
+        return (active[self.kept] & self.counts).any(1)
 
     def contract(self, cotangent: Array, influence: Array) -> Array:
         return (self.spread(cotangent) * influence).sum(1).T

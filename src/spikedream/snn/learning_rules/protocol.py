@@ -1,16 +1,14 @@
 """What every learning rule offers: the forward pass of a layer and of a readout, with a gradient of the rule's own."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import equinox as eqx
 from jax import Array
 
 from spikedream.snn.affine import Affine
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState
+from spikedream.snn.operations import Operations
 from spikedream.types import PyTree
-
-if TYPE_CHECKING:
-    from spikedream.snn.readouts import Readout
 
 
 class SpikingLayer(eqx.Module):
@@ -25,6 +23,17 @@ class TickWindow(NamedTuple):
     v: Array  # (ticks, size) membranes less what they held before the first tick
     after: NeuronState  # after the last tick
     influence: PyTree  # of the parameters on `after`; empty where the rule keeps none
+
+
+class Made(NamedTuple):
+    """What a layer does in a call."""
+
+    part: str  # its name
+    synapse: tuple[Operations, ...]
+    neuron: tuple[Operations, ...]
+    train: Array  # (ticks, size) its spikes
+    spiking: bool  # whether spikes enter, not real numbers
+    persistent: bool  # whether influences come from the call before
 
 
 class LearningRule(Protocol):
@@ -52,8 +61,17 @@ class LearningRule(Protocol):
         """
         ...
 
-    def decode(
-        self, readout: "Readout", params: PyTree, state: PyTree, spikes: Array, v: Array
-    ) -> tuple[Array, PyTree, tuple[Array, ...]]:
-        """As `Readout.decode`."""
+    def onward(self, readout: PyTree) -> PyTree:
+        """A readout's parameters, through which the gradient goes on to the spikes as the rule has it."""
+        ...
+
+    def operations(
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made
+    ) -> tuple[Operations, ...]:
+        """What a layer does in a call, and what the rule does for a gradient beside or in place of backpropagation.
+
+        Args:
+            neuron, layer, entering, state: as of `window`.
+            made: what it does without a gradient.
+        """
         ...

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from jax import Array
 
-from spikedream.snn.learning_rules.influence import Influence, at_rest, window
+from spikedream.snn.learning_rules.influence import Influence, at_rest, operations, window
 from spikedream.snn.learning_rules.pattern import Pattern, pattern
-from spikedream.snn.learning_rules.protocol import SpikingLayer, TickWindow
+from spikedream.snn.learning_rules.protocol import Made, SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard
+from spikedream.snn.operations import Operations
 from spikedream.types import PyTree, check_bounds
 
 
@@ -56,8 +57,13 @@ class SnAp:
     ) -> TickWindow:
         return window(neuron, self._pattern(neuron, layer.neuron), layer, entering, state, influence, ticks)
 
-    def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
-        return readout.decode(params, state, spikes, v)
+    def onward(self, readout: PyTree) -> PyTree:
+        return readout
+
+    def operations(
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made
+    ) -> tuple[Operations, ...]:
+        return operations(neuron, self._pattern(neuron, layer.neuron), layer, entering, state, made)
 
 
 @dataclass(frozen=True)
@@ -94,5 +100,10 @@ class RTRL:
         """No path is longer than through all neurons."""
         return SnAp(1 + layer.neuron.decay.size)
 
-    def decode(self, readout, params: PyTree, state: PyTree, spikes: Array, v: Array):
-        return readout.decode(params, state, spikes, v)
+    def onward(self, readout: PyTree) -> PyTree:
+        return readout
+
+    def operations(
+        self, neuron: AnyNeuron, layer: SpikingLayer, entering: Array, state: NeuronState, made: Made
+    ) -> tuple[Operations, ...]:
+        return self._far(layer).operations(neuron, layer, entering, state, made)
