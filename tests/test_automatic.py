@@ -334,3 +334,37 @@ def test_who_trains_is_told_what_was_given_up(tmp_path, monkeypatch):
     assert begun[0].action_repeat == 1 and "action_repeat is 1 instead of None" in notes.texts[0]
     command = parse_train(["CartPole-v1", "--realtime"])
     assert command.config == begun[0] and list(command.given_up) == notes.texts
+
+
+RANDOM = {"rule": {"kind": "EProp", "feedback": "random"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "says"),
+    [
+        (
+            "td3",
+            {"agent": {"critic": {"kind": "SpikingNetwork", **RANDOM}}},
+            "^agent.actor learns by the gradient of what enters agent.critic, which random feedback would make noise;"
+            r" set agent.critic.rule.feedback to symmetric \(it is random\)$",
+        ),
+        ("pendulum", {"agent": {"gradient": "model", "critic": RANDOM}}, "set agent.critic.rule.feedback to symmetric"),
+        ("pendulum", {"agent": {"gradient": "model"}, "world_model": {"dynamics": RANDOM}}, "world_model.dynamics.rule.feedback"),
+        ("cartpole", {"world_model": {"adversarial": 0.1, "dynamics": RANDOM}}, "world_model.dynamics.rule.feedback"),
+        ("cartpole-hidden", {"world_model": {"ensemble": {"dynamics": RANDOM}}}, "^world_model.network learns by"),
+        ("cartpole", {"bonus": {"kind": "IntrinsicCuriosity", "forward": RANDOM}}, "set bonus.forward.rule.feedback"),
+    ],
+    ids=["critic", "critic of a dream", "dynamics of a dream", "adversarial", "memory", "features"],
+)
+def test_random_feedback_is_refused_where_something_learns_by_the_gradient_of_the_inputs(name, asked, says):
+    config, _ = configuration.resolve(name, asked)
+    with pytest.raises(ValueError, match=says):
+        config.check()
+
+
+def test_random_feedback_is_kept_where_nothing_learns_through_the_network():
+    for name, asked in (
+        ("cartpole", {"agent": {"actor": RANDOM, "critic": RANDOM}}),
+        ("online-cartpole", {"agent": {"critic": RANDOM}}),
+    ):
+        configuration.resolve(name, asked)[0].check()

@@ -1,11 +1,16 @@
 """Which settings go together: what some of a configuration demands of the rest, and what happens where that is otherwise."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.off_policy import OffPolicy
 from spikedream.bonuses.disagreement import Disagreement
+from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
+from spikedream.snn.learning_rules.eprop import EProp
+from spikedream.world_models.recurrent import Recurrent
 
 
 class Demand(NamedTuple):
@@ -48,6 +53,41 @@ def demands(config: Any) -> Iterator[Demand]:
         if getattr(chooser, "selection", None) is not None and chooser.actor.persistent:
             yield Demand(f"{owner}.actor keeps a state between steps, and PolicySelection would let it begin its dreams at rest,"
                          " not with what it remembered there", {f"{owner}.selection": None})  # fmt: skip
+    for learner, through in _differentiated(config):
+        for setting in _random_feedback(attrgetter(through)(config), through):
+            yield Demand(f"{learner} learns by the gradient of what enters {through}, which random feedback would make noise",
+                         {setting: "symmetric"})  # fmt: skip
+
+
+def _differentiated(config: Any) -> Iterator[tuple[str, str]]:
+    """What learns by the gradient of the inputs of other parts, and those parts, by their dotted names."""
+    agents: dict[str, Any] = {"agent": config.agent, "agent.policy": getattr(config.agent, "policy", None)}
+    for owner, agent in agents.items():
+        if isinstance(agent, OffPolicy):
+            yield f"{owner}.actor", f"{owner}.critic"
+            if agent.representation is not None:
+                yield f"{owner}.representation.state", f"{owner}.representation.pair"
+        if isinstance(agent, Dreamer) and agent.gradient == "model":
+            for through in (f"{owner}.actor", f"{owner}.critic", "world_model", "bonus"):
+                yield f"{owner}.actor", through
+    model = config.world_model
+    dynamics = "world_model.ensemble.dynamics" if isinstance(model, Recurrent) else "world_model.dynamics"
+    if isinstance(model, Recurrent):
+        yield "world_model.network", dynamics
+    if getattr(getattr(model, "ensemble", model), "adversarial", 0.0):
+        yield "a model with adversarial perturbations", dynamics
+    if isinstance(config.bonus, IntrinsicCuriosity):
+        yield "bonus.encoder", "bonus.inverse"
+        yield "bonus.encoder", "bonus.forward"
+
+
+def _random_feedback(part: Any, name: str) -> Iterator[str]:
+    """The settings, by their dotted names, of all rules in `part` that have it."""
+    if isinstance(part, EProp) and part.feedback == "random":
+        yield f"{name}.feedback"
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _random_feedback(getattr(part, field.name), f"{name}.{field.name}")
 
 
 def unmet(config: Any) -> Iterator[Demand]:
