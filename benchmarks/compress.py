@@ -33,9 +33,8 @@ def energies(measured: EnergyUse, when: str, who: tuple[str, ...]) -> dict[str, 
 
 
 def decided(run: Run, when: str) -> dict[str, float]:
-    measured = measure(run, 3, learning=False)
-    rates = list(measured.firing_rates.values())
-    scores = {f"return {when}": float(run.evaluate(100).mean()), f"rate {when}": sum(rates) / max(len(rates), 1)}
+    measured, played = measure(run, 3, learning=False), run.evaluate(100)
+    scores = {f"return {when}": played.mean(), f"rate {when}": played.firing_rate}
     return scores | energies(measured, when, ("policy", "twin", "linear"))
 
 

@@ -17,8 +17,9 @@ from spikedream import config as configuration
 from spikedream.cli import main
 from spikedream.config import ConfigError
 from spikedream.export import emulator
+from spikedream.export.energy import energy
 from spikedream.nodes import Unexportable
-from spikedream.runners.compress import compressed
+from spikedream.runners.compress import compressed, compression
 from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.fixed_point import FixedPoint, OnGrid
 from spikedream.snn.networks import SpikingNetwork
@@ -98,6 +99,15 @@ def test_a_run_is_compressed_without_a_real_step_evaluated_and_exported(run: spi
     if shutil.which("cc"):
         tested = subprocess.run(["make", "-s", "-C", str(exported.directory), "test"], capture_output=True, text=True)
         assert tested.returncode == 0 and tested.stdout.endswith("passed\n") and not tested.stderr
+
+
+def test_the_rate_that_is_told_is_that_of_the_neurons_which_is_regulated(tmp_path: Path) -> None:
+    """A silent layer between an encoder and an output population that fire, the latter by its bias whatever is observed."""
+    actor = {"encoder": {"kind": "GaussianPopulation"}, "bias": [-9.0, -9.0]}
+    run = spikedream.train("debug", out=tmp_path / "run", settings={"budget": 12, "agent": {"actor": actor}}, report=False)
+    rates = energy(run, learning=False)["firing_rate"]
+    assert rates["actor, encoder"] > 0.01 and rates["actor, layer 1"] == 0 < rates["actor, output population"]
+    assert compression(run, run, 2).after.firing_rate == pytest.approx(rates["actor, output population"] / 2)
 
 
 @pytest.mark.embedded

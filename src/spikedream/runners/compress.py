@@ -78,7 +78,7 @@ class Measured:
 
     return_mean: float
     return_std: float
-    firing_rate: float  # mean over its layers
+    firing_rate: float  # mean over its layers of neurons, as `activity_target` has it: the encoder's spikes are none of it
     density: float  # share of the actor's weights that are not zero
     picojoules: float | None  # of a decision, by the default table
 
@@ -99,12 +99,12 @@ def compression(before: Run, after: Run, episodes: int) -> Compression:
 
 
 def _measured(run: Run, episodes: int) -> Measured:
-    returns, counted = run.evaluate(episodes).returns, energy(run, learning=False)
-    rates, sparsity = counted["firing_rate"].values(), counted["neurobench"]["actor"]["connection_sparsity"]
+    played, counted = run.evaluate(episodes), energy(run, learning=False)
+    sparsity = counted["neurobench"]["actor"]["connection_sparsity"]
     return Measured(
-        return_mean=float(returns.mean()),
-        return_std=float(returns.std()),
-        firing_rate=sum(rates) / max(len(rates), 1),
+        return_mean=played.mean(),
+        return_std=played.std(),
+        firing_rate=played.firing_rate,
         density=1 - (sparsity or 0.0),
         picojoules=counted["decision"]["policy"]["picojoules"],
     )
