@@ -22,7 +22,7 @@ from spikedream.nodes import Unexportable
 from spikedream.runners.compress import compressed, compression
 from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.fixed_point import FixedPoint, OnGrid
-from spikedream.snn.networks import SpikingNetwork
+from spikedream.snn.networks import RTRL, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveLIF
 from spikedream.snn.readouts import MembraneReadout, PopulationReadout
 from spikedream.snn.sparsity import synapses
@@ -63,6 +63,7 @@ def test_fixed_point_has_few_bits_and_a_gradient():
         ({"neuron": LIF(norm="layer")}, "fixed_point is for LIF and CubaLIF without norm"),
         ({"readout": MembraneReadout()}, "readouts of spike counts, RateReadout and PopulationReadout, not MembraneReadout"),
         ({"encoder": GaussianPopulation(currents=1)}, "set encoder.currents to 0"),
+        ({"rule": RTRL()}, "by BPTT alone, not by RTRL; set rule to BPTT"),
         ({"neuron": LIF(recurrent=True), "branches": (0.3, 0.8)}, "recurrent neurons of one group"),
     ],
 )

@@ -1,6 +1,7 @@
 """What leaves Python does what the policy does: nodes against JAX, C against the nodes bit for bit, NIR by its own equations."""
 
 import copy
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ from spikedream.ops.slow_copy import HardCopy
 from spikedream.snn.conventional import GRU, MLP, Linear
 from spikedream.snn.encoders import AnyEncoder, DirectCurrent, GaussianPopulation
 from spikedream.snn.fixed_point import FixedPoint
-from spikedream.snn.networks import AnyNetwork, SpikingNetwork
+from spikedream.snn.networks import RTRL, AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF, AdaptiveCubaLIF, AdaptiveLIF, AnyNeuron, CubaLIF
 from spikedream.snn.readouts import (
     AnyReadout,
@@ -74,6 +75,15 @@ NETWORKS: dict[str, Any] = {
     "fixed point, multiplied, sparse and recurrent, fields, rates": SpikingNetwork(
         (16,), 4, CubaLIF((0.2, 0.7), recurrent=True, threshold=1.0), GaussianPopulation(), RateReadout(), persistent=True,
         bias=(0.0, 2.0), sparsity=RandomConnections(0.2), fixed_point=FixedPoint(5, 3, "multiply"),
+    ),
+    "LIF soft, fields as currents, rates": SpikingNetwork(
+        (9,), 4, LIF((0.8, 0.8)), GaussianPopulation(6, mode="current"), RateReadout(), bias=(0.0, 0.5), rule=RTRL()
+    ),
+    "CubaLIF, squashed fields as currents beside others, rates": SpikingNetwork(
+        (8,), 5, CubaLIF(), GaussianPopulation(5, 1.0, 0.05, "current", squash=True, currents=2), RateReadout()
+    ),
+    "fixed point, fields as currents, rates": SpikingNetwork(
+        (12,), 4, LIF(), GaussianPopulation(6, mode="current"), RateReadout(), bias=(0.0, 2.0), fixed_point=FixedPoint()
     ),
     "sparse, current, population": SpikingNetwork(
         (20, 12), 4, LIF(recurrent=True), DirectCurrent(), PopulationReadout(4), bias=(0.0, 2.0), sparsity=RandomConnections(0.1)
@@ -207,7 +217,7 @@ def test_every_part_describes_itself_or_is_refused_by_name() -> None:
     with pytest.raises(Unexportable, match="GRU cannot be exported: it has no method `describe`"):
         described(GRU(), GRU().init(INPUTS, OUTPUTS, KEY))
     for changes, why in (
-        ({"encoder": GaussianPopulation(mode="poisson")}, "mode poisson cannot be exported; with mode deterministic"),
+        ({"encoder": GaussianPopulation(mode="poisson")}, "mode poisson cannot be exported; with mode current, or mode det"),
         ({"encoder": GaussianPopulation(currents=1)}, "currents beside its spikes cannot be exported"),
         ({"neuron": LIF(norm="layer")}, 'LIF with norm "layer" cannot be exported'),
         ({"neuron": CubaLIF(decay_input=True)}, "CubaLIF with decay_input cannot be exported"),
@@ -434,6 +444,27 @@ def test_a_run_becomes_a_graph_and_what_stands_beside_it(run: Any, tmp_path: Pat
     assert list(beside["reset"].values()) == ["soft", "hard"]
     assert vectors["entering"].shape == (5, 3, 4) and vectors["layer_1_neurons"].shape == (5, 3, 8)
     assert set(np.unique(vectors["layer_1_neurons"])) == {0, 1}
+
+
+@with_compiler
+@pytest.mark.parametrize("bits", [None, 8])
+def test_what_learned_online_leaves_without_its_learner(bits: int | None, online: Any, tmp_path: Path) -> None:
+    """Its receptive fields enter as currents, in C and beside a graph."""
+    done = spikedream.export_policy(online, "c", tmp_path, vectors=16, bits=bits)
+    tested = subprocess.run(["make", "-s", "-C", str(done.directory), "test"], capture_output=True, text=True)
+    assert tested.returncode == 0 and tested.stdout.endswith("passed\n") and not tested.stderr
+    if bits is None and importlib.util.find_spec("nir"):
+        graph = spikedream.export_policy(online, "nir", tmp_path / "graph", vectors=4)
+        beside = json.loads((graph.directory / "policy.json").read_text())
+        assert [node["kind"] for node in beside["before"]] == ["Standardise", "GaussianCurrents"]
+        assert np.load(graph.directory / "vectors.npz")["entering"].shape == (4, 4, 40)
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    settings = {"budget": 60, "collect": {"steps": 60}, "evaluation": {"episodes": 2}}
+    out = tmp_path_factory.mktemp("export") / "online"
+    return spikedream.train("online-cartpole", seed=1, out=out, settings=settings, report=False)
 
 
 def test_a_policy_whose_choices_are_always_tied_is_refused(run: Any) -> None:

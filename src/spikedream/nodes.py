@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 FULL = np.float32(0.999)  # charge at which a receptive field's integrator fires, and loses 1
+FAINT = np.float32(-20)  # exponent below which a receptive field's current is none: less than what rounding does to a sum
 
 
 class Unexportable(ValueError):
@@ -153,8 +154,7 @@ class Bounds:
     high: ndarray  # (size,)
 
     def __call__(self, x: ndarray) -> ndarray:
-        half = (x + 1) * np.float32(0.5)
-        return np.minimum(np.maximum(self.low + half * (self.high - self.low), self.low), self.high)
+        return np.minimum(np.maximum(self.low + (x + 1) * np.float32(0.5) * (self.high - self.low), self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,25 @@ class Current:
         return ((current, np.inf) for _ in range(ticks))
 
 
+def exponents(fields: Any, x: ndarray) -> ndarray:
+    """(in_size * fields,) -((x - mean) precision)^2 / 2, of x (in_size,)."""
+    z = ((tanh(x) if fields.squash else x)[:, None] - fields.mean) * fields.precision
+    return (np.float32(-0.5) * (z * z)).ravel()
+
+
+@dataclass(frozen=True)
+class GaussianCurrents:
+    """exp(-((x - mean) precision)^2 / 2), a number for each field, and behind them the entries of x that have none."""
+
+    mean: ndarray  # (in_size, fields)
+    precision: ndarray  # (in_size, fields)
+    squash: bool = False  # of tanh(x)
+
+    def __call__(self, x: ndarray) -> ndarray:
+        q = exponents(self, x[: len(self.mean)])
+        return np.concatenate([np.where(q < FAINT, np.float32(0), exponential(q)), x[len(self.mean) :]])
+
+
 @dataclass(frozen=True)
 class GaussianFields:
     """The charge exp(-((x - mean) precision)^2 / 2) enters an integrator at every tick, which fires at `FULL` and loses 1."""
@@ -259,9 +278,7 @@ class GaussianFields:
 
     def trains(self, x: ndarray, ticks: int) -> Iterator[tuple[ndarray, float]]:
         """The spikes (in_size * fields,) of each tick, and how near they came to being others."""
-        x = tanh(x) if self.squash else x
-        z = (x[:, None] - self.mean) * self.precision
-        drive = exponential(np.float32(-0.5) * (z * z)).ravel()
+        drive = exponential(exponents(self, x))
         v = np.zeros_like(drive)
         for _ in range(ticks):
             v = v + drive
@@ -346,9 +363,8 @@ class Window:
                 if i + 1 < len(self.layers):
                     following = self.layers[i + 1].synapses
                     current = driven(following.weight, now[i].spikes) + following.bias
-        firing = tuple(
-            np.stack(train) for train, layer in zip(trains, self.layers, strict=True) if not isinstance(layer.neurons, Integrators)
-        )
+        spiking = (not isinstance(layer.neurons, Integrators) for layer in self.layers)
+        firing = tuple(np.stack(train) for train, fires in zip(trains, spiking, strict=True) if fires)
         last = Ticked(np.sum(trains[-1], axis=0), now[-1].v, before, self.ticks)
         return Reading(self.reading(last), firing, tuple(now), margin)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from spikedream.export.program import Program, Source, literal
 from spikedream.nodes import (
+    FAINT,
     FULL,
     Activation,
     Bounds,
@@ -19,6 +20,7 @@ from spikedream.nodes import (
     Choice,
     Current,
     Dense,
+    GaussianCurrents,
     GaussianFields,
     Integrators,
     Layer,
@@ -88,6 +90,25 @@ for (i = 0; i < {outputs}; i++) {{
         sum += {was}[i * {neurons} + k] * {weight}[i * {neurons} + k];
     {out}[i] = sum + {bias}[i];
 }}""")
+
+
+@write.register
+def _(node: GaussianCurrents, program: Program) -> None:
+    (inputs, fields), was, rest = node.mean.shape, program.value, program.size - len(node.mean)
+    mean, precision = (program.each(n, x, "k") for n, x in (("mean", node.mean), ("precision", node.precision)))
+    out = program.to(inputs * fields + rest)
+    program.say(f"""
+for (i = 0; i < {inputs}; i++) {{
+    float x = {f"tangent({was}[i])" if node.squash else f"{was}[i]"};
+    int k;
+    for (k = i * {fields}; k < (i + 1) * {fields}; k++) {{
+        float z = (x - {mean}) * {precision};
+        float q = -0.5f * (z * z);
+        {out}[k] = q < {literal(FAINT)} ? 0.0f : exponential(q);
+    }}
+}}""")
+    if rest:
+        program.say(f"for (i = 0; i < {rest}; i++)\n    {out}[{inputs * fields} + i] = {was}[{inputs} + i];")
 
 
 @write.register

@@ -17,6 +17,7 @@ from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, check_asked,
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
 from spikedream.runs.run import Run
 from spikedream.snn.fixed_point import FixedPoint
+from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.networks import SpikingNetwork
 
 C_FILES = Path(__file__).parent / "c"
@@ -79,7 +80,8 @@ def rounded(run: Run, bits: int) -> Run:
     def in_fixed_point(agent: Any) -> Any:
         if not isinstance(getattr(agent, "actor", None), SpikingNetwork):
             raise Unexportable(f"--bits is for spiking actors, and {type(agent).__name__} has none")
-        return replace(agent, actor=replace(agent.actor, fixed_point=FixedPoint(bits)))
+        # By which rule it has learned changes nothing that it does.
+        return replace(agent, actor=replace(agent.actor, fixed_point=FixedPoint(bits), rule=BPTT()))
 
     agent: Any = run.algorithm.agent
     try:

@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from spikedream.export.vectors import Vector
 from spikedream.integers import FixedWindow
-from spikedream.nodes import Charges, Current, Layer, Neurons, Node, Standardise, Unexportable, Window
+from spikedream.nodes import Charges, Current, Layer, Neurons, Node, Unexportable, Window
 
 DT = 1e-4  # seconds: the step of snnTorch's reader; others are told
 
@@ -127,7 +127,6 @@ def entering(nodes: Sequence[Node], observation: ndarray) -> ndarray:
     window = _window(nodes)
     x = observation
     for node in nodes[: list(nodes).index(window)]:
-        assert isinstance(node, Standardise)
         x = node(x)
     if isinstance(window.encoder, Current):
         return np.tile(x, (window.ticks, 1))

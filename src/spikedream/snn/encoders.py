@@ -5,24 +5,31 @@ matrix product instead of `ticks`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.nodes import Current, GaussianFields, Unexportable, numbers
+from spikedream.nodes import Current, GaussianCurrents, GaussianFields, Unexportable, numbers
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, firing, tally
 from spikedream.snn.surrogates import ArcTan, spike
 from spikedream.types import PyTree, check_bounds
+
+
+class Encoding(NamedTuple):
+    """An encoder in effective values, for export."""
+
+    before: tuple[GaussianCurrents, ...]  # what becomes of the numbers first
+    entering: Any  # Current, GaussianFields, or what gives currents as they do
 
 
 class Encoder(Protocol):
     def init(self, in_size: int) -> PyTree: ...
     def channels(self, in_size: int) -> int: ...
     def encode(self, params: PyTree, x: Array, ticks: int, key: Array | None) -> Array: ...
-    def describe(self, params: PyTree) -> Current | GaussianFields:
+    def describe(self, params: PyTree) -> Encoding:
         """In effective values, for export."""
         ...
 
@@ -50,8 +57,8 @@ class DirectCurrent:
     def encode(self, params: None, x: Array, ticks: int, key: Array | None) -> Array:
         return x[None]
 
-    def describe(self, params: None) -> Current:
-        return Current()
+    def describe(self, params: None) -> Encoding:
+        return Encoding((), Current())
 
     @property
     def spiking(self) -> bool:
@@ -122,11 +129,15 @@ class GaussianPopulation:
             v = v - jax.lax.stop_gradient(train[-1])
         return jnp.stack(train)
 
-    def describe(self, params: ReceptiveFields) -> GaussianFields:
-        if self.mode != "deterministic" or self.currents:
-            what = f"mode {self.mode}" if self.mode != "deterministic" else "currents beside its spikes"
-            raise Unexportable(f"GaussianPopulation with {what} cannot be exported; with mode deterministic and no currents it can")
-        return GaussianFields(numbers(params.mean), numbers(jnp.exp(-params.width)), self.squash)
+    def describe(self, params: ReceptiveFields) -> Encoding:
+        fields = numbers(params.mean), numbers(jnp.exp(-params.width)), self.squash
+        if self.mode == "current":
+            return Encoding((GaussianCurrents(*fields),), Current())
+        if self.mode == "poisson" or self.currents:
+            what = "mode poisson" if self.mode == "poisson" else "currents beside its spikes"
+            can = "with mode current, or mode deterministic and no currents, it can"
+            raise Unexportable(f"GaussianPopulation with {what} cannot be exported; {can}")
+        return Encoding((), GaussianFields(*fields))
 
     @property
     def spiking(self) -> bool:

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.integers import Counts, FixedCurrent, FixedNeurons, FixedSum, FixedWindow
-from spikedream.nodes import Dense, GaussianFields, Node, described, numbers
+from spikedream.nodes import Dense, Node, described, numbers
 from spikedream.snn.affine import Affine, thin
+from spikedream.snn.encoders import Encoding
+from spikedream.snn.learning_rules.bptt import BPTT
 from spikedream.snn.neurons import LIF, CubaLIF, NeuronParams, NeuronState, firing_threshold
 from spikedream.snn.operations import Operations, firing, product_operations
 from spikedream.snn.product import product
@@ -80,6 +82,10 @@ class FixedPoint:
             raise ValueError(f"fixed_point is for readouts of spike counts, RateReadout and PopulationReadout, not {name}")
         if getattr(network.encoder, "currents", 0):
             raise ValueError("fixed_point is for spikes or currents as input, not for both; set encoder.currents to 0")
+        if not isinstance(network.rule, BPTT):
+            raise ValueError(
+                f"fixed_point is learned through by BPTT alone, not by {type(network.rule).__name__}; set rule to BPTT"
+            )
 
     def __call__(self, network: Any, params: Any) -> tuple[Any, Any]:
         """A network of parts in fixed point, and its parameters there, of one in float32 and its parameters."""
@@ -141,10 +147,10 @@ class FixedPoint:
 
     def describe(self, network: Any, params: Any) -> tuple[Node, ...]:
         network, params = self(network, params)
-        window, decoder = network.describe(params)
+        *before, window, decoder = network.describe(params)
         layers = tuple(replace(layer, synapses=_whole(layer.synapses, layer.neurons.unit)) for layer in window.layers)
         whole = FixedWindow(window.ticks, window.persistent, window.encoder, layers, Counts(), self.fraction)
-        return whole, FixedSum.of(decoder, window.ticks)
+        return *before, whole, FixedSum.of(decoder, window.ticks)
 
 
 def _whole(synapses: Dense, unit: float) -> Dense:
@@ -239,6 +245,7 @@ class FixedPointEncoder:
     def operations(self, params: PyTree, encoded: Array) -> tuple[Operations, ...]:
         return self.encoder.operations(params, encoded)
 
-    def describe(self, params: PyTree) -> FixedCurrent | GaussianFields:
-        found = described(self.encoder, params)
-        return found if self.spiking else FixedCurrent(self.form.fraction, 2 ** (self.form.bits - 1) - 1)
+    def describe(self, params: PyTree) -> Encoding:
+        found: Encoding = described(self.encoder, params)
+        whole = FixedCurrent(self.form.fraction, 2 ** (self.form.bits - 1) - 1)
+        return found if self.spiking else found._replace(entering=whole)

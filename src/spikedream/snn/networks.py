@@ -191,8 +191,9 @@ class SpikingNetwork:
         neurons = (described(self.neuron, layer.neuron) for layer in params.layers)
         layers = tuple(Layer(synapse.describe(), each) for synapse, each in zip(synapses, neurons, strict=True))
         decoding = described(self.readout, params.readout, self._threshold(params.layers[-1].neuron))
-        encoder = described(self.encoder, params.encoder)
-        return Window(self.ticks, self.persistent, encoder, layers + decoding.layers, decoding.reading), *decoding.decoders
+        encoding = described(self.encoder, params.encoder)
+        window = Window(self.ticks, self.persistent, encoding.entering, layers + decoding.layers, decoding.reading)
+        return *encoding.before, window, *decoding.decoders
 
 
 AnyNetwork = SpikingNetwork | MLP | Linear | GRU
