@@ -414,7 +414,7 @@ def test_agent_shapes(agent, spec):
         return
     after, metrics = jax.eval_shape(lambda s, e, k: agent.update(s, world, e, k), state, experience(spec), KEY)
     assert shapes(after) == shapes(state)
-    assert all(x.shape == () for x in metrics.values())
+    assert all(x.shape == () for x in jax.tree.leaves(metrics))
     assert metrics["imagined_steps"].dtype == jnp.int32
     assert agent.host_learner(spec, world, experience(spec), KEY) is None
     judged = jax.eval_shape(agent.judged, after)

@@ -10,16 +10,18 @@ import pytest
 from small import CONTINUOUS, filled, finite, known, same, small
 from toys import KEY
 
-from spikedream.agents.dreams import Acceptance, Dreams, DreamsState, ImaginedSteps
+from spikedream.agents.dreams import UNKNOWN, Acceptance, Dreams, DreamsState, ImaginedSteps
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.agents.policy_head import Deterministic
+from spikedream.algorithm import _of_block
 from spikedream.ops.dream import dream
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import Calibrated, Evidence, FirstStep, Tightening
 from spikedream.replay.ring import Priority
 from spikedream.replay.sum_tree import empty_tree
+from spikedream.runs.metrics import fetched
 from spikedream.snn.conventional import MLP
-from spikedream.types import Decision, Prediction
+from spikedream.types import Decision, Masked, Prediction
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment
@@ -159,7 +161,7 @@ def test_dreams_are_as_long_as_their_schedule_says_and_no_longer(begin: int, hor
     whole, _ = dreamt(replace(DREAMS, trust=None), Drift())
     kept = 4 * horizon
     assert int(scheduled.horizon_now(experience)) == horizon and int(state.added) == kept
-    np.testing.assert_array_equal(state.acceptance.accepted, [1.0] * horizon + [0.0] * (3 - horizon))
+    np.testing.assert_array_equal(state.acceptance.accepted, [1.0] * horizon + [UNKNOWN] * (3 - horizon))
     for short, long in zip(state.ring, whole.ring, strict=True):  # up to there the same dreams
         np.testing.assert_array_equal(short[:kept], long[:kept])
         assert not short[kept:].any()
@@ -219,6 +221,26 @@ def test_errors_of_dreams_along_real_actions_are_told_by_step() -> None:
     two = Evidence(jnp.array([[0.0, 1.0]]), jnp.array([[0.2, 0.6]]), jnp.ones((1, 2)))
     accepted, rejected = DREAMS._errors(two, jnp.array([0.5]))
     np.testing.assert_allclose((accepted[0], rejected[0]), (0.2, 0.6), rtol=1e-6)
+
+
+def test_what_nothing_was_measured_of_is_unknown_and_not_zero() -> None:
+    state, _ = dreamt(replace(DREAMS, trust=None), Drift())
+    never = DREAMS.init(CONTINUOUS, World(Drift(), (), filled(CONTINUOUS, 4, 4, KEY).normalizer))
+    told, before = (fetched(DREAMS.metrics(x)) for x in (state, never))
+    for step in (1, 2, 3):
+        assert told[f"dream_accepted_{step}"] == 1 and told[f"dream_error/rejected_{step}"] is None
+        assert np.isfinite(told[f"dream_error/accepted_{step}"] or np.nan)
+    assert set(before.values()) == {None}
+
+
+def test_a_block_of_updates_tells_the_mean_over_those_that_measured() -> None:
+    metrics = {
+        "known": jnp.array([1.0, 3.0]), "counted": jnp.array([1, 3]),
+        "partly": Masked(jnp.array([-1.0, 0.5]), jnp.array([0.0, 1.0])), "never": Masked(jnp.array([-1.0, -1.0]), jnp.zeros(2)),
+    }  # fmt: skip
+    assert fetched({name: _of_block(x) for name, x in metrics.items()}) == {
+        "known": 2, "counted": 4, "partly": 0.5, "never": None
+    }  # fmt: skip
 
 
 def agent(dreams: Dreams | None) -> OffPolicy:

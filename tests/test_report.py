@@ -216,6 +216,16 @@ def test_panels_stand_where_their_numbers_are():
     assert '"y":[0.5,0.5]' in calibrated and '"y":[0.9,0.9]' in calibrated, "the levels that the coverage should have"
 
 
+def test_what_was_not_measured_of_an_imagined_step_is_a_gap():
+    dreams = GROUPS[1]
+    row = TURN | {"dream_error/accepted_1": 0.1, "dream_error/accepted_2": None, "dream_error/accepted_3": 0.3}
+    row |= {"dream_error/rejected_1": None, "dream_error/rejected_2": 0.5, "dream_error/rejected_3": None}
+    unknown = TURN | dict.fromkeys(set(row) - set(TURN))
+    page = curves(dreams, [unknown, row])
+    assert '"y":[0.1,null,0.3]' in page and '"y":[null,0.5,null]' in page
+    assert not curves(dreams, [unknown])
+
+
 def test_every_panel_shows_something_that_a_part_measures():
     measured, model = set(TURN), small(Ensemble(gaussian=True, holdout=0.1))
     dreaming = Dreams(starts=2, capacity=20, stretches=2)

@@ -24,7 +24,7 @@ from spikedream.nodes import Node, Unexportable, described
 from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
 from spikedream.snn.product import Precision, precisely
-from spikedream.types import Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
+from spikedream.types import Masked, Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
 from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, SelectingAgent, World
 
 
@@ -71,6 +71,14 @@ class Act(NamedTuple):
 
 def _moved(tree: PyTree, device: Any) -> PyTree:
     return tree if device == jax.devices()[0] == jax.devices("cpu")[0] else jax.device_put(tree, device)
+
+
+def _of_block(metric: Any) -> Any:
+    """Of a metric of each update, an Array, (updates,), or `Masked`, the mean over those that measured it, or the sum of counts."""
+    if isinstance(metric, Masked):
+        counts = metric.counts.sum(0)
+        return Masked((metric.value * metric.counts).sum(0) / jnp.maximum(counts, 1), jnp.minimum(counts, 1))
+    return metric.sum(0) if metric.dtype == jnp.int32 else metric.mean(0)
 
 
 def _at_its_precision(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -257,7 +265,7 @@ class Algorithm:
 
         learning = (state.agent, state.replay.priority)
         (agent, priority), metrics = jax.lax.scan(update, learning, jax.random.split(block_key, self.block))
-        metrics = {name: x.sum(0) if x.dtype == jnp.int32 else x.mean(0) for name, x in metrics.items()}
+        metrics = {name: _of_block(x) for name, x in metrics.items()}
         counters = self._counted(state.counters, metrics.pop("imagined_steps"))
         if self.agent.selects:
             *_, select_key = jax.random.split(state.keys.dream, 3)  # updates take the first two

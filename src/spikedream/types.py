@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 PyTree = Any
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]  # an Array, (), each, or a `Masked`
 
 
 def check_bounds(part: object, **bounds: tuple[float | None, float | None]) -> None:
@@ -77,6 +77,13 @@ class Judged(NamedTuple):
     index: Array  # (rows,) int32 their positions
     error: Array  # (rows,) magnitude of the temporal-difference error, in units of the agent's values
     counts: Array  # (rows,) float, 0 where something else was learned in its place
+
+
+class Masked(NamedTuple):
+    """A metric of which there may be nothing to measure, which is told as unknown then."""
+
+    value: Array  # ()
+    counts: Array  # () float, 0 where nothing was measured
 
 
 class Prediction(NamedTuple):

@@ -14,8 +14,10 @@ from spikedream.ops.dream import Policy, dream, playback
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
 from spikedream.ops.when import when
-from spikedream.types import Experience, Metrics, Spec, check_bounds
+from spikedream.types import Experience, Masked, Metrics, Spec, check_bounds
 from spikedream.world import World
+
+UNKNOWN = -1.0  # in place of a share or an error: a state that holds no number is refused as one that has diverged
 
 
 class ImaginedSteps(NamedTuple):
@@ -30,10 +32,10 @@ class ImaginedSteps(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """Of the last dreams, by step, (horizon,) each."""
+    """Of the last dreams, by step, (horizon,) each; UNKNOWN where there were none to ask."""
 
-    accepted: Array  # share
-    error_accepted: Array  # of dreams along real actions that would have been accepted, in standard deviations; 0 where none were
+    accepted: Array  # share of those that had not ended
+    error_accepted: Array  # of dreams along real actions that would have been accepted, in standard deviations
     error_rejected: Array
 
 
@@ -84,7 +86,7 @@ class Dreams:
             )
         shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
         ring = ImaginedSteps(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
-        nothing = jnp.zeros(self.horizon)
+        nothing = jnp.full(self.horizon, UNKNOWN, jnp.float32)
         times = 0 if self.age is None else -(-self.age // self.every)
         counts = jnp.zeros((), jnp.int32), jnp.zeros(times, jnp.int32)
         return DreamsState(ring, *counts, Acceptance(nothing, nothing, nothing))
@@ -150,7 +152,7 @@ class Dreams:
             weight=1 / (1 + self.doubt * prediction.uncertainty),
         )
         accepted = trusted * alive
-        acceptance = Acceptance(accepted.sum(1) / jnp.maximum(alive.sum(1), 1), *self._errors(evidence, bounds))
+        acceptance = Acceptance(_mean(trusted, alive), *self._errors(evidence, bounds))
         return self._add(state, imagined, accepted, acceptance)
 
     def _add(self, state: DreamsState, imagined: ImaginedSteps, accepted: Array, acceptance: Acceptance) -> DreamsState:
@@ -181,11 +183,7 @@ class Dreams:
     def _errors(self, evidence: Evidence, bounds: Array) -> tuple[Array, Array]:
         """(horizon,) each: mean error of the measured dreams that would have been accepted, and of those that would not."""
         trusted = jnp.cumprod((evidence.uncertainty <= bounds[:, None]).astype(jnp.float32), axis=0)
-
-        def mean(counts: Array) -> Array:
-            return (evidence.error * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
-
-        return mean(evidence.valid * trusted), mean(evidence.valid * (1 - trusted))
+        return _mean(evidence.error, evidence.valid * trusted), _mean(evidence.error, evidence.valid * (1 - trusted))
 
     def _drawn_from(self, state: DreamsState) -> Array:
         """() int32, how many of the newest imagined steps are young enough."""
@@ -208,4 +206,11 @@ class Dreams:
         """Of the last dreams, by step from 1."""
         names = {"dream_accepted": state.acceptance.accepted, "dream_error/accepted": state.acceptance.error_accepted}
         names["dream_error/rejected"] = state.acceptance.error_rejected
-        return {f"{name}_{step + 1}": values[step] for name, values in names.items() for step in range(self.horizon)}
+        told = {name: Masked(values, (values >= 0).astype(jnp.float32)) for name, values in names.items()}
+        return {f"{name}_{i + 1}": jax.tree.map(lambda x, i=i: x[i], x) for name, x in told.items() for i in range(self.horizon)}
+
+
+def _mean(value: Array, counts: Array) -> Array:
+    """(horizon,) of what counts among `value`, (horizon, rows), by step; UNKNOWN where nothing does."""
+    number = counts.sum(1)
+    return jnp.where(number > 0, (value * counts).sum(1) / jnp.maximum(number, 1), UNKNOWN)

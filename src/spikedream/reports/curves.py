@@ -54,11 +54,15 @@ def by_step(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) 
     """Of the last turn that measured it: what metrics whose names end with the number of an imagined step say of each."""
     row = next(row for row in reversed(rows) if panel.lines[0].metric in row)
     for line, colour in zip(panel.lines, COLOURS, strict=False):
-        stem = line.metric.removesuffix("1")
-        measured = {int(name.removeprefix(stem)): row[name] for name in row if name.startswith(stem)}
-        step, value = zip(*sorted(measured.items()), strict=True)
+        step, value = zip(*sorted(_steps(line, row).items()), strict=True)
         figure.add_trace(go.Scatter(x=step, y=value, mode="lines+markers", line_color=colour, showlegend=False), **place)
     figure.update_xaxes(title_text="imagined step", dtick=1, **place)
+
+
+def _steps(line: Series, row: dict[str, Any]) -> dict[int, float | None]:
+    """What the row says of each imagined step; None where that is unknown, which leaves a gap."""
+    stem = line.metric.removesuffix("1")
+    return {int(name.removeprefix(stem)): row[name] for name in row if name.startswith(stem)}
 
 
 GROUPS = (
@@ -157,7 +161,11 @@ def curves(group: PanelGroup, rows: Rows) -> str:
 
 def _told(panel: Panel, rows: Rows) -> Panel:
     """The panel with the lines that the rows have numbers for."""
-    lines = tuple(line for line in panel.lines if set(_values(line, rows)) - {None, panel.dull})
+
+    def said(line: Series) -> set[float | None]:
+        return {x for row in rows for x in _steps(line, row).values()} if panel.draw is by_step else set(_values(line, rows))
+
+    lines = tuple(line for line in panel.lines if said(line) - {None, panel.dull})
     return panel._replace(lines=lines)
 
 

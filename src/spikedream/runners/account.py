@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from spikedream.config import Config, to_data
@@ -17,7 +16,7 @@ from spikedream.runners.stop import Diverged
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated
-from spikedream.runs.metrics import Listener, Recorder
+from spikedream.runs.metrics import Listener, Recorder, fetched
 from spikedream.runs.replay_log import Extent, ReplayLog
 from spikedream.snn.product import Precision
 from spikedream.world import HostLearner
@@ -108,8 +107,8 @@ class Account:
         """Fetch what the verbs have measured from the device, and the state's own counters. That waits for them, so it is not done
         in every turn."""
         progress = self.progress
-        row = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        row = fetched(self.metrics)
+        wrong = [name for name, value in row.items() if value is not None and not math.isfinite(value)]
         if wrong:
             raise self.diverged(wrong)
         self.metrics = {}

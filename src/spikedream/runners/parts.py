@@ -24,6 +24,7 @@ from spikedream.runners.states import Arrays, Ranks, blank, ranked, remembered, 
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
+from spikedream.runs.metrics import fetched
 from spikedream.snn.product import Precision
 from spikedream.types import Spec, Transition
 
@@ -170,7 +171,7 @@ class Learned(NamedTuple):
     """What a trainer brings."""
 
     arrays: Arrays  # leaves of the training state
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     number: int  # gradient steps of a fit; blocks of agent updates
     seconds: float
     compiling: float  # seconds that its program took to compile
@@ -208,7 +209,7 @@ class Modelling:
         ranks = None
         if replica.algorithm.buffer.measured_in_fit:
             ranks = Ranks(checkpoint.flatten(state.replay.priority, "priority"), int(state.replay.added))
-        return Learned(arrays, _numbers(metrics), updates, time.perf_counter() - start, self._compiling, ranks=ranks)
+        return Learned(arrays, fetched(metrics), updates, time.perf_counter() - start, self._compiling, ranks=ranks)
 
 
 class Dreaming:
@@ -254,16 +255,12 @@ class Dreaming:
         arrays = checkpoint.flatten(state.agent, "state.agent") | checkpoint.flatten(state.counters, "state.counters")
         arrays |= checkpoint.flatten(state.keys.dream, "state.keys.dream") | held_outside(self._outside)
         policy = checkpoint.flatten(replica.algorithm.policy(state), "policy")
-        return Learned(arrays, _numbers(metrics), done, time.perf_counter() - start, self._compiling, policy)
+        return Learned(arrays, fetched(metrics), done, time.perf_counter() - start, self._compiling, policy)
 
     def _improved(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         if self._outside is None:
             return self._dream(state)
         return self.replica.algorithm.dream_on_host(self._outside, state)
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
 class Judgement(NamedTuple):

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 from tensorboardX import SummaryWriter
+
+from spikedream.types import Masked, Metrics
 
 # TensorBoard's tab of a metric, by the first word of its name; a name with a slash brings its own tab.
 TABS = {
@@ -22,6 +25,17 @@ TABS = {
 def tag(name: str) -> str:
     """What TensorBoard calls the metric `name`."""
     return name if "/" in name else f"{TABS.get(name.split('_')[0], 'agent')}/{name}"
+
+
+def fetched(metrics: Metrics | Mapping[str, float | None]) -> dict[str, float | None]:
+    """From the device; None where nothing was measured."""
+    return {name: _known(value) for name, value in jax.device_get(dict(metrics)).items()}
+
+
+def _known(value: Any) -> float | None:
+    if isinstance(value, Masked):
+        return float(value.value) if value.counts else None
+    return None if value is None else float(value)
 
 
 class Listener(Protocol):
