@@ -1,5 +1,6 @@
 """Replay on the disk: what is new is appended, and what was saved comes back whatever happened since."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from small import DISCRETE, filled, same
 
 from spikedream.replay.ring import Replay, ReplayBuffer
+from spikedream.runs import checkpoint
 from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.replay_log import ReplayLog
 
@@ -98,6 +100,33 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / extent.file).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         ReplayLog(tmp_path).load(extent, blank(replay))
+
+
+def test_a_file_that_was_cut_short_names_only_a_checkpoint_that_it_still_serves(tmp_path: Path) -> None:
+    log, replay, extents = ReplayLog(tmp_path), empty(), []
+    for step in range(3):
+        replay = added(replay, 2 * step, 2)
+        extents.append(log.save(replay))
+        checkpoint.save(tmp_path, step, {"x": np.arange(3)}, {"replay": extents[-1]._asdict()}, extents[-1].file)
+    older, newest = checkpoint.heads(tmp_path)
+    file, row = tmp_path / extents[-1].file, 4 * extents[-1].width
+    os.truncate(file, 5 * row)
+    with pytest.raises(CheckpointError) as error:
+        ReplayLog(tmp_path).load(extents[2], blank(replay))
+    assert str(error.value).endswith(f"; the one before it, {older.name}, is whole: to go on from there, delete {newest}")
+    ReplayLog(tmp_path).load(extents[1], blank(replay))
+    os.truncate(file, 3 * row)  # which the checkpoint before needs, too
+    with pytest.raises(CheckpointError, match=f"is cut short: of {6 * row:,} bytes it holds {3 * row:,}; .*is damaged, too$"):
+        ReplayLog(tmp_path).load(extents[2], blank(replay))
+
+
+def test_a_configuration_that_does_not_fit_does_not_blame_the_checkpoint(tmp_path: Path) -> None:
+    log, replay = ReplayLog(tmp_path), added(empty(), 0, 2)
+    extent = log.save(replay)
+    for step in range(2):
+        checkpoint.save(tmp_path, step, {"x": np.arange(3)}, {"replay": extent._asdict()}, extent.file)
+    with pytest.raises(CheckpointError, match=r"the configuration needs \d+$"):
+        ReplayLog(tmp_path).load(extent._replace(width=3), blank(replay))
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from spikedream.envs.make import reward_threshold
 from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Diverged
 from spikedream.runs import checkpoint, outcome
-from spikedream.runs.checkpoint import CheckpointError
+from spikedream.runs.checkpoint import CheckpointError, Extent
 from spikedream.runs.evaluate import Evaluated
 from spikedream.runs.metrics import Listener, Recorder, fetched
-from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.runs.replay_log import ReplayLog
 from spikedream.snn.product import Precision
 from spikedream.world import HostLearner
 

@@ -116,8 +116,7 @@ class Driver:
             where, extent = self.account.restore(saved.counters)
             own = {name: x for name, x in saved.arrays.items() if not name.startswith("lane.")}
             state = state_of(self.algorithm, own, np.zeros((0, 0), np.float32))
-            with checkpoint.naming_older(self.directory / "checkpoints"):
-                state = replace(state, replay=self.account.log.load(extent, state.replay))
+            state = replace(state, replay=self.account.log.load(extent, state.replay))
             self.learner = self.algorithm.host_learner(state)
             restore_outside(self.learner, own)
             self.intake.restore(saved.arrays, where)

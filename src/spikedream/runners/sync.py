@@ -384,8 +384,7 @@ class Trainer:
     def _restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
         where, extent = self.account.restore(counters)
         state = checkpoint.unflatten(replace(self.state, replay=replace(self.state.replay, data=None)), "state", arrays)
-        with checkpoint.naming_older(self.directory / "checkpoints"):
-            replay = self.account.log.load(extent, replace(state.replay, data=self.state.replay.data))
+        replay = self.account.log.load(extent, replace(state.replay, data=self.state.replay.data))
         self.state = replace(state, replay=replay)
         restore_outside(self.learner, arrays)
         same = self.collector.restore(arrays, where)

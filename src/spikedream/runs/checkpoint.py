@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_arrays
 from spikedream.types import PyTree
 
 KEPT = 2  # the newest, and the one before it
+LARGEST_PART = 1 << 24  # bytes that are hashed at one time
 
 
 class CheckpointError(Exception):
@@ -30,6 +31,36 @@ class CheckpointError(Exception):
 class Checkpoint(NamedTuple):
     arrays: dict[str, np.ndarray]
     counters: dict[str, Any]
+
+
+class Extent(NamedTuple):
+    """What a checkpoint keeps of a replay log; its counters hold it as `replay`."""
+
+    file: str
+    first: int  # ring row that the file begins with, counted from the first ever added
+    rows: int  # in the file
+    width: int  # numbers in a row
+    sha256: str
+
+    def read(self, directory: Path) -> tuple[bytes, Any]:
+        """All that it keeps, and the hash that goes on from there.
+
+        Raises:
+            CheckpointError: the file is missing, cut short or changed.
+        """
+        path, size, digest = directory / self.file, 4 * self.rows * self.width, hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                content = file.read(size)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if len(content) < size:
+            raise CheckpointError(f"{path} is cut short: of {size:,} bytes it holds {len(content):,}")
+        for start in range(0, size, LARGEST_PART):
+            digest.update(content[start : start + LARGEST_PART])
+        if digest.hexdigest() != self.sha256:
+            raise CheckpointError(f"{path} is not as it was written (its SHA-256 differs)")
+        return content, digest
 
 
 def flatten(tree: PyTree, prefix: str) -> dict[str, np.ndarray]:
@@ -142,7 +173,7 @@ def load(directory: Path) -> Checkpoint:
 
 @contextmanager
 def naming_older(directory: Path) -> Iterator[None]:
-    """Where the newest checkpoint turns out to be damaged, the error says how to go on from the one before it."""
+    """Where the newest checkpoint turns out to be damaged, the error says how to go on from one before it, if that is whole."""
     try:
         yield
     except CheckpointError as error:
@@ -151,12 +182,20 @@ def naming_older(directory: Path) -> Iterator[None]:
 
 def _older(found: list[Path]) -> str:
     for head in reversed(found[:-1]):
-        try:
-            _read(head)
-        except CheckpointError:
-            continue
-        return f"; the one before it, {head.name}, is whole: to go on from there, delete {found[-1]}"
-    return ""
+        if _is_whole(head):
+            return f"; the one before it, {head.name}, is whole: to go on from there, delete {found[-1]}"
+    return "; the one before it is damaged, too" if found[:-1] else ""
+
+
+def _is_whole(head_file: Path) -> bool:
+    """With what it keeps of a replay log, which it shares with the one after it."""
+    try:
+        replay = _read(head_file).counters.get("replay")
+        if replay is not None:
+            Extent(**replay).read(head_file.parent)
+    except (CheckpointError, TypeError):
+        return False
+    return True
 
 
 def _read(head_file: Path) -> Checkpoint:

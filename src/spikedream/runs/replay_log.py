@@ -5,28 +5,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spikedream.replay.ring import Replay
-from spikedream.runs.checkpoint import CheckpointError, make_directory, write_file
+from spikedream.runs.checkpoint import CheckpointError, Extent, make_directory, naming_older, write_file
 from spikedream.types import Transition
 
-LARGEST_PART = 1 << 24  # bytes that are hashed at one time
 BLOCK = 1 << 14  # rows that are written at one time
-
-
-class Extent(NamedTuple):
-    """What a checkpoint keeps of the log."""
-
-    file: str
-    first: int  # ring row that the file begins with, counted from the first ever added
-    rows: int  # in the file
-    width: int  # numbers in a row
-    sha256: str
 
 
 class ReplayLog:
@@ -79,21 +67,14 @@ class ReplayLog:
         """`replay` with the transitions of the log in its ring, and the log ready to go on from there.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or of another configuration.
+            CheckpointError: the file is missing, damaged, or of another configuration; the message says how to go on from the
+                checkpoint before, where that can be done.
         """
-        path = self.directory / extent.file
         if extent.width != _width(replay):
-            raise CheckpointError(f"{path} holds rows of {extent.width} numbers, the configuration needs {_width(replay)}")
-        try:
-            with path.open("rb") as file:
-                content = file.read(4 * extent.rows * extent.width)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        self._hash = hashlib.sha256()
-        for start in range(0, len(content), LARGEST_PART):
-            self._hash.update(content[start : start + LARGEST_PART])
-        if self._hash.hexdigest() != extent.sha256:
-            raise CheckpointError(f"{path} is not as it was written (its SHA-256 differs)")
+            file = self.directory / extent.file
+            raise CheckpointError(f"{file} holds rows of {extent.width} numbers, the configuration needs {_width(replay)}")
+        with naming_older(self.directory):
+            content, self._hash = extent.read(self.directory)
         self._extent = extent
         rows = np.frombuffer(content, np.float32).reshape(extent.rows, extent.width)[-replay.rows :]
         return with_rows(replay, rows, extent.first + extent.rows - len(rows))

@@ -23,7 +23,7 @@ from spikedream.replay.ring import Replay
 from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
-from spikedream.runs.replay_log import Extent, ReplayLog
+from spikedream.runs.replay_log import ReplayLog
 from spikedream.types import PyTree, Spec
 
 
@@ -116,7 +116,7 @@ class Run:
             raise checkpoint.CheckpointError(f"the best of {self.directory} is kept without its experience")
         data = self.algorithm.buffer.init(self.spec, self.algorithm.environments).data
         log = ReplayLog(self.directory / "checkpoints")
-        return log.load(Extent(**self.counters["replay"]), replace(self.state.replay, data=data))
+        return log.load(checkpoint.Extent(**self.counters["replay"]), replace(self.state.replay, data=data))
 
     @property
     def policy(self) -> Policy:
