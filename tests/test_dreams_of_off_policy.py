@@ -71,19 +71,49 @@ def dreamt(dreams: Dreams, model: Any, by_priority: bool = False) -> tuple[Dream
 
 
 def test_bounds_tighten_with_the_imagined_step() -> None:
-    np.testing.assert_allclose(Tightening(0.5, 0.85).bounds(NOTHING, jnp.zeros((3, 2))), [0.5, 0.425, 0.36125], rtol=1e-6)
+    np.testing.assert_allclose(Tightening(0.5, 0.85).bounds((), NOTHING, jnp.zeros((3, 2)))[0], [0.5, 0.425, 0.36125], rtol=1e-6)
 
 
-def test_bounds_by_the_first_step() -> None:
-    uncertainty = jnp.array([[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]])
-    np.testing.assert_allclose(FirstStep(quantile=0.5, factor=1.5).bounds(NOTHING, uncertainty), [3.0, 3.0])
+def test_bounds_by_the_first_steps_of_all_dreams_so_far() -> None:
+    uncertainty, rule = jnp.array([[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]]), FirstStep(quantile=0.5, factor=1.5)
+    bounds, state = rule.bounds(rule.init(), NOTHING, uncertainty)
+    np.testing.assert_allclose(bounds, [3.0, 3.0])
+    bounds, state = rule.bounds(state, NOTHING, 4 * uncertainty)
+    np.testing.assert_allclose(bounds, [7.5, 7.5])  # 1.5 times the mean of 2 and 8
+    np.testing.assert_allclose(rule.bounds(state, NOTHING, uncertainty)[0], [6.0, 6.0])
+
+
+class Doubting(Drift):
+    """Uncertain as many times as its state says."""
+
+    def step(self, state: Any, memory: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Prediction]:
+        following, prediction = super().step(state, memory, action, key)
+        return following, prediction._replace(disagreement=state * prediction.disagreement)
+
+
+def test_a_model_that_has_become_less_certain_is_trusted_less() -> None:
+    dreams = replace(DREAMS, starts=64, capacity=200, trust=FirstStep())
+    experience = filled(CONTINUOUS, 20, 24, KEY)
+    state = dreams.init(CONTINUOUS, World(Doubting(), jnp.ones(()), experience.normalizer))
+
+    @jax.jit
+    def accepted(state: DreamsState, times_as_uncertain: jax.Array) -> tuple[DreamsState, jax.Array]:
+        world = World(Doubting(), times_as_uncertain, experience.normalizer)
+        state = dreams.dream(state, world, experience, still, KEY)
+        return state, state.acceptance.accepted[0]
+
+    for _ in range(4):
+        state, share = accepted(state, jnp.asarray(1.0))
+        assert share > 0.9
+    shares = [float(accepted(state, jnp.asarray(times))[1]) for times in (1.0, 2.0, 4.0, 8.0)]
+    assert shares == sorted(shares, reverse=True) and shares[-1] < 0.75 < 0.9 < shares[0]
 
 
 def test_bounds_by_the_error_that_uncertainty_meant() -> None:
     uncertainty = jnp.array([[0.3, 0.1, 0.2, 0.4], [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]])
     error = jnp.array([[0.5, 0.1, 0.3, 9.0], [5.0, 5.0, 5.0, 5.0], [0.1, 0.1, 9.0, 0.1]])
     valid = jnp.ones((3, 4)).at[2, 2].set(0)
-    bounds = Calibrated(error=0.3).bounds(Evidence(uncertainty, error, valid), uncertainty)
+    bounds, _ = Calibrated(error=0.3).bounds((), Evidence(uncertainty, error, valid), uncertainty)
     # Means in the order of uncertainty: 0.1, 0.2, 0.3, 2.5 in the first step; never good in the second; one does not count.
     np.testing.assert_allclose(bounds, [0.3, -1.0, 0.4], rtol=1e-6)
 

@@ -1,7 +1,7 @@
 """Dreams of an off-policy agent: short rollouts from replayed states (after Janner et al. 2019, MBPO). The steps that are trusted
 are kept in a ring beside the real experience."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from spikedream.ops.dream import Policy, dream, playback
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
 from spikedream.ops.when import when
-from spikedream.types import Experience, Masked, Metrics, Spec, check_bounds
+from spikedream.types import Experience, Masked, Metrics, PyTree, Spec, check_bounds
 from spikedream.world import World
 
 UNKNOWN = -1.0  # in place of a share or an error: a state that holds no number is refused as one that has diverged
@@ -44,6 +44,7 @@ class DreamsState(eqx.Module):
     added: Array  # () int32, imagined steps ever added
     before: Array  # (times,) int32, what `added` was before each of the newest times it dreamed that are drawn from, oldest first
     acceptance: Acceptance
+    trust: PyTree = ()  # what the rule of trust remembers
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Dreams:
         nothing = jnp.full(self.horizon, UNKNOWN, jnp.float32)
         times = 0 if self.age is None else -(-self.age // self.every)
         counts = jnp.zeros((), jnp.int32), jnp.zeros(times, jnp.int32)
-        return DreamsState(ring, *counts, Acceptance(nothing, nothing, nothing))
+        return DreamsState(ring, *counts, Acceptance(nothing, nothing, nothing), () if self.trust is None else self.trust.init())
 
     def mix(
         self,
@@ -137,7 +138,9 @@ class Dreams:
         steps, _ = dream(world, policy, (), memory, self.horizon, dream_key, taken)
         prediction, normalizer = steps.prediction, experience.normalizer
         evidence = self._measure(world, experience, measure_key)
-        bounds = jnp.full(self.horizon, jnp.inf) if self.trust is None else self.trust.bounds(evidence, prediction.uncertainty)
+        bounds, remembered = jnp.full(self.horizon, jnp.inf), state.trust
+        if self.trust is not None:
+            bounds, remembered = self.trust.bounds(state.trust, evidence, prediction.uncertainty)
         trusted = jnp.cumprod((prediction.uncertainty <= bounds[:, None]).astype(jnp.float32), axis=0)
         ended = (prediction.terminated > 0.5).astype(jnp.float32)
         alive = jnp.concatenate([jnp.ones((1, self.starts)), jnp.cumprod(1 - ended, axis=0)[:-1]])
@@ -153,7 +156,7 @@ class Dreams:
         )
         accepted = trusted * alive
         acceptance = Acceptance(_mean(trusted, alive), *self._errors(evidence, bounds))
-        return self._add(state, imagined, accepted, acceptance)
+        return replace(self._add(state, imagined, accepted, acceptance), trust=remembered)
 
     def _add(self, state: DreamsState, imagined: ImaginedSteps, accepted: Array, acceptance: Acceptance) -> DreamsState:
         """Leaves of `imagined` (horizon, starts, ...), of which those stay that are `accepted`, (horizon, starts)."""
@@ -162,7 +165,8 @@ class Dreams:
         at = jnp.where(kept, at, self.capacity)
         ring = jax.tree.map(lambda ring, new: ring.at[at].set(new.reshape(-1, *new.shape[2:]), mode="drop"), state.ring, imagined)
         before = jnp.append(state.before, state.added)[1:]
-        return DreamsState(ring, state.added + kept.sum().astype(jnp.int32), before, acceptance)
+        added = state.added + kept.sum().astype(jnp.int32)
+        return replace(state, ring=ring, added=added, before=before, acceptance=acceptance)
 
     def _measure(self, world: World, experience: Experience, key: Array) -> Evidence:
         """How wrong dreams are along the actions of real stretches: the newest, to which the model has hardly been fitted yet."""

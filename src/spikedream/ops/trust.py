@@ -1,7 +1,8 @@
 """Which imagined steps are trusted: rules that bound a step's uncertainty, by how far into the dream it is.
 
-A rule is a frozen dataclass. It is given what uncertainty meant on real stretches, and how uncertain the dreams are. What it must
-never do is to chase a share of accepted steps: such a bound follows the model's errors wherever they go.
+A rule is a frozen dataclass, with a state of what it remembers of the dreams before. It is given what uncertainty meant on real
+stretches, and how uncertain the dreams are. What it must never do is to chase a share of accepted steps: such a bound follows the
+model's errors wherever they go.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import check_bounds
+from spikedream.types import PyTree, check_bounds
 
 
 class Evidence(NamedTuple):
@@ -32,15 +33,26 @@ class Tightening:
     def __post_init__(self) -> None:
         check_bounds(self, limit=(0, None), factor=(0, 1))
 
-    def bounds(self, evidence: Evidence, uncertainty: Array) -> Array:
-        """(horizon,) from the uncertainty of dreams (horizon, trajectories)."""
-        return self.limit * self.factor ** jnp.arange(uncertainty.shape[0], dtype=jnp.float32)
+    def init(self) -> PyTree:
+        return ()
+
+    def bounds(self, state: PyTree, evidence: Evidence, uncertainty: Array) -> tuple[Array, PyTree]:
+        """(horizon,) from the uncertainty of dreams (horizon, trajectories), and the state after them."""
+        return self.limit * self.factor ** jnp.arange(uncertainty.shape[0], dtype=jnp.float32), state
+
+
+class FirstSteps(NamedTuple):
+    """Of all dreams so far, a time that it dreamed counting once."""
+
+    times: Array  # () int32
+    mean: Array  # () of the quantiles of the first steps' uncertainty
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """At most `factor` times the `quantile` of the first steps' uncertainty (after Frauenknecht et al. 2024, MACURA): there the
-    model is asked where it has data."""
+    """At most `factor` times the mean, over all times that it dreamed until now, of the `quantile` of the first steps' uncertainty
+    (Frauenknecht et al. 2024, MACURA; the present time counts, as in the released code): there the model is asked where it has
+    data. What has become less certain than it used to be is trusted less."""
 
     quantile: float = 0.95
     factor: float = 1.0
@@ -48,9 +60,13 @@ class FirstStep:
     def __post_init__(self) -> None:
         check_bounds(self, quantile=(0, 1), factor=(0, None))
 
-    def bounds(self, evidence: Evidence, uncertainty: Array) -> Array:
-        bound = self.factor * jnp.quantile(uncertainty[0], self.quantile)
-        return jnp.full(uncertainty.shape[0], bound)
+    def init(self) -> FirstSteps:
+        return FirstSteps(jnp.zeros((), jnp.int32), jnp.zeros(()))
+
+    def bounds(self, state: FirstSteps, evidence: Evidence, uncertainty: Array) -> tuple[Array, FirstSteps]:
+        times = state.times + 1
+        mean = state.mean + (jnp.quantile(uncertainty[0], self.quantile) - state.mean) / times
+        return jnp.full(uncertainty.shape[0], self.factor * mean), FirstSteps(times, mean)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,10 @@ class Calibrated:
     def __post_init__(self) -> None:
         check_bounds(self, error=(0, None))
 
-    def bounds(self, evidence: Evidence, uncertainty: Array) -> Array:
+    def init(self) -> PyTree:
+        return ()
+
+    def bounds(self, state: PyTree, evidence: Evidence, uncertainty: Array) -> tuple[Array, PyTree]:
         def of_step(uncertainty: Array, error: Array, valid: Array) -> Array:
             order = jnp.argsort(jnp.where(valid > 0, uncertainty, jnp.inf))
             counts = valid[order]
@@ -70,7 +89,7 @@ class Calibrated:
             good = (mean <= self.error) & (counts > 0)
             return jnp.where(good, uncertainty[order], -1.0).max()
 
-        return jax.vmap(of_step)(*evidence)
+        return jax.vmap(of_step)(*evidence), state
 
 
 AnyTrust = Tightening | FirstStep | Calibrated
