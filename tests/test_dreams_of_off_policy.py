@@ -24,6 +24,7 @@ from spikedream.snn.conventional import MLP
 from spikedream.types import Decision, Masked, Prediction
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.fine_tuning import FineTuning
 from spikedream.world_models.true_environment import TrueEnvironment
 
 NETWORK = MLP(hidden=(8,))
@@ -34,7 +35,7 @@ NOTHING = Evidence(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.zeros((3, 1)))
 class Drift:
     """A world that moves by 0.1 a step, pays 2, ends beyond `edge`, and is the less certain the farther it is."""
 
-    members, recurrent, warm_up, updates = 2, False, 1, 1
+    members, recurrent, warm_up, updates, holdout_newest = 2, False, 1, 1, 0.0
 
     def __init__(self, edge: float = 1e9):
         self.edge = edge
@@ -271,6 +272,26 @@ def test_a_block_of_updates_tells_the_mean_over_those_that_measured() -> None:
     assert fetched({name: _of_block(x) for name, x in metrics.items()}) == {
         "known": 2, "counted": 4, "partly": 0.5, "never": None
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.25, 5), (0.1, 2), (0.0, 20)])
+def test_errors_are_measured_on_stretches_that_the_model_was_not_fitted_to(share: float, rows: int) -> None:
+    model, experience = Drift(), filled(CONTINUOUS, 20, 24, KEY)
+    model.holdout_newest = share
+    evidence = DREAMS._measure(World(model, (), experience.normalizer), experience, KEY)
+    unseen = jnp.abs(experience.gather(jnp.arange(20 - rows, 20)).obs[:, 0] + 0.1)  # a drifting dream is as uncertain as it is far
+    began = np.asarray(evidence.uncertainty[0])
+    assert (all(np.isclose(unseen, x, atol=1e-5).any() for x in began) and len(np.unique(began)) > 1) or rows < 3
+    # A stretch that is held out has no more steps than there are rows that are.
+    assert not evidence.valid[rows:].any()
+
+
+def test_a_rule_that_asks_how_wrong_the_model_is_wants_stretches_that_are_held_out() -> None:
+    ensemble, dreams = small(Ensemble()), replace(DREAMS, trust=Calibrated())
+    for model in (ensemble, replace(ensemble, holdout=0.2)):  # by chance no whole stretch is
+        with pytest.raises(ValueError, match=r"Calibrated, which asks .* set world_model.fine_tuning.holdout_newest"):
+            dreams.init(CONTINUOUS, World(model, (), None))
+    dreams.init(CONTINUOUS, World(replace(ensemble, fine_tuning=FineTuning(holdout_newest=0.02)), (), None))
 
 
 def agent(dreams: Dreams | None) -> OffPolicy:

@@ -173,7 +173,7 @@ SCENES: dict[str, tuple[dict, str, list[str]]] = {  # settings, the verb that sh
         "dream", ["agent.dreams.trust.quantile", "agent.dreams.trust.factor"],
     ),
     "trust by calibration": (
-        {"world_model": ENSEMBLE,
+        {"world_model": ENSEMBLE | {"fine_tuning": {"holdout_newest": 0.2}},
          "agent": OFF_POLICY | {"actor": NETWORK, "dreams": {"kind": "Dreams", "starts": 4, "horizon": 2, "capacity": 8,
                                                              "trust": "Calibrated", "stretches": 4}}},
         "dream", ["agent.dreams.trust.error", "agent.dreams.stretches"],

@@ -208,6 +208,11 @@ class WorldModel(Protocol):
         ...
 
     @property
+    def holdout_newest(self) -> float:
+        """Share of the steps, the newest, that it is not fitted to: whole stretches that it has never seen."""
+        ...
+
+    @property
     def updates(self) -> int:
         """Gradient steps of a fit, unless it is told otherwise; at least 1."""
         ...

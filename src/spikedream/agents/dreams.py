@@ -85,6 +85,11 @@ class Dreams:
                 f"dreams.trust is {type(self.trust).__name__}, which asks whether the members of an ensemble agree, but the world"
                 " model has one; set world_model.members to 2 or more, or agent.dreams.trust to None"
             )
+        if self.trust is not None and self.trust.asks_evidence and not world.model.holdout_newest:
+            raise ValueError(
+                f"dreams.trust is {type(self.trust).__name__}, which asks how wrong the model is on stretches that it was not"
+                " fitted to, but none are held out; set world_model.fine_tuning.holdout_newest to 0.02, or choose another rule"
+            )
         shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
         ring = ImaginedSteps(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))
         nothing = jnp.full(self.horizon, UNKNOWN, jnp.float32)
@@ -169,12 +174,15 @@ class Dreams:
         return replace(state, ring=ring, added=added, before=before, acceptance=acceptance)
 
     def _measure(self, world: World, experience: Experience, key: Array) -> Evidence:
-        """How wrong dreams are along the actions of real stretches: the newest, to which the model has hardly been fitted yet."""
+        """How wrong dreams are along the actions of real stretches: of the newest, to which the model is not fitted where it holds
+        them out, and else has hardly been fitted yet."""
         start_key, age_key, environment_key, dream_key = jax.random.split(key, 4)
         count, held = experience.environments, experience.size // experience.environments
         environment = jax.random.randint(environment_key, (self.stretches,), 0, count)
-        age = self.horizon - 1 + jax.random.randint(age_key, (self.stretches,), 0, 4 * self.stretches)
-        age = jnp.minimum(age, jnp.maximum(held - 1, 0))
+        share, last = world.model.holdout_newest, self.horizon - 1
+        rows = jnp.ceil(share * held).astype(jnp.int32) if share else 4 * self.stretches + last
+        age = last + jax.random.randint(age_key, (self.stretches,), 0, jnp.maximum(rows - last, 1))
+        age = jnp.minimum(age, jnp.maximum(jnp.minimum(rows, held) - 1, 0))
         position = (experience.newest()[environment] - age * count) % experience.capacity
         real = jax.vmap(lambda at: experience.onward(at, self.horizon))(position)
         memory = jax.vmap(world.start)(real.steps.obs[:, 0], jax.random.split(start_key, self.stretches))

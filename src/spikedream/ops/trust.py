@@ -1,8 +1,8 @@
 """Which imagined steps are trusted: rules that bound a step's uncertainty, by how far into the dream it is.
 
-A rule is a frozen dataclass, with a state of what it remembers of the dreams before. It is given what uncertainty meant on real
-stretches, and how uncertain the dreams are. What it must never do is to chase a share of accepted steps: such a bound follows the
-model's errors wherever they go.
+A rule is a frozen dataclass, with a state of what it remembers of the dreams before. It is given how uncertain the dreams are, and
+what uncertainty meant on real stretches, to which the model must not have been fitted where the rule `asks_evidence`. What it must
+never do is to chase a share of accepted steps: such a bound follows the model's errors wherever they go.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ class Tightening:
 
     limit: float = 0.5
     factor: float = 0.85
+
+    asks_evidence = False
 
     def __post_init__(self) -> None:
         check_bounds(self, limit=(0, None), factor=(0, 1))
@@ -57,6 +59,8 @@ class FirstStep:
     quantile: float = 0.95
     factor: float = 1.0
 
+    asks_evidence = False
+
     def __post_init__(self) -> None:
         check_bounds(self, quantile=(0, 1), factor=(0, None))
 
@@ -74,6 +78,8 @@ class Calibrated:
     """For each step the largest bound under which the real stretches' mean error is at most `error`; none where there is none."""
 
     error: float = 0.3  # in standard deviations of the observations
+
+    asks_evidence = True
 
     def __post_init__(self) -> None:
         check_bounds(self, error=(0, None))

@@ -116,6 +116,10 @@ class Ensemble:
         """Of the experience, into what a fit learns from and what it is judged by."""
         return Split(self.holdout, self.fine_tuning)
 
+    @property
+    def holdout_newest(self) -> float:
+        return self.fine_tuning.holdout_newest
+
     def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
         """`latent`: further inputs of the dynamics, beside observation and action."""
         member_key, holdout_key = jax.random.split(key)

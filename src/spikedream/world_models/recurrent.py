@@ -85,6 +85,10 @@ class Recurrent:
     recurrent = True
 
     @property
+    def holdout_newest(self) -> float:
+        return self.ensemble.holdout_newest
+
+    @property
     def updates(self) -> int:
         return self.ensemble.updates
 

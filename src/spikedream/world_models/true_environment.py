@@ -95,6 +95,7 @@ class TrueEnvironment:
 
     members = updates = warm_up = 1
     recurrent = False
+    holdout_newest = 1.0
 
     def feature_size(self, spec: Spec) -> int:
         return spec.obs_size
