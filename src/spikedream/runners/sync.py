@@ -78,6 +78,7 @@ class Trainer:
         resume: go on from the newest checkpoint in `directory`.
         alone: compile its own programs; False where whoever drives it has programs for several runs at once.
         apart: play the environments in another process.
+        seeds: that are trained side by side, this one among them, and share the memory.
 
     Raises:
         BrokenEnvironment, CheckpointError: as their texts say.
@@ -85,7 +86,14 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, directory: Path, listener: Listener, resume: bool = False, alone: bool = True, apart: bool = False
+        self,
+        config: Config,
+        directory: Path,
+        listener: Listener,
+        resume: bool = False,
+        alone: bool = True,
+        apart: bool = False,
+        seeds: int = 1,
     ):
         config.check()
         if config.action_repeat is None and config.start_from is not None:  # what it knows is of steps of this length
@@ -107,7 +115,7 @@ class Trainer:
         if config.precision == "fastest":  # a resumed run goes on as it began, wherever it is
             self.progress.precision = fastest() if saved is None else saved.counters.get("precision", "float32")
         self.algorithm = config.algorithm(player.spec, self.progress.precision)
-        check_memory(self.algorithm)
+        check_memory(self.algorithm, seeds)
         self.collector = player if isinstance(player, RolloutWorker) else Collector(config, self.algorithm, player)
         self.state: TrainState = self.algorithm.init(jax.random.key(config.seed))
         self.learner = self.algorithm.host_learner(self.state)

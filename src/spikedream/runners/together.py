@@ -49,7 +49,8 @@ class Together:
         self.trainers: list[Trainer] = []
         for config, directory, listener in zip(configs, directories, listeners, strict=True):
             resume = bool(checkpoint.heads(directory / "checkpoints"))
-            self.trainers.append(Trainer(config, directory, listener, resume, alone=False, apart=apart))
+            shared = {"alone": False, "apart": apart, "seeds": len(configs)}
+            self.trainers.append(Trainer(config, directory, listener, resume, **shared))
         self.algorithm = self.trainers[0].algorithm
         if any(trainer.algorithm != self.algorithm for trainer in self.trainers):
             raise ValueError("seeds that run together must have the same settings")

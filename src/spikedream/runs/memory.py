@@ -1,4 +1,4 @@
-"""Whether a run fits into this machine's memory, asked before anything of it is made."""
+"""Whether runs fit into the memory where they learn, asked before anything of them is made."""
 
 import os
 
@@ -15,14 +15,26 @@ def physical_bytes() -> int | None:
         return None
 
 
-def check_memory(algorithm: Algorithm) -> None:
-    """Raises ValueError, naming the largest array, where the training state alone is larger than the machine's memory."""
-    there = physical_bytes()
+def accelerator_bytes() -> int | None:
+    """That a program may take of the device that trains; None where that is the host's processor, or where it does not say."""
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_memory(algorithm: Algorithm, seeds: int = 1) -> None:
+    """Raises ValueError, naming the largest array, where the training states of so many seeds together are larger than the memory
+    of the device that trains."""
+    there, where = accelerator_bytes(), "the accelerator"
+    if there is None:
+        there, where = physical_bytes(), "this machine"
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(algorithm.init, jax.random.key(0)))
     sizes = {jax.tree_util.keystr(path).lstrip("."): leaf.size * leaf.dtype.itemsize for path, leaf in leaves}
-    if there is not None and sum(sizes.values()) > there:
+    needed = seeds * sum(sizes.values())
+    if there is not None and needed > there:
         largest = max(sizes, key=lambda name: sizes[name])
+        what = "this run" if seeds == 1 else f"{seeds} seeds together"
+        fewer = "" if seeds == 1 else ", or run fewer of them together"
         raise ValueError(
-            f"this run would hold {sum(sizes.values()) / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}: its largest"
-            f" array is {largest}; lower replay.capacity, or agent.dreams.capacity where the agent has dreams"
+            f"{what} would hold {needed / 2**30:,.1f} GiB, and {where} has {there / 2**30:,.1f}: its largest array is {largest};"
+            f" lower replay.capacity, or agent.dreams.capacity where the agent has dreams{fewer}"
         )
