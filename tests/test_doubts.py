@@ -12,8 +12,10 @@ from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.make import may_be_endless
 from spikedream.envs.spaces import BrokenEnvironment, random_action
+from spikedream.runners.account import Account
 from spikedream.runners.sync import Trainer
 from spikedream.runs.doubts import ENOUGH, doubts
+from spikedream.runs.evaluate import Evaluated
 from spikedream.types import Transition
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,6 +60,18 @@ def observed(change) -> dict:
 )
 def test_what_looks_wrong_is_told_in_a_line(experience: list[Transition], says: str) -> None:
     assert [doubt for doubt in doubts(experience, False) if doubt.text.startswith(says)], doubts(experience, False)
+
+
+def test_targets_that_a_value_cannot_follow_are_told_once(tmp_path: Path) -> None:
+    notes, result = Notes(), Evaluated(np.zeros(1), np.ones(1), 0.0, None)
+    account = Account(configuration.Config(), tmp_path, notes)
+    account.open()
+    for share in (None, 0.01, 0.45, 0.9):
+        account.progress.measured = {} if share is None else {"targets_beyond_limit": share}
+        account.write_row(result, [])
+    account.close()
+    (told,) = notes.texts
+    assert told.startswith("45% of the targets lie beyond agent.value.limit") and "set it to the largest return" in told
 
 
 @pytest.mark.parametrize("late", [0, 3])

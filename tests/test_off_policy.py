@@ -226,6 +226,13 @@ def test_representation_predicts_the_next_observations_embedding():
     assert same(through, fixed(params))
 
 
+def test_the_share_of_targets_that_two_hot_values_cannot_follow_is_told():
+    rewards = jnp.where(jnp.arange(64) < 32, 5.0, -0.5)  # each an episode: the targets
+    agent, experience = replace(AGENT, value=TwoHot(bins=11, limit=3.0), batch=256), steps_at_the_origin(reward=rewards)
+    assert float(learn(agent, experience, 1)[1]["targets_beyond_limit"][0]) == pytest.approx(0.5, abs=0.15)
+    assert "targets_beyond_limit" not in learn(replace(agent, value=Huber()), experience, 1)[1]
+
+
 def test_huber_by_hand():
     head = Huber(threshold=2.0)
     loss = [float(head.loss(jnp.array([x]), jnp.asarray(0.0))) for x in (1.0, -2.0, 5.0)]

@@ -35,6 +35,7 @@ from spikedream.config import Config
 from spikedream.envs.host import EVALUATE, REPORT, episode_seed
 from spikedream.envs.real_time import Timing
 from spikedream.envs.spaces import BrokenEnvironment
+from spikedream.ops.distributions import TwoHot
 from spikedream.ops.imagination import Imagination
 from spikedream.ops.slow_copy import HardCopy
 from spikedream.planners.cem import CEM
@@ -232,7 +233,7 @@ def test_every_panel_shows_something_that_a_part_measures():
     td7 = OffPolicy(representation=SALE(), slow=HardCopy(), dreams=dreaming)
     for agent, bonus in (
         (Dreamer(), RandomNetworkDistillation()), (PPO(imagination=Imagination()), None), (td7, None),
-        (OffPolicy(policy=SquashedGaussian()), None),
+        (OffPolicy(policy=SquashedGaussian(), value=TwoHot()), None),
     ):  # fmt: skip
         config = replace(Config(), world_model=model, agent=small(agent), bonus=small(bonus) if bonus else None)
         algorithm = config.algorithm(CONTINUOUS if isinstance(agent, OffPolicy) else DISCRETE)

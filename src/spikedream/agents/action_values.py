@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.representation import SALE, average_l1
-from spikedream.ops.distributions import ValueDistribution
+from spikedream.ops.distributions import TwoHot, ValueDistribution
 from spikedream.snn.affine import Affine, affine
 from spikedream.snn.batch_norm import BatchMoments, BatchNormMLP
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import PyTree, Spec
+from spikedream.types import Metrics, PyTree, Spec
 
 AnyCritic = AnyNetwork | BatchNormMLP
 Pairs = tuple[Array, Array]  # observations (rows, obs_size) and actions (rows, action_size)
@@ -76,6 +76,12 @@ class ActionValues:
         if subset is not None:
             value = value[:, jax.random.permutation(key, self.critics)[:subset]]
         return value.min(1) if pessimism == "min" else value.mean(1)
+
+    def beyond(self, target: Array) -> Metrics:
+        """The share of targets, (batch,), that `value` cannot follow; nothing where it follows any."""
+        if not isinstance(self.value, TwoHot):
+            return {}
+        return {"targets_beyond_limit": (jnp.abs(target) > self.value.limit).astype(jnp.float32).mean()}
 
     def means(self, out: Array) -> Array:
         """(batch, critics) the values that `out` means."""

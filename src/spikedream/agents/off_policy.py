@@ -247,13 +247,17 @@ class OffPolicy:
         state, (critic_loss, error, target) = self._learn_critics(state, batch, target_key)
         state = when(state.updates % self.policy_delay == 0, lambda s: self._learn_actor(s, batch, actor_key), state)
         state = self._copy(state)
-        metrics |= dreamt | {
-            "critic_loss": critic_loss,
-            "td_error": error.mean(),
-            "target_value": target.mean(),
-            "actor_value": state.told.value,
-            "firing_rate/actor": state.told.firing_rate,
-        }
+        metrics |= (
+            dreamt
+            | self._critics.beyond(target)
+            | {
+                "critic_loss": critic_loss,
+                "td_error": error.mean(),
+                "target_value": target.mean(),
+                "actor_value": state.told.value,
+                "firing_rate/actor": state.told.firing_rate,
+            }
+        )
         if state.temperature is not None:
             metrics["temperature"] = state.told.temperature
         # A transition that was drawn twice has one error.

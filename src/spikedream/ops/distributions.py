@@ -105,7 +105,7 @@ class TwoHot:
     two neighbours (DreamerV3, eq. 10-11). Targets beyond +-`limit` count as +-`limit`."""
 
     bins: int = 41
-    limit: float = 1.5
+    limit: float = 1.5  # for Dreamer's returns, which are scaled; where they are not, the largest that an episode may have
 
     def __post_init__(self) -> None:
         check_bounds(self, bins=(2, None), limit=(1e-3, None))

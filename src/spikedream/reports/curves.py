@@ -99,6 +99,7 @@ GROUPS = (
         Panel("Critic's loss", "loss", (Series("critic_loss"),)),
         Panel("Values", "return", (Series("actor_value", "of its actions"), Series("target_value", "targets"))),
         Panel("Temporal-difference error", "return", (Series("td_error"),)),
+        Panel("Targets beyond the value's limit", SHARE, (Series("targets_beyond_limit"),), dull=0.0),
         Panel("Temperature", "return per nat", (Series("temperature"),)),
         Panel("Loss of the representation", "loss", (Series("representation_loss"),)),
         Panel("Time of a decision", "ms, shared in a batch", (Series("decision_ms"),)),

@@ -15,6 +15,7 @@ from spikedream.replay.ring import Replay
 from spikedream.runners.stop import Diverged
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.checkpoint import CheckpointError, Extent
+from spikedream.runs.doubts import doubts_of_learning
 from spikedream.runs.evaluate import Evaluated
 from spikedream.runs.metrics import Listener, Recorder, fetched
 from spikedream.runs.replay_log import ReplayLog
@@ -70,6 +71,7 @@ class Account:
         self.metrics: dict[str, Any] = {}  # of the verbs since the last row; still on the device
         self._started = time.perf_counter()
         self._recorder: Recorder | None = None
+        self._doubted = False  # whether doubts of what is learned were told
 
     def open(self) -> None:
         """Begin to write rows, or go on after those that a checkpoint knows of."""
@@ -100,6 +102,11 @@ class Account:
         assert self._recorder is not None
         self._recorder.write(progress.row)
         self.listener.record(progress.row)
+        if not self._doubted:
+            found = doubts_of_learning(progress.row)
+            self._doubted = bool(found)
+            for doubt in found:
+                self.listener.note(doubt.text)
         progress.metrics_bytes = self._recorder.size()
         progress.measured = {}
 

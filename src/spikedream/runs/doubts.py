@@ -1,6 +1,7 @@
-"""What the first experience gives reason to doubt: environments from which nothing can be learned, told before an hour is spent."""
+"""What gives reason to doubt: environments from which nothing can be learned, which the first experience tells before an hour is
+spent, and settings that turn out not to suit what is learned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ ENORMOUS = 1e6  # magnitude of an observation or a reward
 DIGITS = 1e-5  # deviation over magnitude, below which float32 holds two digits of what changes
 SHOWN = 5  # entries that are named
 MOST = 2000  # steps of which it is asked whether actions show in them
+BEYOND = 0.01  # share of targets that a value cannot follow, above which that is told
 LAGS = 4  # actions, newest first, that may show in a step: an environment may act late
 
 
@@ -33,6 +35,15 @@ def tell_doubts(config: Config, steps: Sequence[Transition], note: Callable[[str
         note(f"{config.env}: {doubt.text}")
     grave = "; ".join(doubt.text for doubt in found if doubt.grave)
     return f"{config.env} was given up (strict): {grave}" if grave and config.strict else None
+
+
+def doubts_of_learning(row: Mapping[str, float | None]) -> list[Doubt]:
+    """What looks wrong in the numbers that a row of `metrics.jsonl` tells."""
+    share = row.get("targets_beyond_limit") or 0.0
+    if share <= BEYOND:
+        return []
+    told = f"{share:.0%} of the targets lie beyond agent.value.limit, where TwoHot ends: values are sums of rewards in the"
+    return [Doubt(f"{told} environment's own units; set it to the largest return of an episode, or agent.value to Huber")]
 
 
 def doubts(steps: Sequence[Transition], rewarded_otherwise: bool, may_be_endless: bool = False) -> list[Doubt]:
