@@ -147,6 +147,8 @@ def test_a_bare_kind_has_the_defaults_of_the_field_whose_own_kind_it_is() -> Non
     spiking = configuration.merge(td3, {"agent": {"actor": "SpikingNetwork"}})
     assert spiking.agent.actor == configuration.OffPolicy().actor != SpikingNetwork()
     wider = configuration.merge(td3, {"agent": {"actor": {"kind": "SpikingNetwork", "ticks": 3}}})
+    assert spiking.agent.actor.encoder.width**2 == pytest.approx(0.15, rel=2e-3)  # PopSAN's released code tells the variance
+    assert not spiking.agent.actor.neuron.learn_decay and not spiking.agent.actor.readout.neuron.learn_decay
     assert wider.agent.actor == dataclasses.replace(configuration.OffPolicy().actor, ticks=3)
     assert configuration.merge(td3, {"agent": {"actor": "Linear"}}).agent.actor == Linear()
     assert dataclasses.replace(spiking.agent, actor=td3.agent.actor) == td3.agent

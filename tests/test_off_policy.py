@@ -233,6 +233,12 @@ def test_the_share_of_targets_that_two_hot_values_cannot_follow_is_told():
     assert "targets_beyond_limit" not in learn(replace(agent, value=Huber()), experience, 1)[1]
 
 
+def test_width_of_a_receptive_field_is_its_deviation():
+    fields = GaussianPopulation(fields=2, span=1, width=0.387, mode="current")
+    drive = fields.encode(fields.init(1), jnp.zeros(1), 1, None)
+    np.testing.assert_allclose(drive, np.exp(-0.5 / 0.387**2), rtol=1e-5)  # at a distance of 1 (Tang et al. 2020, eq. 2)
+
+
 def test_huber_by_hand():
     head = Huber(threshold=2.0)
     loss = [float(head.loss(jnp.array([x]), jnp.asarray(0.0))) for x in (1.0, -2.0, 5.0)]

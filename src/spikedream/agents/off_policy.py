@@ -38,13 +38,9 @@ from spikedream.snn.readouts import PopulationReadout
 from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, Spec, check_bounds, firing_rate
 from spikedream.world import World
 
-POPSAN = SpikingNetwork(  # Tang et al. 2020
-    hidden=(256, 256),
-    ticks=5,
-    neuron=CubaLIF(),
-    encoder=GaussianPopulation(),
-    readout=PopulationReadout(neurons=10),
-)
+# Tang et al. 2020. The fields' deviation is the root of the variance in the released code, 0.15.
+FIXED, FIELDS = CubaLIF(learn_decay=False), GaussianPopulation(width=0.387)
+POPSAN = SpikingNetwork((256, 256), ticks=5, neuron=FIXED, encoder=FIELDS, readout=PopulationReadout(10, FIXED))
 
 
 class Parameters(eqx.Module):

@@ -84,7 +84,7 @@ class GaussianPopulation:
 
     fields: int = 10
     span: float = 3.0  # the means lie evenly in [-span, span], in standard deviations of the input
-    width: float = 0.5  # initial standard deviation of the fields
+    width: float = 0.5  # initial standard deviation of the fields, not their variance
     mode: Literal["deterministic", "poisson", "current"] = "deterministic"
     squash: bool = False  # encodes tanh(x), which no outlier drives beyond the fields
     currents: int = 0  # inputs, the last ones, that enter as they are, as constant currents
