@@ -152,6 +152,18 @@ PARTS = {
             "value": "Huber", "slow": {"kind": "HardCopy", "every": 4},
         },
     },
+    "off-policy agent that dreams": {
+        "env": "Pendulum-v1", "max_episode_steps": 30, "budget": 80, "fit": {"every": 20, "then": 3},
+        "collect": {"seed_steps": 20, "steps": 12}, "improve": {"first": 0, "ratio": 0.5, "block": 3},
+        "world_model": ENSEMBLE | {"fine_tuning": {"holdout_newest": 0.2}},
+        "agent": {
+            "kind": "OffPolicy", "actor": NETWORK, "critic": NETWORK, "batch": 8,
+            "dreams": {
+                "kind": "Dreams", "starts": 5, "horizon": 3, "every": 4, "begin": 20, "capacity": 40, "age": 12, "stretches": 4,
+                "trust": {"kind": "FirstStep", "quantile": 0.5},
+            },
+        },
+    },
 }  # fmt: skip
 
 
@@ -196,6 +208,10 @@ def test_every_kind_of_run_resumes_bit_for_bit_from_the_middle_of_an_episode(set
     carry = {name for name in final_arrays(parts) if name.startswith("state.carry")}
     if type(chosen.agent).__name__ == "MPC":
         assert any("plan.mean" in name for name in carry) and any("plan.elites" in name for name in carry)
+    if getattr(chosen.agent, "dreams", None) is not None:
+        held = final_arrays(parts)
+        assert held["state.agent.dreams.added"] > 0 and held["state.agent.dreams.trust.times"] > 0, "it had not dreamed"
+        assert held["state.agent.dreams.ring.obs"].any()
     if isinstance(chosen.world_model, Recurrent):
         assert any("memory.carry" in name for name in carry) and any("actor" in name for name in carry)
     go(Trainer(chosen, parts, Notes(), resume=True))
