@@ -5,11 +5,13 @@ import functools
 import typing
 from typing import Any
 
+import jax
 import pytest
 from programs import outcome
-from small import with_changed
+from small import CONTINUOUS, with_changed
 
 from spikedream import config as configuration
+from spikedream.agents.dreams import Dreams
 from spikedream.config import Config
 from spikedream.snn.conventional import MLP, Linear
 from spikedream.snn.networks import SpikingNetwork
@@ -98,6 +100,33 @@ def test_every_preset_loads_and_survives_its_file(name: str, tmp_path) -> None:
     assert config.preset == name
     configuration.save(config, tmp_path / "config.yaml")
     assert configuration.load(tmp_path / "config.yaml") == config
+
+
+CONTROL = [
+    "halfcheetah",
+    "ant",
+    "hopper",
+    "walker2d",
+    "humanoid",
+    "humanoid-compact",
+    "swimmer",
+    "reacher",
+    "inverted-double-pendulum",
+]
+
+
+@pytest.mark.parametrize("rule", ["Tightening", "FirstStep", "Calibrated"])
+@pytest.mark.parametrize("name", CONTROL)
+def test_one_flag_lets_a_preset_dream_and_another_takes_it_back(name: str, rule: str) -> None:
+    plain, _ = configuration.resolve(name, {})
+    dreaming, _ = configuration.resolve(name, {"agent": {"dreams": {"kind": "Dreams", "trust": rule}}})
+    dreaming.check()
+    assert dreaming.agent.uses_world and not plain.agent.uses_world
+    assert dreaming.world_model.members > 1 and dreaming.world_model.holdout_newest > 0 and dreaming.fit.then == 250
+    jax.eval_shape(dreaming.algorithm(CONTINUOUS).init, jax.random.key(0))
+    assert configuration.merge(dreaming, {"agent": {"dreams": None}}) == plain
+    bare, _ = configuration.resolve(name, {"agent": {"dreams": "Dreams"}}, conventional=True)
+    assert bare.agent.dreams == Dreams() and isinstance(bare.world_model.dynamics, MLP)
 
 
 def test_a_twin_has_no_spiking_network_and_the_same_widths() -> None:
