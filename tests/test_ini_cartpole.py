@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import gymnasium
 import jax
@@ -138,9 +139,11 @@ def test_the_swing_ups_reward_by_hand():
     assert rewards.min() > -1e-9 and rewards.max() <= 1
 
 
+@pytest.mark.parametrize("physics", [{}, {"pole_mass": 0.15, "length": 0.2, "motor": 3.0, "half_track": 0.18}])
 @pytest.mark.parametrize("name", ["INICartPole", "INICartPoleSwingUp"])
-def test_the_environment_and_the_world_model_are_one_physics(name):
-    env = gymnasium.make(f"{name}-v0").unwrapped
+def test_the_environment_and_the_world_model_are_one_physics(name, physics):
+    kwargs = {"physics": physics}
+    env = gymnasium.make(f"{name}-v0", **kwargs).unwrapped
     rng, motion = np.random.default_rng(3), states(100)
     if name == "INICartPole":  # where it leans little, so that some of the steps end it and some do not
         motion = motion._replace(angle=motion.angle / 10, angular_velocity=motion.angular_velocity / 10)
@@ -149,7 +152,8 @@ def test_the_environment_and_the_world_model_are_one_physics(name):
     for i in range(100):
         first, _ = env.reset(options={"motion": [float(x[i]) for x in motion]})
         rows.append((first, *env.step(drives[i])[:3]))
-    model, state = TrueEnvironment(name), TrueState(identity(5))
+    chosen = Config(env=f"{name}-v0", env_kwargs=kwargs, world_model=TrueEnvironment(name))
+    model, state = chosen.algorithm(spec_of(chosen.env, kwargs, None)).world_model, TrueState(identity(5))
 
     def one(obs, drive):
         return model.step(state, model.start(state, obs, jax.random.key(0)), drive, jax.random.key(0))[1]
@@ -242,6 +246,47 @@ def test_physics_noise_and_what_is_wrong_with_them():
     ):
         with pytest.raises(BrokenEnvironment, match=message):
             make_own("INICartPole-v0", kwargs, None)
+
+
+@pytest.mark.parametrize(
+    ("physics", "message"),
+    [
+        ({"length": [0.5, 0.3]}, r"physics\.length is \[0\.5, 0\.3\]; the lowest of a range comes first"),
+        ({"length": [0.3, 0.4, 0.5]}, r"physics\.length is \[0\.3, 0\.4, 0\.5\]; it must be a number, or the lowest"),
+        ({"length": []}, r"physics\.length is \[\]; it must be a number, or the lowest"),
+        ({"length": "long"}, r"physics\.length is 'long'; it must be a number, or the lowest"),
+        ({"gravity": math.nan}, r"physics\.gravity is nan; it must be a number, or the lowest"),
+        ({"pole_mass": [0.0, 0.1]}, r"pole_mass is 0\.0; it must be at least"),
+        ({"cart_mass": -1}, r"cart_mass is -1; it must be at least"),
+        ({"substeps": [5, 10]}, r"physics\.substeps is \[5, 10\]; it must be a whole number"),
+    ],
+)
+def test_physics_that_cannot_be_are_told_in_one_line(physics, message):
+    with pytest.raises(BrokenEnvironment, match=message) as told:
+        make_own("INICartPoleSwingUp-v0", {"physics": physics}, None)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=message):
+        TrueEnvironment("INICartPole", physics)
+
+
+def test_dreams_in_the_truth_know_its_physics_or_are_refused():
+    swing_up = Config(env="INICartPoleSwingUp-v0", world_model=TrueEnvironment("INICartPoleSwingUp"))
+    for kwargs, message in (
+        ({"physics": {"length": [0.3, 0.5]}}, r"physics\.length is \[0\.3, 0\.5\], so that each episode has another physics"),
+        ({"random_physics": True}, "random_physics is set, so that each episode has another physics"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(swing_up, env_kwargs=kwargs).check()
+    own = replace(swing_up, env_kwargs={"physics": {"length": 0.3}}, world_model=TrueEnvironment("INICartPole", {"length": 0.2}))
+    assert own.algorithm(spec_of(own.env, own.env_kwargs, None)).world_model.physics == {"length": 0.2}
+    heavy = Config(env="Pendulum-v1", env_kwargs={"g": 5.0}, world_model=TrueEnvironment("Pendulum"))
+    model: Any = heavy.algorithm(spec_of(heavy.env, heavy.env_kwargs, None)).world_model
+    env: Any = gymnasium.make("Pendulum-v1", g=5.0)
+    obs, _ = env.reset(seed=0)
+    said: Any = model.step(TrueState(identity(3)), model.start((), obs, None), jnp.array([0.5]), jax.random.key(0))[1]
+    np.testing.assert_allclose(said.obs, env.step(np.array([1.0], np.float32))[0], atol=1e-5)
+    with pytest.raises(ValueError, match="physics has no 'length'; of Pendulum: g"):
+        TrueEnvironment("Pendulum", {"length": 1.0})
 
 
 def test_it_is_drawn(monkeypatch):

@@ -115,13 +115,19 @@ class Config:
 
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
-        parts = (self.world_model, self.agent, self.bonus, self.replay, self.improve.block)
+        parts = (self._dreamt_in(), self.agent, self.bonus, self.replay, self.improve.block)
         precision = fastest if self.precision == "fastest" else self.precision
         return Algorithm(spec, *parts, self.environments, self.knowledge, precision)
+
+    def _dreamt_in(self) -> AnyWorldModel:
+        """The world model; what stands for the truth is told with what the environment is made, or raises ValueError."""
+        model = self.world_model
+        return model.made_with(self.env_kwargs) if isinstance(model, TrueEnvironment) else model
 
     def check(self) -> None:
         """Raises ValueError unless the loop goes as the agent needs it in order to learn."""
         steps, name = self.agent.on_policy_steps, type(self.agent).__name__
+        self._dreamt_in()
         self.knowledge.check()
         self.runner.check(self)
         if self.replay.capacity < self.environments:

@@ -7,7 +7,9 @@ of any shape; nothing else in them depends on what the numbers are.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from spikedream.types import check_bounds
@@ -92,6 +94,25 @@ class CartPole:
             motion, bounced = self.integrate(xp, motion, self.motor * drive, dt)
             hit = hit | bounced
         return motion._replace(angle=wrapped(motion.angle)), hit
+
+
+def check_physics(physics: Mapping[str, Any]) -> None:
+    """Raises ValueError unless these are fields of `CartPole` within their bounds, each a number or the ends of a range from which
+    it is drawn, lowest first."""
+    known = [each.name for each in fields(CartPole)]
+    for name, value in physics.items():
+        if name not in known:
+            raise ValueError(f"physics has no {name!r}; known: {', '.join(known)}")
+        drawn = isinstance(value, list | tuple)
+        ends = value if drawn else (value,)
+        if name == "substeps" and not isinstance(value, Integral):
+            raise ValueError(f"physics.substeps is {value!r}; it must be a whole number")
+        if len(ends) != 1 + drawn or not all(isinstance(x, Real) and math.isfinite(x) for x in ends):
+            raise ValueError(f"physics.{name} is {value!r}; it must be a number, or the lowest and the highest of a range")
+        if ends[0] > ends[-1]:
+            raise ValueError(f"physics.{name} is {value!r}; the lowest of a range comes first")
+    for end in (0, -1):
+        CartPole(**{name: value[end] if isinstance(value, list | tuple) else value for name, value in physics.items()})
 
 
 def wrapped(angle: Any) -> Any:

@@ -1,7 +1,6 @@
 """The cart-pole of the Institute of Neuroinformatics, Zürich, as Gymnasium environments: `INICartPole-v0`, which balances, and
 `INICartPoleSwingUp-v0`. The physics are those of `spikedream.dynamics.ini_cartpole`."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from spikedream.dynamics.ini_cartpole import (
     CartPole,
     Motion,
     balanced,
+    check_physics,
     observed,
     swing_up_reward,
     wrapped,
@@ -41,7 +41,7 @@ class INICartPoleEnv(gymnasium.Env):
         render_mode: "human", "rgb_array" or None.
 
     Raises:
-        ValueError: a field of `physics` is unknown, or its value out of bounds; `noise` is negative.
+        ValueError: a field of `physics` is unknown, its value out of bounds, or a range no range; `noise` is negative.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 50}
@@ -55,12 +55,7 @@ class INICartPoleEnv(gymnasium.Env):
         render_mode: str | None = None,
     ):
         self._ranges: dict[str, Any] = (RANDOM_PHYSICS if random_physics else {}) | dict(physics or {})
-        known = [field.name for field in dataclasses.fields(CartPole)]
-        wrong = [name for name in self._ranges if name not in known]
-        if wrong:
-            raise ValueError(f"physics has no {wrong[0]!r}; known: {', '.join(known)}")
-        for end in (0, -1):  # both ends of a range must do
-            CartPole(**{name: np.ravel(value)[end].item() for name, value in self._ranges.items()})
+        check_physics(self._ranges)
         if noise < 0:
             raise ValueError(f"noise is {noise}; it must be at least 0")
         self.swing_up, self.noise, self.render_mode = swing_up, noise, render_mode

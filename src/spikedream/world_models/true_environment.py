@@ -4,8 +4,8 @@ Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics of 
 `dynamics.ini_cartpole`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.dynamics.ini_cartpole import CartPole, Motion, balanced, observed, seen, swing_up_reward
+from spikedream.dynamics.ini_cartpole import CartPole, Motion, balanced, check_physics, observed, seen, swing_up_reward
 from spikedream.replay.normalizer import Normalizer, identity
 from spikedream.types import Experience, Metrics, Prediction, Spec
 
@@ -47,11 +47,15 @@ class INICartPole:
         return jnp.zeros(()) if self.swing_up else state[1] | ~balanced(self.cartpole, state[0])
 
 
+# Of Gymnasium's environments, the keyword arguments that are parameters of the dynamics, by the same name.
+PARAMETERS = {"CartPole": ("sutton_barto_reward",), "Pendulum": ("g",)}
+
+
 @cache
-def load_dynamics(name: str) -> Dynamics:
-    """Raises ImportError with what to install: Gymnasium's need flax."""
+def load_dynamics(name: str, physics: tuple[tuple[str, Any], ...] = ()) -> Dynamics:
+    """With parameters in place of the defaults. Raises ImportError with what to install: Gymnasium's need flax."""
     if name.startswith("INI"):
-        functional = INICartPole(CartPole(), name == "INICartPoleSwingUp")
+        functional = INICartPole(CartPole(**dict(physics)), name == "INICartPoleSwingUp")
         return Dynamics(functional, None, 5, lambda obs: (seen(jnp, obs), False), lambda action: action)
     try:
         from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
@@ -62,14 +66,20 @@ def load_dynamics(name: str) -> Dynamics:
         ) from error
     if name == "CartPole":
         # Its default pole moment is mass + length; that of CartPole-v1, and of the physics, is mass x length.
-        return Dynamics(CartPoleFunctional(), CartPoleParams(polemass_length=0.05), 4, lambda obs: obs, jnp.argmax)
+        return Dynamics(
+            CartPoleFunctional(), CartPoleParams(**{"polemass_length": 0.05, **dict(physics)}), 4, lambda obs: obs, jnp.argmax
+        )
     return Dynamics(
         PendulumFunctional(),
-        PendulumParams(),
+        PendulumParams(**dict(physics)),
         3,
         lambda obs: jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]]),
         lambda action: 2.0 * action,  # a torque of up to 2 N m
     )
+
+
+def _drawn(what: str) -> str:
+    return f"{what}, so that each episode has another physics, but TrueEnvironment dreams in one: give each a single value"
 
 
 class TrueState(eqx.Module):
@@ -82,13 +92,44 @@ class TrueMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class TrueEnvironment:
-    """Hyper-parameters: which environment. `update` only takes over the normaliser."""
+    """Hyper-parameters: which environment. `update` only takes over the normaliser.
+
+    Raises:
+        ValueError: `physics` are no parameters of the dynamics, or not one value each.
+    """
 
     dynamics: Literal["CartPole", "Pendulum", "INICartPole", "INICartPoleSwingUp"] = "CartPole"
+    # Parameters in place of the defaults; where there are none, those with which the run makes its environment.
+    physics: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.dynamics in PARAMETERS:
+            wrong = [name for name in self.physics if name not in PARAMETERS[self.dynamics]]
+            if wrong:
+                raise ValueError(f"physics has no {wrong[0]!r}; of {self.dynamics}: {', '.join(PARAMETERS[self.dynamics])}")
+            return
+        check_physics(self.physics)
+        drawn = [name for name, value in self.physics.items() if isinstance(value, list | tuple)]
+        if drawn:
+            raise ValueError(_drawn(f"physics.{drawn[0]} is {list(self.physics[drawn[0]])}"))
+
+    def made_with(self, env_kwargs: Mapping[str, Any]) -> "TrueEnvironment":
+        """The environment that is made with these. Raises ValueError where it is another one in each episode."""
+        if self.physics:
+            return self
+        if self.dynamics in PARAMETERS:
+            return replace(self, physics={name: env_kwargs[name] for name in PARAMETERS[self.dynamics] if name in env_kwargs})
+        if env_kwargs.get("random_physics"):
+            raise ValueError(_drawn("env_kwargs.random_physics is set"))
+        return replace(self, physics=dict(env_kwargs.get("physics") or {}))
+
+    @property
+    def _loaded(self) -> Dynamics:
+        return load_dynamics(self.dynamics, tuple(sorted(self.physics.items())))
 
     def init(self, spec: Spec, key: Array) -> TrueState:
         """Raises ValueError where the run's environment has other observations than the dynamics."""
-        size = load_dynamics(self.dynamics).size
+        size = self._loaded.size
         if spec.obs_size != size:
             raise ValueError(f"the true {self.dynamics} observes {size} numbers, the run's environment {spec.obs_size}")
         return TrueState(identity(spec.obs_size))
@@ -119,7 +160,7 @@ class TrueEnvironment:
         return jnp.zeros(index.shape)
 
     def step(self, state: TrueState, memory: TrueMemory, action: Array, key: Array) -> tuple[TrueMemory, Prediction]:
-        dynamics = load_dynamics(self.dynamics)
+        dynamics = self._loaded
         env, before = dynamics.functional, dynamics.state(state.normalizer.raw_obs(memory.obs))
         act = dynamics.action(action)
         after = env.transition(before, act, key, params=dynamics.params)
