@@ -68,17 +68,21 @@ def installed() -> bool:
     return importlib.util.find_spec("stable_baselines3") is not None
 
 
-def from_zoo(algorithm: str, env: str) -> Baseline:
-    """With the settings of RL Baselines3 Zoo.
+def from_zoo(algorithm: str, env: str, otherwise_own: bool = False) -> Baseline:
+    """With the settings of RL Baselines3 Zoo; or with the library's own, for the first 100,000 steps, where it has none and these
+    will do `otherwise`.
 
     Raises:
         ConfigError: it has none for this pair.
     """
     if algorithm not in RL_ZOO:
         raise ConfigError(f"no Stable-Baselines3 algorithm {algorithm!r}; known: {', '.join(RL_ZOO)}")
-    if env not in RL_ZOO[algorithm]:
-        raise ConfigError(f"RL Baselines3 Zoo has no settings for {algorithm} on {env}; it has: {', '.join(RL_ZOO[algorithm])}")
-    agent = configuration.merge(StableBaselines3(), {"algorithm": algorithm, **RL_ZOO[algorithm][env]})
+    if env not in RL_ZOO[algorithm] and not otherwise_own:
+        raise ConfigError(
+            f"RL Baselines3 Zoo has no settings for {algorithm} on {env}; it has: {', '.join(RL_ZOO[algorithm])};"
+            " `settings: {}` stands for the library's own"
+        )
+    agent = configuration.merge(StableBaselines3(), {"algorithm": algorithm, **RL_ZOO[algorithm].get(env, {})})
     return Baseline(env=env, budget=agent.schedule, agent=agent)
 
 
@@ -218,8 +222,9 @@ def _model(baseline: Baseline) -> Any:
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99))
     try:
         return getattr(sb3, agent.algorithm)("MlpPolicy", env, seed=baseline.seed, device="cpu", **settings)
-    except TypeError as error:
-        raise ConfigError(f"agent.settings does not fit {agent.algorithm}: {error}") from error
+    except (AssertionError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"agent.settings or the environment does not fit {agent.algorithm}: {what}") from error
 
 
 def _scheduled(value: Any) -> Any:

@@ -15,6 +15,9 @@
 A method that is not `only` for some environments runs on all. Its settings `on` one environment come on top of its others, and all
 of them on top of the environment's. What decides whether a run counts as solved belongs to the environment: it is the same for all.
 With `evaluation: {stop: false}` runs go to the end of their budgets, and are compared by their returns there.
+
+`sb3` is an algorithm of Stable-Baselines3, model-free, as RL Baselines3 Zoo sets it; a method with `settings` of its own, be they
+none (`settings: {}`), needs no others.
 """
 
 import dataclasses
@@ -284,8 +287,9 @@ def _configure(conditions: Config, shared: Mapping[str, Any], method: Mapping[st
 
 
 def _baseline(env: str, shared: Mapping[str, Any], settings: dict[str, Any]) -> Baseline:
-    """The Zoo's settings with changes: `budget`, and the fields of `baselines.StableBaselines3`."""
-    baseline = baselines.from_zoo(settings.pop("sb3"), env)
+    """The Zoo's settings with changes: `budget`, and the fields of `baselines.StableBaselines3`. A method that gives `settings`
+    changes the library's own where the Zoo has none."""
+    baseline = baselines.from_zoo(settings.pop("sb3"), env, "settings" in settings)
     budget = {"budget": settings.pop("budget", shared.get("budget", baseline.budget))}
     own = _mapping(settings.get("settings"), "settings")
     agent = configuration.merge(baseline.agent, {**settings, "settings": baseline.agent.settings | own})
