@@ -1,10 +1,10 @@
 """How long a step of the dream as an environment takes: 64 dreams in a spiking ensemble of four, beside the conventional one.
 
-    python benchmarks/dream_env.py [--dreams 64 --preset cartpole]
+    python benchmarks/dream_env.py [--dreams 64 --preset cartpole] [--record]
 
 The world model is that of a preset, not fitted: what a step takes does not depend on its weights. Each figure is the median of a
 thousand steps after a warm-up; the two ensembles are measured in turn, so that their ratio holds on a machine whose speed drifts.
-With `--stable-baselines3` the dreams are stepped through that face.
+With `--stable-baselines3` the dreams are stepped through that face. With `--record` the figures become `results/dream-env-64.json`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from spikedream import config as configuration
 from spikedream.config import Config
 from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.dream_env.vector import DreamVecEnv
+from spikedream.experiments.record import record_scores
 
 
 def stepper(config: Config, dreams: int, stable_baselines3: bool) -> Callable[[], float]:
@@ -42,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dreams", type=int, default=64)
     parser.add_argument("--preset", default="cartpole")
+    parser.add_argument("--steps", type=int, default=1000, help="measured")
     parser.add_argument("--stable-baselines3", action="store_true")
+    parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     config = configuration.named(options.preset)
     kinds = {"spiking": config, "conventional": configuration.twin(config)}
@@ -50,10 +53,15 @@ def main() -> None:
     for step in steppers.values():
         for _ in range(50):
             step()
-    times = [{name: step() for name, step in steppers.items()} for _ in range(1000)]
+    times = [{name: step() for name, step in steppers.items()} for _ in range(options.steps)]
     print(f"{options.dreams} dreams, {config.world_model.members} members, on {jax.devices()[0].device_kind}")
-    for name in steppers:
-        print(f"  {name:14}{1e3 * statistics.median(row[name] for row in times):8.2f} ms a step")
+    found = {name: 1e3 * statistics.median(row[name] for row in times) for name in steppers}
+    for name, milliseconds in found.items():
+        print(f"  {name:14}{milliseconds:8.2f} ms a step")
+    if options.record:
+        face = "-stable-baselines3" if options.stable_baselines3 else ""
+        row = {f"ms a step, {name}": [milliseconds] for name, milliseconds in found.items()}
+        print(record_scores(f"dream-env-{options.dreams}{face}", row))
 
 
 if __name__ == "__main__":

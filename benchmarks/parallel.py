@@ -5,7 +5,7 @@
     python benchmarks/parallel.py intake --seconds 60    # transitions a second through the driver
     python benchmarks/parallel.py kills --number 50 --budget 500      # SIGKILL at random moments in one run
 
-With `--record` what the last three find becomes rows `results/parallel-*.json`; kills only where the run was solved. Needs
+With `--record` what is found becomes rows `results/parallel-*.json`; kills only where the run was solved. Needs
 `pip install 'spikedream[ray]'`. Wall times are of this machine with all else that runs on it, whose load is told.
 """
 
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,13 @@ gymnasium.register("Slow-v0", Slow, max_episode_steps=1000)
 
 def keep(name: str, **found: float) -> None:
     """As a row of results, where that is asked for."""
+    keep_all(name, {score: [value] for score, value in found.items()})
+
+
+def keep_all(name: str, found: Mapping[str, Sequence[float]]) -> None:
+    """Of several repetitions."""
     if asked.record:
-        print(record_scores(f"parallel-{name}", {score: [value] for score, value in found.items()}))
+        print(record_scores(f"parallel-{name}", found))
 
 
 def tell(what: str, **found: Any) -> None:
@@ -92,8 +98,10 @@ def cartpole(seeds: int) -> None:
                 found.append({"seconds": round(seconds, 1), "cpu": round(cpu, 1)} | json.loads((out / "result.json").read_text()))
         told = ("seconds", "wall_seconds", "real_steps_to_solve", "real_steps", "fresh_return_mean")
         rows = [{name: row[name] for name in told} for row in found[1:]]
-        median = {name: statistics.median(row[name] or row["real_steps"] for row in rows) for name in told}
-        tell(f"cartpole {runner}", median=median, runs=rows)
+        # What was not solved counts as all its steps.
+        each = {name: [row["real_steps"] if row[name] is None else row[name] for row in rows] for name in told}
+        tell(f"cartpole {runner}", median={name: statistics.median(values) for name, values in each.items()}, runs=rows)
+        keep_all(f"cartpole-{runner.lower()}", {name.replace("_", " "): values for name, values in each.items()})
 
 
 # ---- collecting
@@ -308,8 +316,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
-    if asked.record and asked.what == "cartpole":
-        parser.error("cartpole keeps no rows; leave --record out")
     if asked.what == "cartpole":
         cartpole(asked.seeds)
     elif asked.what == "collect":

@@ -2,12 +2,16 @@
 
 import argparse
 import importlib
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from spikedream import config as configuration
+from spikedream.experiments import record
 from spikedream.types import Spec
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -51,3 +55,40 @@ def test_a_preset_of_other_sizes_than_pytorch_has_is_refused(script) -> None:
     pytorch.same_sizes(configuration.named("popsan-halfcheetah"), Spec(17, 6, False))
     with pytest.raises(SystemExit, match=r"popsan-ant .* env Ant-v4 and not HalfCheetah-v4, observation 27 .*, members 5"):
         pytorch.same_sizes(configuration.named("popsan-ant"), Spec(27, 8, False))
+
+
+def test_what_a_step_of_the_dream_takes_is_recorded(script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dream_env.py", "--dreams", "2", "--preset", "debug", "--steps", "3", "--record"])
+    script("dream_env").main()
+    row = record.load("dream-env-2")
+    assert row.scores.keys() == {"ms a step, spiking", "ms a step, conventional"} and all(x[0] > 0 for x in row.scores.values())
+    assert row.command == "python benchmarks/dream_env.py --dreams 2 --preset debug --steps 3 --record" and row.code is not None
+
+
+def test_a_parallel_run_beside_the_synchronous_one_is_recorded_seed_by_seed(
+    script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs themselves are not made: their results are written in their place."""
+    parallel: Any = script("parallel")
+
+    def train(command: list[str], **_: Any) -> None:
+        out, seed = Path(command[-1]), int(command[command.index("--seed") + 1])
+        solved = None if seed == 102 else seed  # the first seed warms the cache, and is left out
+        result = {"wall_seconds": 2.0, "real_steps_to_solve": solved, "real_steps": 500, "fresh_return_mean": 480.0}
+        out.mkdir()
+        (out / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel.subprocess, "run", train)
+    monkeypatch.setattr(sys, "argv", ["parallel.py", "cartpole", "--seeds", "2", "--record"])
+    for recorded in (False, True):
+        monkeypatch.setattr(parallel, "asked", argparse.Namespace(record=recorded), raising=False)
+        monkeypatch.setattr(parallel.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+        monkeypatch.setattr(parallel, "commit", lambda: None)
+        parallel.cartpole(2)
+        assert (tmp_path / "results").exists() is recorded
+    for runner in ("sync", "parallel"):
+        row = record.load(f"parallel-cartpole-{runner}")
+        assert row.scores["real steps to solve"] == [101, 500] and row.scores["fresh return mean"] == [480, 480]
+        assert len(row.scores["seconds"]) == 2 and row.command == "python benchmarks/parallel.py cartpole --seeds 2 --record"
