@@ -128,14 +128,15 @@ class Tide(Walk):
 
 
 class Waits(Walk):
-    """Each step takes `seconds`; the fifth takes an hour in the first environment that claims the file `once`, if one is named."""
+    """Each step takes `seconds`, the one after `hangs_after` of them `hangs` seconds; the fifth takes an hour in the first
+    environment that claims the file `once`, if one is named."""
 
-    def __init__(self, seconds: float = 0.0, once: str = ""):
+    def __init__(self, seconds: float = 0.0, once: str = "", hangs_after: int | None = None, hangs: float = 3600.0):
         super().__init__()
-        self.seconds, self.once = seconds, once
+        self.seconds, self.once, self.hangs_after, self.hangs = seconds, once, hangs_after, hangs
 
     def step(self, action: Any):
-        time.sleep(self.seconds)
+        time.sleep(self.hangs if self.steps == self.hangs_after else self.seconds)
         if self.once and self.steps == 5:
             try:
                 os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from small import DISCRETE
@@ -14,7 +15,9 @@ from test_resume import DREAMER, ENSEMBLE, Notes
 
 from spikedream import config as configuration
 from spikedream.config import Config, ConfigError, Evaluation
+from spikedream.envs.make import spec_of
 from spikedream.envs.real_time import Timing
+from spikedream.envs.registration import copied
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.processes import Parallel
 from spikedream.runners import crew, parallel
@@ -22,10 +25,13 @@ from spikedream.runners.account import Account
 from spikedream.runners.crew import Lost
 from spikedream.runners.intake import Intake
 from spikedream.runners.lanes import Handover, Lanes, rubbish
+from spikedream.runners.newest import Newest
 from spikedream.runners.parallel import Driver
+from spikedream.runners.parts import Evaluating, Task
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.stop import ClusterError, Interrupted
 from spikedream.runners.sync import Trainer
+from spikedream.runs import evaluate
 from spikedream.runs.evaluate import Evaluator
 from spikedream.runs.run import Run
 from spikedream.types import Transition
@@ -351,6 +357,18 @@ def test_a_part_that_always_fails_ends_the_run_with_its_reason(here, tmp_path: P
     with pytest.raises(ClusterError, match="collector 0 has failed 3 times, one right after the other: it died"):
         go(config(runner={"failures": 3}), tmp_path / "run")
     assert json.loads(next((tmp_path / "run" / "checkpoints").glob("*.json")).read_text())["counters"]["real_steps"] == 0
+
+
+def test_an_environment_that_hangs_in_evaluation_is_told_of_in_one_line(here, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "GRACE", 0.0)
+    chosen = config(env="environments:Waits-v0", env_kwargs={"hangs_after": 3, "hangs": 2.0}, runner={"step_seconds": 0.25})
+    algorithm = chosen.algorithm(spec_of(chosen.env, chosen.env_kwargs, None))
+    policy = Newest(algorithm, algorithm.init(jax.random.key(0)), 0, 0).policy
+    evaluator = Evaluating(Task(chosen, algorithm.spec, copied(chosen.env, chosen)[0]))
+    says = r"Waits-v0 hangs in evaluation: 2 at once have not ended step\(\) within 0.5 s"
+    with pytest.raises(BrokenEnvironment, match=says):
+        evaluator.evaluate(policy.acting, policy.arrays["state.keys.evaluate"], None, 0, 0, False)
+    evaluator._evaluator.close()
 
 
 # ---- bad input

@@ -17,6 +17,7 @@ from spikedream.algorithm import Algorithm, PolicyState, TrainState
 from spikedream.config import Config
 from spikedream.envs.host import REPORT
 from spikedream.envs.registration import register
+from spikedream.processes import Parallel
 from spikedream.runners.account import held_outside, restore_outside
 from spikedream.runners.cache import use_compilation_cache
 from spikedream.runners.lanes import Handover, Request
@@ -277,7 +278,9 @@ class Evaluating:
     def __init__(self, task: Task):
         self.algorithm = task.begin()
         self._template = policy_template(self.algorithm)
-        self._evaluator = Evaluator(task.config, task.config.evaluation.episodes)
+        runner = task.config.runner
+        limit = runner.step_seconds if isinstance(runner, Parallel) else None
+        self._evaluator = Evaluator(task.config, task.config.evaluation.episodes, limit)
 
     def ready(self) -> None:
         """Answers once it has begun."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from spikedream.envs.make import endless, longest_episode, make_vector
 from spikedream.envs.spaces import BrokenEnvironment, decode_actions
 
 LARGEST_BATCH = 100
+GRACE = 5.0  # seconds beyond its time, in which an environment may still say itself what is wrong
 
 
 class Evaluated(NamedTuple):
@@ -54,21 +56,26 @@ class Evaluator:
         config: names the environment.
         episodes: greedy episodes in each evaluation.
         heed: called before each decision; what it raises ends the evaluation, which can then be made anew.
+        step_seconds: for one step of an environment, after which it hangs; None: any number.
     """
 
-    def __init__(self, config: Config, episodes: int, heed: Callable[[], None] = lambda: None):
+    def __init__(
+        self, config: Config, episodes: int, heed: Callable[[], None] = lambda: None, step_seconds: float | None = None
+    ):
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
         self.config, self.episodes, self._heed = config, episodes, heed
         self.batch = min(episodes, LARGEST_BATCH)
         self._envs = make_vector(config.env, config.env_kwargs, config.max_episode_steps, self.batch)
         self._longest, self._warm = longest_episode(config.env, config.max_episode_steps), False
+        self._within = None if step_seconds is None else step_seconds * self.batch + GRACE
+        self._thread = None if step_seconds is None else ThreadPoolExecutor(1)  # who waits for it can also stop waiting
 
     def __call__(self, algorithm: Algorithm, policy: PolicyState, key: Array, stream: int, *index: int) -> Evaluated:
         """Run the episodes that `stream` and `index` seed (see `episode_seed`); what a policy draws follows from that and `key`.
 
         Raises:
-            BrokenEnvironment: the environment raised, or returned something that is not finite.
+            BrokenEnvironment: the environment raised, hangs, or returned something that is not finite.
         """
         if not self._warm:  # what keeps time itself must not wait for a compilation
             resting, nothing = algorithm.start(policy, self.batch), np.zeros((self.batch, algorithm.spec.obs_size), np.float32)
@@ -114,12 +121,23 @@ class Evaluator:
         return Round(returns, lengths, float(np.mean(rates)), seconds, decisions, success)
 
     def _call(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(self._envs, what)
         try:
-            return getattr(self._envs, what)(*args, **kwargs)
+            if self._thread is None:
+                return method(*args, **kwargs)
+            answer = self._thread.submit(method, *args, **kwargs)
+            if not wait((answer,), self._within).done:
+                which = f"{self.batch} at once have" if self.batch > 1 else "it has"
+                raise BrokenEnvironment(
+                    f"{self.config.env} hangs in evaluation: {which} not ended {what}() within {self._within:g} s"
+                )
+            return answer.result()
         except BrokenEnvironment:
             raise
         except Exception as error:
             raise BrokenEnvironment(f"{self.config.env} raised {type(error).__name__} in {what}(): {error}") from error
 
     def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
         self._envs.close()
