@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from test_cli import call
 from spikedream.experiments import cluster
 from spikedream.experiments.cluster import Place, Room, unpack
 from spikedream.runners import crew, reaper
+from spikedream.runners.stop import ClusterError
 
 PROGRAM = """
 import pathlib, signal, sys, time
@@ -126,6 +128,57 @@ time.sleep(60)
     while (reaper.began(grandchild) is not None or home.exists()) and time.monotonic() < end:
         time.sleep(0.05)
     assert reaper.began(grandchild) is None and not home.exists()
+
+
+class Answers:
+    """In place of Ray: what each machine says of its versions; None where it says nothing."""
+
+    def __init__(self, found: dict[str, dict[str, str | None] | None]):
+        self._found = found
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"NodeID": "gone", "NodeManagerAddress": "10.0.0.9", "Alive": False}
+        return [gone, *({"NodeID": f"id {name}", "NodeManagerAddress": name, "Alive": True} for name in self._found)]
+
+    def remote(self, function: Any) -> Any:
+        def options(num_cpus: int, scheduling_strategy: Any) -> Any:
+            assert num_cpus == 0 and not scheduling_strategy.soft
+            return SimpleNamespace(remote=lambda: scheduling_strategy.node.removeprefix("id "))
+
+        return SimpleNamespace(options=options)
+
+    def wait(self, asked: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert num_returns == len(asked) and timeout > 0
+        return [x for x in asked if self._found[x] is not None], [x for x in asked if self._found[x] is None]
+
+    def get(self, answer: str) -> Any:
+        return self._found[answer]
+
+
+def test_every_machine_of_a_cluster_must_have_the_same_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strategy(node: str, soft: bool) -> Any:
+        return SimpleNamespace(node=node, soft=soft)
+
+    for name, module in (
+        ("ray", SimpleNamespace()), ("ray.util", SimpleNamespace()),
+        ("ray.util.scheduling_strategies", SimpleNamespace(NodeAffinitySchedulingStrategy=strategy)),
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    own = crew._probe()()
+
+    def check(second: dict[str, str | None] | None) -> None:
+        joined: Any = crew.Crew.__new__(crew.Crew)
+        joined._ray = Answers({"10.0.0.1": own, "10.0.0.2": second})
+        joined._check_versions()
+
+    check(own)
+    says = (
+        rf"machine 10\.0\.0\.2 differs from this one: spikedream missing there, {own['spikedream']} here; install the same on both"
+    )
+    with pytest.raises(ClusterError, match=says):
+        check(own | {"spikedream": None})
+    with pytest.raises(ClusterError, match=r"machine 10\.0\.0\.2 runs nothing: it has not answered within 60 s"):
+        check(None)
 
 
 def test_without_ray_or_with_seeds_together_a_study_says_so(tmp_path: Path, capsys, monkeypatch) -> None:

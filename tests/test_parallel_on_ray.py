@@ -374,6 +374,26 @@ def test_a_study_runs_on_a_cluster_and_goes_on_after_it_was_stopped(where: str, 
     assert process.left() == []
 
 
+def test_a_cluster_with_one_machine_of_another_version_is_refused(cluster: str, tmp_path: Path) -> None:
+    other = tmp_path / "spikedream-9.9.9.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: spikedream\nVersion: 9.9.9\n")
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(TESTS.parent / "src")])
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", cluster, "--num-cpus", "0", "--block"]
+    machine = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        time.sleep(10)
+        assert machine.poll() is None, machine.communicate()
+        process = Process("train", "debug", "--runner", "Parallel", "--runner.address", cluster, "--out", str(tmp_path / "run"))
+        status, _, error = process.end(120)
+    finally:
+        machine.terminate()
+        machine.wait(30)
+    assert status == 1 and error.count("\n") == 1 and not (tmp_path / "run").exists(), error
+    assert "differs from this one: spikedream 9.9.9 there" in error
+
+
 def test_a_study_where_no_cluster_is_says_so(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     status, _, error = Process("study", "debug", "--cluster", "--out", str(tmp_path / "out")).end(60)

@@ -21,6 +21,7 @@ from spikedream.runners import reaper
 from spikedream.runners.stop import ClusterError
 
 CONNECT = 10.0  # seconds in which a cluster must answer
+PROBE = 60.0  # seconds in which each of its machines must tell its versions
 GRACE = 5.0  # seconds beyond its time in which a part's answer may still travel
 
 
@@ -95,15 +96,27 @@ class Crew:
         self._gpu = bool(ray.cluster_resources().get("GPU"))
 
     def _check_versions(self) -> None:
-        there = self._ray.remote(_probe())
-        try:
-            found = self._ray.get(there.options(num_cpus=0).remote(), timeout=60)
-        except self._ray.exceptions.GetTimeoutError as error:
-            raise ClusterError("the cluster runs nothing: it has not answered within 60 s") from error
-        here = _probe()()
-        wrong = [f"{name} {found[name] or 'missing'} there, {own} here" for name, own in here.items() if found[name] != own]
-        if wrong:
-            raise ClusterError(f"the cluster differs from this machine: {'; '.join(wrong)}; install the same on both")
+        """Of every machine there: any may be given a part."""
+        from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
+            NodeAffinitySchedulingStrategy,
+        )
+
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
+        there, here = self._ray.remote(_probe()), _probe()()
+        asked = {
+            there.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): address
+            for node, address in nodes.items()
+        }
+        late = self._ray.wait(list(asked), num_returns=len(asked), timeout=PROBE)[1]
+        if late:
+            raise ClusterError(f"the cluster's machine {asked[late[0]]} runs nothing: it has not answered within {PROBE:g} s")
+        for answer, address in asked.items():
+            found = self._ray.get(answer)
+            wrong = [f"{name} {found[name] or 'missing'} there, {own} here" for name, own in here.items() if found[name] != own]
+            if wrong:
+                raise ClusterError(
+                    f"the cluster's machine {address} differs from this one: {'; '.join(wrong)}; install the same on both"
+                )
 
     # ---- parts
 
