@@ -24,10 +24,10 @@ from spikedream.runners import crew, parallel
 from spikedream.runners.account import Account
 from spikedream.runners.crew import Lost
 from spikedream.runners.intake import Intake
-from spikedream.runners.lanes import Handover, Lanes, rubbish
+from spikedream.runners.lanes import Handover, Lanes, Request, rubbish
 from spikedream.runners.newest import Newest
 from spikedream.runners.parallel import Driver
-from spikedream.runners.parts import Evaluating, Task
+from spikedream.runners.parts import Collecting, Evaluating, Seat, Task
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.stop import ClusterError, Interrupted
 from spikedream.runners.sync import Trainer
@@ -79,7 +79,7 @@ def handover(numbers: list[int], serial: int = 1, terminated: bool = False, **ch
 
     steps = Transition(field(4), field(2), field(), field(4), field(), field(), field())
     steps.reward[:, 0] = numbers
-    steps.terminated[-1] = terminated
+    steps.terminated[-1:] = terminated
     steps = steps._replace(**{name: value for name, value in changes.items() if name in Transition._fields})
     rest = {name: value for name, value in changes.items() if name not in Transition._fields}
     return Handover(serial, steps, np.zeros(1, bool), rows, (), 0, 0.1)._replace(**rest)
@@ -218,6 +218,56 @@ def test_where_a_clock_runs_a_late_handover_is_taken_in_and_rubbish_is_not(clock
     measured = intake.take_timing().metrics()
     assert (measured["realtime/ticks"], measured["realtime/missed"]) == (13, 9 / 13)
     assert measured["realtime/latency_ms"] == pytest.approx(2.0) and intake.take_timing().metrics() == {}
+
+
+@pytest.mark.parametrize("clock", [{"realtime": {}}, {"env": "RemoteEnvironment-v0"}, {}])
+def test_where_a_clock_runs_a_collector_finishes_its_episode_before_it_waits(clock: dict[str, Any], tmp_path: Path) -> None:
+    chosen = config(collect={"seed_episodes": 0, "steps": 4}, runner={"collectors": 2}, budget=40, **clock)
+    account = Account(chosen, tmp_path, Notes())
+    intake = Intake(chosen, DISCRETE, account, Schedule(chosen), ["learner"])
+    intake.replay = chosen.replay.init(DISCRETE, 2)
+
+    def asked(*idle: int, blocks: int = 0) -> list[tuple[int, int, bool]]:
+        found = list(intake.requests(list(idle), blocks))
+        serials.extend(request.serial for _, request in found)
+        return [(collector, request.rows, request.finish) for collector, request in found]
+
+    serials: list[int] = []
+    assert asked(0) == [(0, 4, False)]  # a whole turn, before anything is learned
+    if not clock:
+        assert asked(0, 1) == []
+        return
+    assert asked(0, 1) == [(0, 4, True)]  # it goes on without a gap, and who has begun no episode waits
+    assert intake.receive(0, handover([1, 2, 3, 4], serials[0]), 0) is None and asked(0) == [(0, 4, True)]
+    assert intake.receive(0, handover([5, 6], serials[1], terminated=True, between=True), 0) is None and asked(0, 1) == []
+    assert intake.receive(0, handover([], serials[2], between=True), 0) is None  # there was none left to finish
+    assert asked(0, 1) == [] and account.progress.real_steps == 6
+    account.progress.done["fit"] = 6
+    assert [finish for _, _, finish in asked(0, 1, blocks=100)] == [False, False]
+    assert "0 rows where 1 to" in str(intake.receive(0, handover([], serials[3]), 0))
+
+
+def test_in_real_time_nobody_goes_beyond_the_budget_to_finish(tmp_path: Path) -> None:
+    chosen = config(collect={"seed_episodes": 0, "steps": 4}, runner={"collectors": 1}, budget=6, realtime={})
+    intake = Intake(chosen, DISCRETE, Account(chosen, tmp_path, Notes()), Schedule(chosen), ["learner"])
+    intake.replay = chosen.replay.init(DISCRETE)
+    found = [request for _ in range(3) for _, request in intake.requests([0], 0)]
+    assert [(request.rows, request.finish) for request in found] == [(4, False), (2, True)]
+
+
+def test_a_collector_that_is_to_finish_stops_where_its_episode_ends() -> None:
+    chosen = config(realtime={"tick": 1e-3}, max_episode_steps=6, runner={"collectors": 1})
+    algorithm = chosen.algorithm(DISCRETE)
+    collecting = Collecting(Task(chosen, DISCRETE, copied(chosen.env, chosen)[0]), Seat(0, 0))
+    policy = Newest(algorithm, algorithm.init(jax.random.key(0)), 0, 0).policy.acting
+    brought = [
+        collecting.collect(policy if number == 1 else None, 0, Request(number, 4, 10.0, False, None, finish))
+        for number, finish in ((1, False), (2, True), (3, True))
+    ]
+    assert len(brought[0].steps.reward) == 4 and not brought[0].between and brought[1].between and brought[2].between
+    assert 4 + len(brought[1].steps.reward) <= 6 <= brought[0].taken + brought[1].taken and brought[2].taken == 0
+    assert rubbish(brought[2], DISCRETE, 1, 4, np.inf, 0) is None and len(brought[2].steps.obs) == 0
+    collecting.collector.close()
 
 
 # ---- a whole run, its parts in this process

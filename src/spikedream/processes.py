@@ -27,7 +27,7 @@ class Parallel:
     even_turns: ClassVar[bool] = True
     collectors: int = 1  # each with `collect.environments` of its own
     ahead: float = 1.0  # dreams and fits for each real step, as a multiple of what Sync makes; no more, however slow collectors are
-    lead: float | None = 1.0  # turns that experience may be ahead of learning; None: collectors never wait, as where time is dear
+    lead: float | None = 1.0  # turns that experience may be ahead of learning, in real time until an episode ends; None: any number
     rows: int = 64  # steps of its environments that a collector hands over together, at most
     seconds: float = 0.1  # after which a collector hands over what it has, and dreams what they have come to
     queue: int = 64  # rows that wait for those of slower collectors, before their places are filled with what is there

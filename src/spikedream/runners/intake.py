@@ -43,13 +43,14 @@ class Intake:
         self.unsent: dict[str, list[Transition]] = {name: [] for name in learners}  # rows that a learner has not been given
         self.ended: list[float] = []  # returns of the episodes since the last row
         self.lags: deque[int] = deque(maxlen=100)  # versions that the policies of what was received were behind
-        timed = config.realtime is not None or keeps_time(config.env)
-        self._repeat = math.inf if timed else config.repeat  # own steps in which an action is taken, at most
+        self._timed = config.realtime is not None or keeps_time(config.env)
+        self._repeat = math.inf if self._timed else config.repeat  # own steps in which an action is taken, at most
         self._timings: list[Timing] = []  # since they were last taken
         self._doubted = False  # whether the first turn has been looked at
         self._episodes = 0  # that random actions have ended
         self._serial = 0
         self._open: dict[tuple[int, int], Request] = {}  # by collector and serial number
+        self._playing: set[int] = set()  # collectors that have an episode under way, or will have
 
     @property
     def seeding(self) -> bool:
@@ -81,31 +82,35 @@ class Intake:
 
     def requests(self, idle: list[int], blocks: int) -> Iterator[tuple[int, Request]]:
         """What to ask of the collectors that are `idle`, after so many blocks of agent updates; nothing while a learner has a
-        whole replay still to take in."""
+        whole replay still to take in. But where a clock runs, whoever is in an episode is asked to finish it."""
         assert self.replay is not None
         collect, progress, random, most = self.config.collect, self.account.progress, self.seeding, self.most(blocks)
         if not self._open and most <= progress.real_steps:
             self._level()
-        if max(map(len, self.unsent.values())) >= self.replay.rows:
-            return
+        full = max(map(len, self.unsent.values())) >= self.replay.rows
         episodes = None
         if random and collect.seed_steps is None:
             episodes = math.ceil((collect.seed_episodes - self._episodes) / self.runner.collectors)
         for place, collector in enumerate(idle):
             asked = sum(request.rows for request in self._open.values()) * self.steps_of_a_row
-            free = most - progress.real_steps - asked
+            free = 0 if full else most - progress.real_steps - asked
+            finish = free <= 0 and self._timed and collector in self._playing
+            if finish:
+                free = self.config.budget - progress.real_steps - asked
             if free <= 0:
-                return
+                continue
             share = math.ceil(free / self.steps_of_a_row / (len(idle) - place))
             self._serial += 1
-            request = Request(self._serial, min(self.runner.rows, share), self.runner.seconds, random, episodes)
+            request = Request(self._serial, min(self.runner.rows, share), self.runner.seconds, random, episodes, finish)
             self._open[collector, request.serial] = request
+            self._playing.add(collector)
             yield collector, request
 
     def lost(self, collector: int) -> None:
         """It will not bring what it was asked for, nor go on from where it was."""
         self.lanes.lost(collector)
         self._open = {key: request for key, request in self._open.items() if key[0] != collector}
+        self._playing.discard(collector)
 
     # ---- taking in
 
@@ -124,10 +129,13 @@ class Intake:
             return None if handover.serial <= self._serial else "an answer to what nobody asked"
         if request.serial != min(serial for who, serial in self._open if who == collector):
             return "what it was asked for before is missing"
-        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self._repeat)
+        least = 0 if request.finish else 1
+        wrong = rubbish(handover, self.spec, self.config.collect.environments, request.rows, self._repeat, least)
         if wrong is not None:
             return wrong
         del self._open[collector, request.serial]
+        if handover.between and all(other.finish for (who, _), other in self._open.items() if who == collector):
+            self._playing.discard(collector)
         progress, seeded = self.account.progress, self.seeding
         self._episodes += len(handover.ended) if seeded else 0
         progress.real_steps += handover.taken
@@ -138,7 +146,8 @@ class Intake:
         self.ended += handover.ended
         self._timings += [] if handover.timing is None else [handover.timing]
         self.lags.append(version - handover.version)
-        self.lanes.add(collector, handover)
+        if handover.taken:
+            self.lanes.add(collector, handover)
         self._remember()
         return None
 

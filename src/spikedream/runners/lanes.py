@@ -23,6 +23,7 @@ class Request(NamedTuple):
     seconds: float  # after which it hands over what it has
     random: bool  # whether it acts at random
     episodes: int | None  # after the end of so many it hands over; None: of any number
+    finish: bool = False  # only the episode under way, if there is one; no step where none is
 
 
 class Handover(NamedTuple):
@@ -36,9 +37,10 @@ class Handover(NamedTuple):
     version: int  # of the policy that acted
     seconds: float  # that it took
     timing: Timing | None = None  # how well real time was kept, where anything was timed
+    between: bool = False  # whether no episode is under way
 
 
-def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat: float) -> str | None:
+def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat: float, least: int = 1) -> str | None:
     """What is wrong with it, in a few words; None where nothing is.
 
     Args:
@@ -47,13 +49,14 @@ def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat
         environments: of the collector.
         rows: asked for, at most.
         repeat: own steps of the environment for which an action is held; infinite where ticks pass whether or not one comes.
+        least: rows asked for, at least.
     """
     if not isinstance(handover, Handover) or not isinstance(handover.steps, Transition):
         return f"a {type(handover).__name__} in place of steps"
     reward = handover.steps.reward
     number = len(reward) if isinstance(reward, np.ndarray) and reward.ndim else 0
-    if not 1 <= number <= rows:
-        return f"{number} rows where 1 to {rows} were asked for"
+    if not least <= number <= rows:
+        return f"{number} rows where {least} to {rows} were asked for"
     sizes = {"obs": (spec.obs_size,), "next_obs": (spec.obs_size,), "action": (spec.action_size,)}
     for name, field in zip(Transition._fields, handover.steps, strict=True):
         shape = (number, environments, *sizes.get(name, ()))
@@ -65,7 +68,7 @@ def rubbish(handover: Handover, spec: Spec, environments: int, rows: int, repeat
         if name in ("terminated", "truncated") and not np.isin(field, (0, 1)).all():
             return f"{name} holds neither 0 nor 1"
     steps, taken = number * environments, handover.taken
-    if not isinstance(taken, int) or not steps <= taken <= steps * repeat:
+    if not isinstance(taken, int) or not steps <= taken <= (steps and steps * repeat):
         return f"{taken} steps taken in {number} rows"
     if np.shape(handover.begins) != (environments,):
         return f"begins has the shape {np.shape(handover.begins)}, not ({environments},)"
@@ -183,3 +186,9 @@ class Lanes:
 def joined(rows: list[Transition]) -> Transition:
     """As one, fields (rows, environments, ...)."""
     return Transition(*(cast(Any, np.stack(field)) for field in zip(*rows, strict=True)))
+
+
+def no_rows(spec: Spec, environments: int) -> Transition:
+    """Likewise, of none."""
+    sizes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), (), ())
+    return Transition(*(cast(Any, np.zeros((0, environments, *size), np.float32)) for size in sizes))

@@ -7,7 +7,7 @@ anew from what the driver holds.
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from spikedream.envs.registration import register
 from spikedream.processes import Parallel
 from spikedream.runners.account import held_outside, restore_outside
 from spikedream.runners.cache import use_compilation_cache
-from spikedream.runners.lanes import Handover, Request
+from spikedream.runners.lanes import Handover, Request, joined, no_rows
 from spikedream.runners.states import Arrays, Ranks, blank, ranked, remembered, state_of
 from spikedream.runs import checkpoint, outcome
 from spikedream.runs.collect import Acting, Collector, environments_of
@@ -91,7 +91,8 @@ class Collecting:
         """Answers once it has begun."""
 
     def collect(self, policy: Arrays | None, version: int, request: Request) -> Handover:
-        """Some steps in all environments, by a policy whose version is told; None where it is the one before."""
+        """Some steps in all environments, by a policy whose version is told; None where it is the one before. Those that finish an
+        episode may be none."""
         rows, random, episodes = request.rows, request.random, request.episodes
         begun, collector = time.perf_counter(), self.collector
         if policy is not None:
@@ -103,7 +104,7 @@ class Collecting:
             self._acting = Acting(self.algorithm.start(self._policy, self.algorithm.environments), self._key)
         begins = np.array([position.obs is None for position in collector.positions])
         taken = 0
-        while len(collector.pending) < rows:
+        while len(collector.pending) < rows and not (request.finish and collector.between_episodes):
             if random:
                 self._acting, more = collector.explore(self._acting, self._policy, self._salt)
                 self._salt += 1
@@ -112,12 +113,12 @@ class Collecting:
             taken += more
             if time.perf_counter() - begun >= request.seconds or (episodes is not None and len(collector.ended) >= episodes):
                 break
-        steps = Transition(*(cast(Any, np.stack(field)) for field in zip(*collector.pending, strict=True)))
+        steps = joined(collector.pending) if collector.pending else no_rows(self.algorithm.spec, self.algorithm.environments)
         ended = tuple(collector.ended)
         collector.pending.clear()
         collector.ended.clear()
-        timing = collector.take_timing()
-        return Handover(request.serial, steps, begins, taken, ended, version, time.perf_counter() - begun, timing)
+        timing, between, seconds = collector.take_timing(), collector.between_episodes, time.perf_counter() - begun
+        return Handover(request.serial, steps, begins, taken, ended, version, seconds, timing, between)
 
 
 class Begun(NamedTuple):
