@@ -165,8 +165,11 @@ def test_what_cannot_be_compressed_says_why(run: spikedream.Run, capsys: pytest.
             compressed(other, 0.5, None, None, 10)
     with pytest.raises(ValueError, match="budget is 0, but without start_from there is nothing to learn from"):
         replace(run.config, budget=0).check()
-    with pytest.raises(ValueError, match='start_with is "everything", but there is no run to start from'):
-        replace(run.config, start_with="everything").check()
+    with pytest.raises(ValueError, match='budget is 0, but with start_with "weights" there is nothing to learn from'):
+        replace(run.config, budget=0, start_from=str(run.directory), start_with="weights").check()
+    for what in ("weights", "everything"):
+        with pytest.raises(ValueError, match=f'start_with is "{what}", but there is no run to start from'):
+            replace(run.config, start_with=what).check()
 
 
 def replace_config(run: spikedream.Run, settings: dict) -> spikedream.Run:

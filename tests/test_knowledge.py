@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import CONTINUOUS, DISCRETE, filled, known
+from test_cli import call
 from test_resume import DREAMER, ENSEMBLE
 from toys import ARMS, KNOWN, still, toy
 
@@ -115,6 +116,40 @@ def test_a_run_starts_from_the_world_and_the_experience_of_another(first: spiked
     np.testing.assert_array_equal(after.obs[:40], before.obs)
     np.testing.assert_allclose(after.reward, 2 * after.action[..., 0], rtol=1e-5)  # a torque of up to 2
     assert float(after.truncated[39, 0]) == 1 and int(second.state.replay.moments.count) == 50
+
+
+def test_a_run_goes_on_from_what_another_has_learned_without_its_experience(first: spikedream.Run, tmp_path: Path, capsys) -> None:
+    asked = ["--start-from", str(first.directory), "--start-with", "weights", "--collect.environments", "2", "--budget", "20"]
+    asked += ["--improve.first", "0", "--improve.then", "0", "--world-model.updates", "1"]
+    settings = tmp_path / "settings.yaml"
+    configuration.save(first.config, settings)
+    status, _, error = call(capsys, "train", str(settings), *asked, "--out", str(tmp_path / "second"))
+    assert status != 0 and "world_model is another there" in error
+    status, _, error = call(capsys, "train", str(settings), *asked[:-2], "--out", str(tmp_path / "second"))
+    assert status == 0, error
+    second = spikedream.load(tmp_path / "second")
+    assert second.result is not None and second.result["inherited_steps"] == 0 and second.counters["first_turn"] == 10
+    for mine, theirs in zip(jax.tree.leaves(second.state.agent), jax.tree.leaves(first.state.agent), strict=True):
+        np.testing.assert_array_equal(mine, theirs)  # it has not learned anything since
+    steps, before, after = second.experience().in_order(), first.state.replay.moments, second.state.replay.moments
+    assert steps.reward.shape == (10, 2) and int(after.count) == int(before.count) + 20
+    assert (after.low <= before.low).all() and (after.high >= before.high).all()
+    other = configuration.merge(
+        first.config, {"replay": {"scale": "spread"}, "start_from": str(first.directory), "start_with": "weights"}
+    )
+    with pytest.raises(ConfigError, match=r"cannot start from .* with weights: state\.replay\..* is another there"):
+        spikedream.train(other, out=tmp_path / "third", report=False)
+
+
+def test_an_agent_that_learns_from_its_own_steps_goes_on_from_weights_alone(tmp_path: Path) -> None:
+    small = {"env": "Pendulum-v1", "max_episode_steps": 20, "threshold": 1e9, "evaluation": {"episodes": 2}, "budget": 32}
+    chosen = configuration.merge(configuration.named("ppo-pendulum"), small | {"agent": {"rollout": 32}, "collect": {"steps": 32}})
+    first = spikedream.train(chosen, out=tmp_path / "first", report=False)
+    weights = {"start_from": str(first.directory), "start_with": "weights"}
+    second = spikedream.train(chosen, out=tmp_path / "second", settings=weights, report=False)
+    assert int(second.state.replay.moments.count) == 64 and second.experience().count == 32
+    with pytest.raises(ValueError, match='PPO does not; Dreamer and MPC do, and start_with "weights" takes over none'):
+        configuration.merge(chosen, weights | {"start_with": "everything"}).check()
 
 
 def test_what_does_not_fit_is_not_started_from(first: spikedream.Run, tmp_path: Path) -> None:

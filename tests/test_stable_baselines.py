@@ -195,6 +195,41 @@ def test_weights_of_a_zip_are_taken_and_nothing_in_it_is_unpickled(tmp_path: Pat
         )
 
 
+@pytest.mark.parametrize("what", ["everything", "weights"])
+@pytest.mark.parametrize(("algorithm", "env"), [("PPO", "CartPole-v1"), ("SAC", "Pendulum-v1")])
+def test_a_run_goes_on_from_what_the_library_held_in_another(algorithm: str, env: str, what: str, here, tmp_path: Path) -> None:
+    def fixed(settings: dict[str, Any]) -> dict[str, Any]:  # whose updates change nothing: what is there was taken over
+        return settings | {"learning_rate": 0.0} | ({"tau": 1e-12} if algorithm == "SAC" else {})
+
+    first = configuration.merge(Config(env=env, seed=5), settings(algorithm))
+    first = spikedream.train(first, out=tmp_path / "first", report=False)
+    chosen = settings(algorithm, settings=fixed(ALGORITHMS[algorithm])) | {"env": env, "seed": 6, "budget": 30}
+    chosen |= {"start_from": str(first.directory), "start_with": what, "collect": {"steps": 10}}
+    before = final_arrays(first.directory)
+    for runner in ("Sync", "Parallel"):
+        config = configuration.merge(Config(), chosen | {"runner": runner})
+        if runner == "Sync":
+            spikedream.train(config, out=tmp_path / runner, report=False)
+        else:
+            go(config, tmp_path / runner)
+        run, after = spikedream.load(tmp_path / runner), final_arrays(tmp_path / runner)
+        assert run.counters["updates"] > 0
+        taken = [name for name in before if name.startswith("learner.policy:") and "features_extractor" not in name]
+        assert len(taken) > 4
+        for name in taken:
+            np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
+        counted = "learner.count:num_timesteps"
+        assert after[counted] - before[counted] == run.counters["imagined_steps"] > 0
+    for wrong, says in (
+        ({"algorithm": "A2C" if algorithm == "PPO" else "TD3", "settings": {}}, "agent.algorithm is another there"),
+        ({"hidden": [8]}, r"state\.agent\.actor.* is another there"),
+    ):
+        config = configuration.merge(Config(), chosen | {"agent": chosen["agent"] | wrong})
+        with pytest.raises(spikedream.ConfigError, match=says):
+            spikedream.train(config, out=tmp_path / "wrong", report=False)
+        assert not (tmp_path / "wrong").exists()
+
+
 class Nasty:
     ran = False
 

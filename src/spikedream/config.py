@@ -80,8 +80,9 @@ class Config:
     precision: Literal["float32", "bfloat16", "fastest"] = (
         "float32"  # of products while it learns; the last is measured at the start
     )
-    start_from: str | None = None  # an earlier run, whose world model and experience are taken over
-    start_with: Literal["world", "everything"] = "world"  # of that run; "everything": its agent goes on learning from there
+    start_from: str | None = None  # an earlier run, of which is taken over what `start_with` says
+    # World model and experience; world model and agent, and the scales that these have learned in; or all of it.
+    start_with: Literal["world", "weights", "everything"] = "world"
     strict: bool = False  # stop where the first experience shows that little can come of it
     threshold: float | None = None  # mean return at which it stops as solved; the environment's own when absent
     replay: ReplayBuffer = ReplayBuffer()
@@ -113,6 +114,11 @@ class Config:
         """Whose steps are experience, of all collectors together."""
         return self.collect.environments * self.runner.collectors
 
+    @property
+    def explores(self) -> bool:
+        """Whether its first steps are random: with something learned it acts by that, or does not act before it learns."""
+        return self.start_from is None and bool(self.collect.seed_steps or self.collect.seed_episodes)
+
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
         parts = (self._dreamt_in(), self.agent, self.bonus, self.replay, self.improve.block)
@@ -134,15 +140,17 @@ class Config:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {self.environments} environments side by side need as many"
             )
-        if self.start_from is None and self.start_with == "everything":
-            raise ValueError('start_with is "everything", but there is no run to start from; name it by start_from')
-        if self.start_from is None and self.budget == 0:
-            raise ValueError("budget is 0, but without start_from there is nothing to learn from; it must be at least 1")
+        if self.start_from is None and self.start_with != "world":
+            raise ValueError(f'start_with is "{self.start_with}", but there is no run to start from; name it by start_from')
+        if self.budget == 0 and (self.start_from is None or self.start_with == "weights"):
+            without = "without start_from" if self.start_from is None else 'with start_with "weights"'
+            raise ValueError(f"budget is 0, but {without} there is nothing to learn from; it must be at least 1")
         if self.replay.priority == "loss" and not isinstance(self.agent, OffPolicy):
             raise ValueError(f'replay.priority is "loss", which {name} does not tell; OffPolicy does, for others use "td_error"')
-        if self.start_from is not None and (self.agent.online or steps is not None):
+        if self.start_from is not None and (self.agent.online or (steps is not None and self.start_with != "weights")):
             raise ValueError(
                 f"start_from needs an agent that learns from any experience, which {name} does not; Dreamer and MPC do"
+                + ("" if self.agent.online else ', and start_with "weights" takes over none')
             )
         constraints.refuse_unmet(self)
         if steps is None:

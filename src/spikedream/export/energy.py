@@ -243,9 +243,8 @@ def _totals(run: Run) -> Totals:
     """What the run says that it has done. Fits and gradient steps stand in the rows of its evaluations: where not every turn was
     evaluated, nobody knows them."""
     config, counters, rows = run.config, run.counters, run.metrics
-    explores = config.start_from is None and bool(config.collect.seed_steps or config.collect.seed_episodes)
     first = counters["first_turn"] if counters["turn"] else counters["real_steps"]
-    own_steps = counters["real_steps"] - first * explores
+    own_steps = counters["real_steps"] - first * config.explores
     fits = [row["model_updates"] for row in rows if "model_updates" in row]
     gradient_steps = [row["gradient_steps"] for row in rows if "gradient_steps" in row]
     told = len(rows) == counters["turn"]

@@ -56,7 +56,7 @@ class Intake:
     def seeding(self) -> bool:
         """Whether the first, random steps are still to be made."""
         collect, progress = self.config.collect, self.account.progress
-        if progress.first_turn or progress.inherited_steps or progress.real_steps >= self.config.budget:
+        if not self.config.explores or progress.first_turn or progress.real_steps >= self.config.budget:
             return False
         if collect.seed_steps is not None:
             return progress.real_steps < collect.seed_steps

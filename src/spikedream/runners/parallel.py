@@ -108,9 +108,10 @@ class Driver:
         model = 0
         if saved is None:
             state = self.algorithm.init(jax.random.key(config.seed))
-            if config.start_from is not None:
-                state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, state)
             self.learner = self.algorithm.host_learner(state)
+            if config.start_from is not None:
+                earlier = Run(config.start_from)
+                state, self.progress.inherited_steps = inherit(earlier, config, self.algorithm, state, self.learner)
             outcome.begin(config, self.directory)
         else:
             where, extent = self.account.restore(saved.counters)

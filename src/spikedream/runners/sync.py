@@ -123,7 +123,9 @@ class Trainer:
             self._measure_repeat()
         if not resume:  # before the compilations begin: what is wrong is told at once, and nothing is left behind
             if config.start_from is not None:
-                self.state, self.progress.inherited_steps = inherit(Run(config.start_from), config, self.algorithm, self.state)
+                earlier = Run(config.start_from)
+                self.state, steps = inherit(earlier, config, self.algorithm, self.state, self.learner)
+                self.progress.inherited_steps = steps
             outcome.begin(self.config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
         worker = isinstance(player, RolloutWorker)
@@ -204,7 +206,7 @@ class Trainer:
             self.collector.warm_up(acting, policy)
             if self.programs is not None:
                 self.programs.wait()
-        explores = progress.turn == 0 and bool(collect.seed_steps or collect.seed_episodes)
+        explores = progress.turn == 0 and self.config.explores
         longest = collect.environments * self.config.repeat  # steps of their own that the environments take in one
         while progress.real_steps < self.config.budget:
             done, total, counted = progress.collected, self.turn_steps(), collect.environments
