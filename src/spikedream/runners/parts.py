@@ -281,7 +281,7 @@ class Evaluating:
         self._template = policy_template(self.algorithm)
         runner = task.config.runner
         limit = runner.step_seconds if isinstance(runner, Parallel) else None
-        self._evaluator = Evaluator(task.config, task.config.evaluation.episodes, limit)
+        self._evaluator = Evaluator(task.config, task.config.evaluation.episodes, step_seconds=limit)
 
     def ready(self) -> None:
         """Answers once it has begun."""
