@@ -289,7 +289,7 @@ def test_errors_are_measured_on_stretches_that_the_model_was_not_fitted_to(share
 def test_a_rule_that_asks_how_wrong_the_model_is_wants_stretches_that_are_held_out() -> None:
     ensemble, dreams = small(Ensemble()), replace(DREAMS, trust=Calibrated())
     for model in (ensemble, replace(ensemble, holdout=0.2)):  # by chance no whole stretch is
-        with pytest.raises(ValueError, match=r"Calibrated, which asks .* set world_model.fine_tuning.holdout_newest"):
+        with pytest.raises(ValueError, match=r"Calibrated, which asks .* set fine_tuning.holdout_newest of the ensemble"):
             dreams.init(CONTINUOUS, World(model, (), None))
     dreams.init(CONTINUOUS, World(replace(ensemble, fine_tuning=FineTuning(holdout_newest=0.02)), (), None))
 

@@ -258,6 +258,7 @@ def test_physics_noise_and_what_is_wrong_with_them():
         ({"gravity": math.nan}, r"physics\.gravity is nan; it must be a number, or the lowest"),
         ({"pole_mass": [0.0, 0.1]}, r"pole_mass is 0\.0; it must be at least"),
         ({"cart_mass": -1}, r"cart_mass is -1; it must be at least"),
+        (5, r"physics is 5; it must be names and values, of cart_mass"),
         ({"substeps": [5, 10]}, r"physics\.substeps is \[5, 10\]; it must be a whole number"),
     ],
 )
@@ -273,6 +274,7 @@ def test_dreams_in_the_truth_know_its_physics_or_are_refused():
     swing_up = Config(env="INICartPoleSwingUp-v0", world_model=TrueEnvironment("INICartPoleSwingUp"))
     for kwargs, message in (
         ({"physics": {"length": [0.3, 0.5]}}, r"physics\.length is \[0\.3, 0\.5\], so that each episode has another physics"),
+        ({"physics": [1, 2]}, r"physics is \[1, 2\]; it must be names and values"),
         ({"random_physics": True}, "random_physics is set, so that each episode has another physics"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -287,6 +289,9 @@ def test_dreams_in_the_truth_know_its_physics_or_are_refused():
     np.testing.assert_allclose(said.obs, env.step(np.array([1.0], np.float32))[0], atol=1e-5)
     with pytest.raises(ValueError, match="physics has no 'length'; of Pendulum: g"):
         TrueEnvironment("Pendulum", {"length": 1.0})
+    for wrong in ([9.0, 10.0], "x", math.inf):
+        with pytest.raises(ValueError, match=r"physics\.g is .*; it must be a number"):
+            TrueEnvironment("Pendulum", {"g": wrong})
 
 
 def test_it_is_drawn(monkeypatch):

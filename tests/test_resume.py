@@ -359,3 +359,14 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_does_so_and_evaluates_an
     assert next(decisions) == 6 and trainer.progress.evaluations == 0 and not outcome(directory)
     spikedream.resume(directory, report=False)
     assert outcome(directory) == outcome(undisturbed)
+
+
+def test_one_of_several_runs_in_one_program_is_not_stopped_between_verbs_that_all_go_through_together(tmp_path: Path) -> None:
+    from spikedream import config
+    from spikedream.envs.host import EVALUATE
+    from spikedream.runners.sync import Trainer
+
+    trainer = Trainer(config.merge(config.named("debug"), SETTINGS), tmp_path / "seed", Notes(), alone=False)
+    trainer._stop = True
+    assert len(trainer._play(EVALUATE, 0).returns) == trainer.config.evaluation.episodes
+    trainer.close()

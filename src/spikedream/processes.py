@@ -31,7 +31,7 @@ class Parallel:
     rows: int = 64  # steps of its environments that a collector hands over together, at most
     seconds: float = 0.1  # after which a collector hands over what it has, and dreams what they have come to
     queue: int = 64  # rows that wait for those of slower collectors, before their places are filled with what is there
-    step_seconds: float = 10.0  # for one step of an environment; one that takes longer hangs, and its collector is started anew
+    step_seconds: float = 10.0  # for one step of an environment; who plays one that takes longer is started anew
     start_seconds: float = 180.0  # for a process to start and compile
     evaluation_seconds: float = 1800.0  # for an evaluation with its confirmations
     fit_seconds: float = 3600.0  # for a fit of the world model, or a block of agent updates

@@ -88,7 +88,7 @@ class Dreams:
         if self.trust is not None and self.trust.asks_evidence and not world.model.holdout_newest:
             raise ValueError(
                 f"dreams.trust is {type(self.trust).__name__}, which asks how wrong the model is on stretches that it was not"
-                " fitted to, but none are held out; set world_model.fine_tuning.holdout_newest to 0.02, or choose another rule"
+                " fitted to, but none are held out; set fine_tuning.holdout_newest of the ensemble to 0.02, or choose another rule"
             )
         shapes = ((spec.obs_size,), (spec.action_size,), (), (spec.obs_size,), (), ())
         ring = ImaginedSteps(*(jnp.zeros((self.capacity, *shape)) for shape in shapes))

@@ -39,8 +39,10 @@ from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, Spec
 from spikedream.world import World
 
 # Tang et al. 2020. The fields' deviation is the root of the variance in the released code, 0.15.
-FIXED, FIELDS = CubaLIF(learn_decay=False), GaussianPopulation(width=0.387)
-POPSAN = SpikingNetwork((256, 256), ticks=5, neuron=FIXED, encoder=FIELDS, readout=PopulationReadout(10, FIXED))
+_FIXED = CubaLIF(learn_decay=False)
+POPSAN = SpikingNetwork(
+    (256, 256), ticks=5, neuron=_FIXED, encoder=GaussianPopulation(width=0.387), readout=PopulationReadout(10, _FIXED)
+)
 
 
 class Parameters(eqx.Module):

@@ -99,6 +99,8 @@ class CartPole:
 def check_physics(physics: Mapping[str, Any]) -> None:
     """Raises ValueError unless these are fields of `CartPole` within their bounds, each a number or the ends of a range from which
     it is drawn, lowest first."""
+    if not isinstance(physics, Mapping):
+        raise ValueError(f"physics is {physics!r}; it must be names and values, of {', '.join(f.name for f in fields(CartPole))}")
     known = [each.name for each in fields(CartPole)]
     for name, value in physics.items():
         if name not in known:

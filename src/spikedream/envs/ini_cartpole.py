@@ -54,8 +54,8 @@ class INICartPoleEnv(gymnasium.Env):
         noise: float = 0.0,
         render_mode: str | None = None,
     ):
+        check_physics(physics or {})
         self._ranges: dict[str, Any] = (RANDOM_PHYSICS if random_physics else {}) | dict(physics or {})
-        check_physics(self._ranges)
         if noise < 0:
             raise ValueError(f"noise is {noise}; it must be at least 0")
         self.swing_up, self.noise, self.render_mode = swing_up, noise, render_mode

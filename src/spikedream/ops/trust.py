@@ -54,7 +54,8 @@ class FirstSteps(NamedTuple):
 class FirstStep:
     """At most `factor` times the mean, over all times that it dreamed until now, of the `quantile` of the first steps' uncertainty
     (Frauenknecht et al. 2024, MACURA; the present time counts, as in the released code): there the model is asked where it has
-    data. What has become less certain than it used to be is trusted less."""
+    data. What has become less certain than it used to be is trusted less. Uncertainty is in typical changes, as each fit found
+    them: the mean is over slightly different units."""
 
     quantile: float = 0.95
     factor: float = 1.0

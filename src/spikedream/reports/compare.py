@@ -93,7 +93,7 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     write_file(out / "compare.json", json.dumps(comparison.to_data(), indent=1).encode())
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
     header, rows = header_and_rows(comparison, marks=False)
-    axes = {axis: title + LOGARITHMIC * islogarithmic(comparison, axis) for axis, title in AXES.items()}
+    axes = {axis: title + LOGARITHMIC * is_logarithmic(comparison, axis) for axis, title in AXES.items()}
     subtitle = f"{MIDDLE[comparison.statistic]} over seeds, with its 95 % bootstrap interval"
     draw(comparison, colours, axes, subtitle, header, rows, out / "compare.png")
     table = html_table(header, [[html.escape(cell) for cell in row] for row in rows]) + returns_at_marks(comparison)
@@ -179,7 +179,7 @@ def probability(value: Improvement) -> str:
     return f"{value.probability:.2f}{bounds}"
 
 
-def islogarithmic(comparison: Comparison, axis: str) -> bool:
+def is_logarithmic(comparison: Comparison, axis: str) -> bool:
     """Where one method needs many times what another does, a linear axis would press the shorter curve against its edge."""
     ends = [float(method.curves[axis].x[-1]) for method in comparison.methods.values()]
     return max(ends) > FAR_APART * max(min(ends), 1e-9)

@@ -129,7 +129,9 @@ class Trainer:
             outcome.begin(self.config, directory)
         self.programs = Programs(self.algorithm, self.state, self.clock, self.learner) if alone else None
         worker = isinstance(player, RolloutWorker)
-        self.evaluator = player if worker else Evaluator(self.config, config.evaluation.episodes, self._heed_stop)
+        # Of several runs in one program none may stop between two verbs that all of them go through together.
+        heed = self._heed_stop if alone else lambda: None
+        self.evaluator = player if worker else Evaluator(self.config, config.evaluation.episodes, heed)
         self.held: Callable[[], Transition] | None = None  # tells what is in the replay, where whoever drives several runs holds it
         if saved is not None:
             self._restore(*saved)

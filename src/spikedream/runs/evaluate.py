@@ -59,9 +59,7 @@ class Evaluator:
         step_seconds: for one step of an environment, after which it hangs; None: any number.
     """
 
-    def __init__(
-        self, config: Config, episodes: int, heed: Callable[[], None] = lambda: None, step_seconds: float | None = None
-    ):
+    def __init__(self, config: Config, episodes: int, heed: Callable[[], None] = lambda: None, step_seconds: float | None = None):
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least one episode, not {episodes}")
         self.config, self.episodes, self._heed = config, episodes, heed

@@ -4,9 +4,11 @@ Gymnasium's own JAX environments (`gymnasium.envs.phys2d`) hold the dynamics of 
 `dynamics.ini_cartpole`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -107,6 +109,9 @@ class TrueEnvironment:
             wrong = [name for name in self.physics if name not in PARAMETERS[self.dynamics]]
             if wrong:
                 raise ValueError(f"physics has no {wrong[0]!r}; of {self.dynamics}: {', '.join(PARAMETERS[self.dynamics])}")
+            for name, value in self.physics.items():
+                if not isinstance(value, Real) or not math.isfinite(value):
+                    raise ValueError(f"physics.{name} is {value!r}; it must be a number")
             return
         check_physics(self.physics)
         drawn = [name for name, value in self.physics.items() if isinstance(value, list | tuple)]
@@ -121,7 +126,9 @@ class TrueEnvironment:
             return replace(self, physics={name: env_kwargs[name] for name in PARAMETERS[self.dynamics] if name in env_kwargs})
         if env_kwargs.get("random_physics"):
             raise ValueError(_drawn("env_kwargs.random_physics is set"))
-        return replace(self, physics=dict(env_kwargs.get("physics") or {}))
+        physics = env_kwargs.get("physics") or {}
+        check_physics(physics)
+        return replace(self, physics=dict(physics))
 
     @property
     def _loaded(self) -> Dynamics:
