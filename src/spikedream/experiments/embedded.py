@@ -88,7 +88,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     for method in command.methods:
         if method not in study.methods:
             raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
-    cells = [c for c in grid.part(study, cells, command.seeds, study.environments) if c.method in (command.methods or study.methods)]
+    cells = [c for c in grid.part(study, cells, command.seeds, environments) if c.method in (command.methods or study.methods)]
     check_cells_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)
     if outcomes is None:
