@@ -13,9 +13,11 @@ from test_resume import Notes
 import spikedream
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.mpc import MPC
 from spikedream.bonuses.blind import BlindState, WhileBlind, left_by_action
 from spikedream.cli import parse_train
 from spikedream.config import twin
+from spikedream.ops.schedule import ImaginedShare
 from spikedream.replay.normalizer import identity, no_moments
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.replay.spread import LONGEST, cycle, horizon, repeat_for
@@ -100,14 +102,34 @@ def test_an_action_is_held_so_that_a_cycle_has_some_25_decisions(steps, held):
     assert repeat_for(steps) == held
 
 
-def test_rewards_of_every_step_count_over_a_cycle_and_a_half_and_rare_ones_further():
-    assert float(horizon(jnp.asarray(40.0), jnp.asarray(0.0))) == pytest.approx(60)
-    assert float(horizon(jnp.asarray(40.0), jnp.asarray(0.5))) == pytest.approx((60 + LONGEST) / 2)
-    assert float(horizon(jnp.asarray(4000.0), jnp.asarray(0.0))) == LONGEST
+@pytest.mark.parametrize("cycle, rarity, length, steps", [
+    (40.0, 0.0, np.inf, 60), (40.0, 0.5, np.inf, (60 + LONGEST) / 2), (4000.0, 0.0, np.inf, LONGEST),
+    (40.0, 0.0, 50.0, 25), (4.0, 0.0, 50.0, 6), (40.0, 1.0, 1.0, 1),
+])  # fmt: skip
+def test_rewards_count_over_a_cycle_and_a_half_rare_ones_further_and_none_beyond_an_episode(cycle, rarity, length, steps):
+    assert float(horizon(*map(jnp.asarray, (cycle, rarity, length)))) == pytest.approx(steps)
+
+
+@pytest.mark.parametrize("terminated, steps", [(0, 5.0), (1, LONGEST)])
+def test_an_episode_s_length_bounds_the_horizon_only_where_nothing_ends_it_sooner(terminated, steps):
+    """Four episodes of ten steps, cut by a limit; rewards that never differ."""
+    obs = np.sin(np.arange(41, dtype=np.float32))[:, None]
+    over = jnp.asarray(np.arange(40) % 10 == 9, jnp.float32)
+    ended = jnp.zeros(40).at[4].set(terminated)
+    taken = Transition(jnp.asarray(obs[:-1]), jnp.zeros((40, 1)), jnp.ones(40), jnp.asarray(obs[1:]), ended, over, jnp.zeros(40))
+    rows = jax.tree.map(lambda x: x[:, None], taken)
+    spec = Spec(1, 1, discrete=False, action_low=(-1.0,), action_high=(1.0,))
+    found = ReplayBuffer(64, scale="spread").init(spec).add(rows, 40).normalise().normalizer
+    assert float(found.horizon) == pytest.approx(steps)
+
+
+def test_rewards_are_rare_where_few_events_tell():
     sine, goal = np.sin(np.arange(400, dtype=np.float32)), np.zeros(400, np.float32)
     goal[7] = 1
     for reward, rare in ((sine, 0), (goal, 1), (np.full(400, -1, np.float32), 1)):
-        found = no_moments(1, spread=True).rewards.add(jnp.asarray(1.0), jnp.asarray(reward)[:, None], jnp.ones((400, 1)))
+        found = no_moments(1, spread=True).rewards.add(
+            jnp.asarray(1.0), jnp.asarray(reward)[:, None], jnp.ones((400, 1)), jnp.zeros((400, 1))
+        )
         assert float(found.rarity(jnp.asarray(reward.min()), jnp.asarray(reward.max()))) == rare
 
 
@@ -132,12 +154,33 @@ def test_an_agent_is_as_pessimistic_as_its_model_errs():
     assert Dreamer(uncertainty_penalty=0.25).pessimism(afraid) == 0.25
 
 
-@pytest.mark.parametrize(("reward", "ends", "dread"), [(1.0, 1.0, 1), (1.0, 0.0, 0), (-1.0, 1.0, 0)])
-def test_an_ending_costs_where_it_ends_rewards(reward, ends, dread):
+@pytest.mark.parametrize(("in_passing", "last", "ends", "dread"), [
+    (1.0, 1.0, 1.0, 1), (1.0, 1.0, 0.0, 0), (-1.0, -1.0, 1.0, 0), (-1.0, 100.0, 1.0, 0), (1.0, -100.0, 1.0, 1),
+])  # fmt: skip
+def test_an_ending_costs_where_it_ends_rewards(in_passing, last, ends, dread):
+    """Whatever comes with it: the reward for a goal is no reason to fear the goal."""
     nothing = jnp.zeros((4, 1))
-    steps = steps_of(nothing, nothing, np.full(4, reward), nothing, terminated=ends)
+    reward = np.array([in_passing] * 3 + [last])
+    steps = steps_of(nothing, nothing, reward, nothing, terminated=jnp.zeros(4).at[3].set(ends))
     found = _scales(no_moments(1, spread=True), jax.tree.map(lambda x: x[:, None], steps), jnp.ones((4, 1)))
     assert float(found.dread) == dread
+
+
+@pytest.mark.parametrize(("reward", "weight"), [
+    (np.full(400, 1.0), 1.0),  # tells nothing
+    (np.tile([0.0, 0.02], 200), 2 / 0.25),  # in units of the largest
+    (np.tile([1.0, 1.02], 200), 2 * 16),
+    (np.append(np.zeros(399), 100.0), 2 * 16),
+])  # fmt: skip
+def test_the_reward_s_error_counts_as_much_as_all_of_the_observation(reward, weight):
+    steps = rows(lambda o, a: jnp.zeros(400), PLANE, 400)._replace(reward=jnp.asarray(reward, jnp.float32))
+    replay = ReplayBuffer(400, scale="spread").init(PLANE).add(jax.tree.map(lambda x: x[:, None], steps), 400).normalise()
+    model = small(Ensemble(reward_weight=None))
+    state = model.init(PLANE, KEY)
+    assert float(model.rescale(state, replay)[1].reward) == pytest.approx(weight, rel=0.02)
+    assert small(Ensemble(reward_weight=3.0)).rescale(state, replay)[1].reward == 3.0
+    with pytest.raises(ValueError, match="measured on the spread of rewards"):
+        model.rescale(state, holding(PLANE, steps, 400))
 
 
 # ---- curiosity
@@ -224,7 +267,11 @@ def test_held_out_experience_tells_a_linear_world_from_a_curved_one():
         change = jnp.concatenate([start.action, 0.3 * start.obs[:, :1] + bend * jnp.square(start.obs[:, 1:])], axis=1)
         change += 0.05 * jax.random.normal(KEY, change.shape)
         replay = holding(PLANE, start._replace(next_obs=start.obs + change), 300)
-        found[name] = float(update(state, replay, KEY)[1]["prior/curvature"])
+        after, metrics = update(state, replay, KEY)
+        found[name] = float(metrics["prior/curvature"])
+        held_out = float(metrics["prior/error_10" if name == "linear" else "prior/error_0.1"])
+        assert float(metrics["prior/error"]) == held_out > 0
+        assert float(after.confidence) == float(metrics["model_confidence"]) == pytest.approx(np.exp(-held_out))
     assert found == {"linear": 10.0, "curved": pytest.approx(0.1)}
 
 
@@ -257,12 +304,27 @@ def test_the_report_says_what_was_chosen_and_why():
         "prior/error_0.1": 0.125,
         "beta": 0.5,
         "blind": 1.0,
+        "dream_limit": 0.125,
+        "dream_trusted": 0.75,
     }
     page = chosen_html([first, row])
     assert "about 61 of the environment" in page and "40 (gamma 0.975)" in page and "50 (" not in page
     assert "0.25 with 1, 0.125 with 0.1" in page and "no reward has told one state from another" in page
+    assert "0.125" in page and "steps 75% came before" in page and "half an episode" in page
     assert "<code>--agent.gamma</code>" in page and "pessimism" not in page
     assert chosen_html([{"beta": 0.5}]) == ""
+
+
+@pytest.mark.parametrize("spec, share, gradient", [
+    (CONTINUOUS, {}, "model"), (DISCRETE, {}, "clipped"), (CONTINUOUS, {"imagined_share": ImaginedShare(0.5, 0.5)}, "clipped"),
+])  # fmt: skip
+def test_a_gradient_that_is_not_asked_for_is_the_one_that_suits_the_actions(spec, share, gradient):
+    asked = Dreamer(gradient=None, **share)
+    for agent, of in ((asked, lambda agent: agent), (MPC(policy=asked, when="evaluate"), lambda agent: agent.policy)):
+        assert of(replace(configuration.named("debug"), agent=agent).algorithm(spec).agent).gradient == gradient
+    assert replace(configuration.named("debug"), agent=Dreamer(gradient="reinforce")).algorithm(spec).agent.gradient == "reinforce"
+    with pytest.raises(ValueError, match="`settled` gives the one"):
+        asked.init(spec, known(None, None, spec), KEY)
 
 
 def test_an_environment_without_a_preset_gets_the_automatic_configuration():
@@ -296,7 +358,16 @@ REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns 
         ),
         ({"agent": "StableBaselines"}, {}, []),
         ({"world_model": {"members": 1}}, {"bonus": None}, ["Disagreement needs a world model of at least 2 members"]),
-        ({"replay": {"scale": "largest"}}, {"agent": {"gamma": 0.99}}, ['measured where replay.scale is "spread"']),
+        (
+            {"replay": {"scale": "largest"}},
+            {"agent": {"gamma": 0.99}, "world_model": {"reward_weight": 1.0}},
+            ['rewards count is measured where replay.scale is "spread"', 'error counts is measured where replay.scale is "spread"'],
+        ),
+        (
+            {"agent": {"critic": {"rule": {"kind": "EProp", "feedback": "random"}}}},
+            {"agent": {"gradient": "clipped"}},
+            ["random feedback would make noise of a gradient through the model"],
+        ),
     ],
 )  # fmt: skip
 def test_what_the_automatic_configuration_chooses_gives_way_and_says_so(asked, given, why):

@@ -43,6 +43,7 @@ from spikedream.snn.operations import ARITHMETIC, tally
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.member import Weights
 from spikedream.world_models.true_environment import TrueEnvironment
 
 KEY = jax.random.key(0)
@@ -291,7 +292,7 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
     def one_step(members: Any, key: jax.Array) -> Any:
         batch = held.gather(jnp.zeros((model.members, model.batch), jnp.int32))
         drawn = (batch, jnp.zeros((model.members, model.batch, 0)), jnp.ones((model.members, model.batch)))
-        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weight=jnp.ones(())))
+        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weights=Weights(jnp.ones(()), 1.0)))
         return jax.vmap(loss)(members, drawn)
 
     calls = of_model(model).fit(TOTALS._replace(fit_steps=1))
@@ -324,6 +325,7 @@ def test_ppo_and_what_nobody_knows() -> None:
     assert learn == {"actor": Calls(60 + 200, 60, 6), "critic": Calls(60 + 600, 60, 6)}
     assert of_agent(PPO()).learn(TOTALS._replace(gradient_steps=None)) is None
     assert of_agent(Dreamer(gradient="model")).learn(TOTALS) is None
+    assert of_agent(Dreamer(error_limit=1.0, start_noise=0.1)).learn(TOTALS) is None
 
 
 def test_what_is_unknown_makes_the_whole_unknown() -> None:

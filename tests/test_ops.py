@@ -39,17 +39,23 @@ REWARD, VALUE = jnp.array([1.0, 2.0, 3.0]), jnp.array([10.0, 20.0, 30.0])
     ],
 )
 def test_lambda_returns_by_hand(lambda_, wanted):
-    np.testing.assert_allclose(lambda_returns(REWARD, jnp.full(3, 0.5), VALUE, lambda_), wanted, rtol=1e-6)
+    np.testing.assert_allclose(lambda_returns(REWARD, jnp.full(3, 0.5), VALUE, lambda_=lambda_), wanted, rtol=1e-6)
+
+
+def test_where_a_trajectory_does_not_go_on_the_value_stands_for_the_rest():
+    goes_on = jnp.array([1.0, 0.0, 1.0])
+    returns = lambda_returns(REWARD, jnp.full(3, 0.5), VALUE, goes_on, lambda_=0.5)
+    np.testing.assert_allclose(returns, [1 + 0.5 * (5 + 6), 2 + 0.5 * 20, 18], rtol=1e-6)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
 def test_nothing_passes_a_discount_of_zero(lambda_):
     discount = jnp.array([0.9, 0.0, 0.9])
-    returns = lambda_returns(REWARD, discount, VALUE, lambda_)
+    returns = lambda_returns(REWARD, discount, VALUE, lambda_=lambda_)
     assert float(returns[1]) == 2.0
     assert float(returns[0]) == pytest.approx(1 + 0.9 * ((1 - lambda_) * 10 + lambda_ * 2))
     # What lies behind the end changes nothing in front of it.
-    other = lambda_returns(REWARD.at[2].set(99.0), discount, VALUE.at[1:].set(-99.0), lambda_)
+    other = lambda_returns(REWARD.at[2].set(99.0), discount, VALUE.at[1:].set(-99.0), lambda_=lambda_)
     np.testing.assert_array_equal(returns[:2], other[:2])
 
 
@@ -67,7 +73,7 @@ def test_vtrace_on_policy_gives_the_lambda_returns(lambda_, same_critic):
     # critic's value, or clipped.
     value, following = VALUE_OF, jnp.append(VALUE_OF[1:] - (0.0 if same_critic else 2.0), 30.0)
     found = vtrace(REWARD, jnp.full(3, 0.5), value, following, jnp.ones(3), ALIVE, lambda_)
-    np.testing.assert_allclose(found, lambda_returns(REWARD, jnp.full(3, 0.5), following, lambda_), rtol=1e-6)
+    np.testing.assert_allclose(found, lambda_returns(REWARD, jnp.full(3, 0.5), following, lambda_=lambda_), rtol=1e-6)
 
 
 def test_vtrace_by_hand_with_its_ratios_clipped_at_one():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import changed_rows, finite, holding
+from small import changed_rows, finite, holding, known
 from toys import (
     ARMS,
     CORRIDOR,
@@ -16,12 +16,15 @@ from toys import (
     KEY,
     SPIKING,
     TWO_STEP,
+    Known,
     _begin,
     _updates,
     assert_best,
     greedy_action,
     origin,
     practise,
+    said,
+    seen,
     still,
     toy,
 )  # fmt: skip
@@ -116,6 +119,59 @@ def test_a_dream_that_was_still_going_is_continued_by_the_next():
     np.testing.assert_array_equal(state.pool.alive, 1.0)
     state, _ = practise(agent, CORRIDOR, ARMS, 4)  # the third step ended them, the fourth is a first one again
     np.testing.assert_array_equal(state.pool.obs, np.full((32, 2), 1.0))
+
+
+# ---- dreams within a limit of uncertainty
+
+
+class SureNearTheOrigin(Known):
+    """A world that moves by its state, (2,), at each step; sure within 0.3 of the origin, and wrong by 0.5 on what was held out."""
+
+    def step(self, state, memory, action, key):
+        return said(memory.obs + state, 1.0, uncertainty=jnp.abs(memory.obs).max() > 0.3)
+
+    def confidence(self, state):
+        return jnp.exp(-jnp.square(0.5))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begun_and_dreamt(agent, drift, experience):
+    """Where dreams begin, their lessons, and how many go on after an update."""
+    world = seen(known(SureNearTheOrigin(), drift, ARMS))
+    state = agent.init(ARMS, world, KEY)
+    starts, importance = agent._starts(state, world, experience, KEY)
+    _, (_, _, lessons) = agent._imagined_loss(state.actor, state, world, starts, importance, KEY)
+    after, metrics = agent.update(state, world, experience, KEY)
+    return starts.memory.obs, lessons, after.pool.alive, metrics
+
+
+@pytest.mark.parametrize("horizon, counted, going", [(2, [1, 1], 1), (4, [1, 1, 1, 0], 0)])  # in the third step 0.3 is passed
+def test_a_dream_counts_up_to_the_first_step_that_is_too_uncertain(horizon, counted, going):
+    agent, drift = (
+        replace(DREAMER, horizon=horizon, error_limit=1.0),
+        jnp.array([0.2, 0.0]),
+    )  # 0.3 is passed in the third step
+    _, lessons, alive, metrics = _begun_and_dreamt(agent, drift, origin(ARMS))
+    np.testing.assert_array_equal(lessons.weight, np.broadcast_to(np.array(counted)[:, None], (horizon, 32)))
+    np.testing.assert_array_equal(alive, going)
+    trusted = min(horizon, 2)
+    assert float(metrics["dream_trusted"]) == pytest.approx(trusted / horizon)
+    if horizon == 4:  # what comes after the doubtful step counts as its value says, not as it was dreamt
+        without = _begun_and_dreamt(replace(agent, error_limit=None), drift, origin(ARMS))[1]
+        np.testing.assert_array_equal(lessons.target[3], without.target[3])
+        assert not np.allclose(lessons.target[2], without.target[2])
+        # Twice as many mean errors are allowed, and a doubt of one is within them.
+        np.testing.assert_array_equal(_begun_and_dreamt(replace(agent, error_limit=2.0), drift, origin(ARMS))[1].weight, 1)
+
+
+def test_dreams_begin_around_what_was_seen_only_where_the_model_is_sure():
+    starts = {}
+    for limit in (None, 1.0):
+        agent = replace(DREAMER, start_noise=0.3, trajectories=256, error_limit=limit)
+        starts[limit] = np.abs(_begun_and_dreamt(agent, jnp.zeros(2), origin(ARMS))[0]).max(1)
+    assert (starts[None] > 0.3).mean() > 0.3 and starts[1.0].max() <= 0.3
+    at_rest = (starts[1.0] == 0).mean()
+    assert 0.3 < at_rest < 0.7  # where noise would have led too far; the others keep theirs
 
 
 # ---- learning from real steps

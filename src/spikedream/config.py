@@ -121,7 +121,7 @@ class Config:
 
     def algorithm(self, spec: Spec, fastest: Precision = "float32") -> Algorithm:
         """`fastest` is the precision that is measured to be so; it makes no difference to how a policy acts."""
-        parts = (self._dreamt_in(), self.agent, self.bonus, self.replay, self.improve.block)
+        parts = (self._dreamt_in(), _settled(self.agent, spec), self.bonus, self.replay, self.improve.block)
         precision = fastest if self.precision == "fastest" else self.precision
         return Algorithm(spec, *parts, self.environments, self.knowledge, precision)
 
@@ -166,6 +166,13 @@ class Config:
             )
         if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
             raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
+
+
+def _settled(agent: AnyAgent, spec: Spec) -> AnyAgent:
+    """With what depends on the actions."""
+    if isinstance(agent, MPC) and isinstance(agent.policy, Dreamer):
+        return dataclasses.replace(agent, policy=agent.policy.settled(spec))
+    return agent.settled(spec) if isinstance(agent, Dreamer) else agent
 
 
 def twin(part: Any) -> Any:

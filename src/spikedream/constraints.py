@@ -45,6 +45,11 @@ def demands(config: Any) -> Iterator[Demand]:
         yield Demand(f"{name} learns from {steps} steps at a time (agent.rollout)", {"budget": whole})
     if getattr(agent, "gamma", 0.0) is None and config.replay.scale != "spread":
         yield Demand('how far ahead rewards count is measured where replay.scale is "spread"', {"agent.gamma": 0.99})
+    where = "world_model.ensemble" if isinstance(config.world_model, Recurrent) else "world_model"
+    if getattr(attrgetter(where)(config), "reward_weight", 1.0) is None and config.replay.scale != "spread":
+        yield Demand(
+            'how much the reward\'s error counts is measured where replay.scale is "spread"', {f"{where}.reward_weight": 1.0}
+        )
     if isinstance(config.bonus, Disagreement) and config.world_model.members < 2:
         yield Demand("Disagreement needs a world model of at least 2 members (RandomNetworkDistillation and IntrinsicCuriosity work"
                      " with any)", {"bonus": None})  # fmt: skip
@@ -53,6 +58,9 @@ def demands(config: Any) -> Iterator[Demand]:
         if getattr(chooser, "selection", None) is not None and chooser.actor.persistent:
             yield Demand(f"{owner}.actor keeps a state between steps, and PolicySelection would let it begin its dreams at rest,"
                          " not with what it remembered there", {f"{owner}.selection": None})  # fmt: skip
+        undecided = _of_a_dream(owner) if isinstance(chooser, Dreamer) and chooser.gradient is None else ()
+        if any(setting for part in undecided for setting in _random_feedback(attrgetter(part)(config), part)):
+            yield Demand("random feedback would make noise of a gradient through the model", {f"{owner}.gradient": "clipped"})
     for learner, through in _differentiated(config):
         for setting in _random_feedback(attrgetter(through)(config), through):
             yield Demand(f"{learner} learns by the gradient of what enters {through}, which random feedback would make noise",
@@ -68,7 +76,7 @@ def _differentiated(config: Any) -> Iterator[tuple[str, str]]:
             if agent.representation is not None:
                 yield f"{owner}.representation.state", f"{owner}.representation.pair"
         if isinstance(agent, Dreamer) and agent.gradient == "model":
-            for through in (f"{owner}.actor", f"{owner}.critic", "world_model", "bonus"):
+            for through in _of_a_dream(owner):
                 yield f"{owner}.actor", through
     model = config.world_model
     dynamics = "world_model.ensemble.dynamics" if isinstance(model, Recurrent) else "world_model.dynamics"
@@ -79,6 +87,11 @@ def _differentiated(config: Any) -> Iterator[tuple[str, str]]:
     if isinstance(config.bonus, IntrinsicCuriosity):
         yield "bonus.encoder", "bonus.inverse"
         yield "bonus.encoder", "bonus.forward"
+
+
+def _of_a_dream(owner: str) -> tuple[str, ...]:
+    """The parts, by their dotted names, through which the returns of dreams flow back to the actor of `owner`."""
+    return f"{owner}.actor", f"{owner}.critic", "world_model", "bonus"
 
 
 def _random_feedback(part: Any, name: str) -> Iterator[str]:

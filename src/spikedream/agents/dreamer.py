@@ -5,7 +5,7 @@ Spiking or conventional by the fields `actor` and `critic`.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents import acting
+from spikedream.agents import acting, pool
 from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
+from spikedream.agents.pool import Pool, known_error
 from spikedream.agents.selection import PolicySelection
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
@@ -26,14 +27,6 @@ from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
 from spikedream.world import World
-
-
-class Pool(NamedTuple):
-    """Where the last dreams stopped; leaves (trajectories, ...)."""
-
-    ends: Ends
-    obs: Array  # (obs_size,) in the environment's units: the normaliser may change until the dream goes on
-    alive: Array  # () probability that it was still going
 
 
 class DreamerState(eqx.Module):
@@ -56,7 +49,7 @@ class Dreamer:
     actor: AnyNetwork = SpikingNetwork(ticks=5, readout=PopulationReadout())
     critic: AnyNetwork = SpikingNetwork(ticks=5, readout=RateReadout(gain=0.1))
     value: ValueDistribution = TwoHot()
-    gradient: Literal["clipped", "reinforce", "model"] = "clipped"
+    gradient: Literal["clipped", "reinforce", "model"] | None = "clipped"  # None: as suits the actions, see `settled`
     trajectories: int = 64
     horizon: int = 16
     restart: float = 0.1  # share of the dreams that begin at a replayed state even though their predecessor could go on
@@ -75,6 +68,9 @@ class Dreamer:
     target_rate: float = 0.05  # of the slow critic, per update
     actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
     selection: PolicySelection | None = None  # chooses what acts greedily; None: what acts otherwise
+    # In root mean squared errors of the model: a dream counts up to the first step whose uncertainty exceeds it, and noise that is
+    # more uncertain is not added to a start. None: no limit.
+    error_limit: float | None = None
     uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
@@ -87,8 +83,9 @@ class Dreamer:
         check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
         check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
-        measured = {"gamma": (0, 0.99999), "uncertainty_penalty": not_negative, "actor_rate": (1e-6, 1)}  # or absent, where None
-        check_bounds(self, **{name: bounds for name, bounds in measured.items() if getattr(self, name) is not None})
+        optional = {"gamma": (0, 0.99999), "uncertainty_penalty": not_negative, "actor_rate": (1e-6, 1)}
+        optional["error_limit"] = not_negative
+        check_bounds(self, **{name: bounds for name, bounds in optional.items() if getattr(self, name) is not None})
         if self.trajectories * self.horizon % self.minibatches:
             raise ValueError(
                 f"minibatches is {self.minibatches}, which does not divide the {self.trajectories * self.horizon} imagined steps"
@@ -104,15 +101,25 @@ class Dreamer:
     on_policy_steps = None
     online = False
 
+    def settled(self, spec: Spec) -> "Dreamer":
+        """With the gradient that suits the actions, where none was asked for: through the model where they are continuous, since it
+        tells of every action what a little more of it would be worth, which chance says only over many dreams."""
+        if self.gradient is not None:
+            return self
+        through = not spec.discrete and self.imagined_share.always_one
+        return replace(self, gradient="model" if through else "clipped")
+
     @property
     def selects(self) -> bool:
         return self.selection is not None
 
     @property
     def actor_steps(self) -> float:
-        return {"clipped": self.passes * self.minibatches, "reinforce": self.minibatches, "model": 1}[self.gradient]
+        return {"reinforce": self.minibatches, "model": 1}.get(self.gradient or "", self.passes * self.minibatches)
 
     def init(self, spec: Spec, world: World, key: Array) -> DreamerState:
+        if self.gradient is None:
+            raise ValueError("agent.gradient is None; `settled` gives the one that suits the actions")
         if self.gradient == "model" and spec.discrete:
             raise ValueError(
                 'agent.gradient = "model" differentiates through the action and needs a continuous action space;'
@@ -125,12 +132,11 @@ class Dreamer:
         slow_actor = () if self.actor_rate is None else jax.tree.map(jnp.array, actor)
         actor_optimizer, critic_optimizer = self._optimizers
         ends = Ends(world.blank(spec).memory, self.actor.start(actor))
-        pool = jax.tree.map(
-            lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
-        )
+        nowhere = Pool(ends, jnp.zeros(spec.obs_size), jnp.zeros(()))
+        stopped = jax.tree.map(lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), nowhere)
         moments = actor_optimizer.init(actor), critic_optimizer.init(critic)
         selection = () if self.selection is None else self.selection.init(actor)
-        return DreamerState(actor, critic, slow, *moments, pool, slow_actor, distribution, spec, selection)
+        return DreamerState(actor, critic, slow, *moments, stopped, slow_actor, distribution, spec, selection)
 
     _networks, _optimizers = property(networks_of), property(optimizers_of)
 
@@ -169,12 +175,11 @@ class Dreamer:
         return 1 - 1 / world.normalizer.horizon
 
     def pessimism(self, world: World) -> Array | float:
-        """() reward lost per unit of the model's uncertainty. Where it is measured: the root mean square of the model's error, and
-        at least 1 where an ending costs, which may be anywhere that was never seen."""
+        """() reward lost per unit of the model's uncertainty. Where it is measured: the root mean square of the model's error, on
+        what was held out where anything is, and at least 1 where an ending costs, which may be anywhere that was never seen."""
         if self.uncertainty_penalty is not None:
             return self.uncertainty_penalty
-        error = jnp.sqrt(-jnp.log(jnp.clip(world.model.confidence(world.state), 1e-6, 1.0)))
-        dread = world.normalizer.dread
+        error, dread = known_error(world), world.normalizer.dread
         return error if dread is None else jnp.maximum(error, dread)
 
     # ---- one update
@@ -204,7 +209,8 @@ class Dreamer:
         if self.selection is not None:
             state = eqx.tree_at(lambda s: s.selection, state, self.selection.follow(state.selection, state.actor))
         last = imagined.prediction
-        pool = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), alive[-1] * (1 - last.terminated[-1]))
+        within = self._trusted(world, last.uncertainty)
+        going = alive[-1] * (1 - last.terminated[-1]) * within.prod(0)
         metrics = {
             "imagined_steps": jnp.asarray(self.trajectories * self.horizon, jnp.int32),
             "imagined_share": share,
@@ -223,7 +229,11 @@ class Dreamer:
             metrics["pessimism"] = jnp.asarray(self.pessimism(world))
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
-        return eqx.tree_at(lambda s: s.pool, state, pool), metrics
+        if self.error_limit is not None:
+            metrics["dream_limit"] = jnp.asarray(self._largest_uncertainty(world))
+            metrics["dream_trusted"] = jnp.cumprod(within, axis=0).mean()
+        stopped = Pool(ends, experience.normalizer.raw_obs(last.obs[-1]), going)
+        return eqx.tree_at(lambda s: s.pool, state, stopped), metrics
 
     def select(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
         """Choose what acts greedily from now on."""
@@ -243,38 +253,7 @@ class Dreamer:
 
     # ---- dreaming
 
-    def _starts(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[Ends, Array]:
-        """Where dreams begin, leaves (trajectories, ...), and how much each counts, (trajectories,).
-
-        A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state. So dreams reach
-        states that a few real episodes never visited, without a long horizon.
-        """
-        replay_key, noise_key, alive_key, start_key, relive_key = jax.random.split(key, 5)
-        pool, count = state.pool, self.trajectories
-        go_on = jax.random.uniform(alive_key, (count,)) < pool.alive * (1 - self.restart)
-        index = experience.draw(replay_key, (count,))
-        importance = jnp.where(go_on, 1.0, experience.importance(index))
-        fresh_obs = experience.gather(index).obs
-        noise = self.start_noise * jax.random.normal(noise_key, fresh_obs.shape)
-        pool_obs = experience.normalizer.obs(pool.obs)
-
-        def choose(old: Array, new: Array) -> Array:
-            return jnp.where(go_on.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
-
-        fresh = Ends((), ())
-        if world.model.recurrent or jax.tree.leaves(pool.ends.carry):
-            sequences = jax.vmap(partial(experience.sequence, length=self.context))(index)
-            if world.model.recurrent:  # a remembered past suits only the observation that it led to, so it moves as a whole
-                sequences = jax.vmap(Sequence.moved)(sequences, noise)
-            relive_keys = jax.random.split(relive_key, count)
-            memory, carry = jax.vmap(partial(acting.relive, self, state.actor, world))(sequences, relive_keys)
-            fresh = jax.tree.map(lambda x: x[:, -1], Ends(memory, carry))
-        carry = jax.tree.map(choose, pool.ends.carry, fresh.carry)
-        if not world.model.recurrent:
-            start_keys = jax.random.split(start_key, count)
-            return Ends(jax.vmap(world.start)(choose(pool_obs, fresh_obs + noise), start_keys), carry), importance
-        memory = jax.tree.map(choose, pool.ends.memory._replace(obs=pool_obs), fresh.memory)
-        return Ends(memory, carry), importance
+    _starts, _trusted, _largest_uncertainty = pool.starts, pool.trusted, pool.largest_uncertainty
 
     def _real_lessons(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Lesson:
         """What replayed real steps teach, corrected for the policies that took them; leaves (horizon, trajectories, ...)."""
@@ -325,11 +304,14 @@ class Dreamer:
         penalty, gamma = self.pessimism(world) * prediction.uncertainty, self.discount(world)
         reward = (1 - gamma) * (jnp.clip(prediction.reward, low, high) - penalty + prediction.bonus)
         discount = gamma * (1 - prediction.terminated)
+        within = None if self.error_limit is None else self._trusted(world, prediction.uncertainty)
         returns = jax.vmap(partial(lambda_returns, lambda_=self.return_lambda), in_axes=1, out_axes=1)(
-            reward, discount, jnp.clip(following, low, high + world.largest_bonus)
+            reward, discount, jnp.clip(following, low, high + world.largest_bonus), within
         )
         weight = jax.lax.stop_gradient(jax.vmap(survival, in_axes=1, out_axes=1)(prediction.terminated))
         weight = weight * importance[None]
+        if within is not None:
+            weight = weight * within[:1] * jax.vmap(survival, in_axes=1, out_axes=1)(1 - within)
         decision, value = imagined.decision, self._values(state.critic, imagined.obs, value_keys)
         lessons = Lesson(
             obs=imagined.obs,

@@ -68,8 +68,10 @@ class OfDreamer(WithoutModel):
 
     @property
     def _plain(self) -> bool:
-        """Whether it learns from dreams that begin at single observations, by what it did there."""
-        return self.agent.imagined_share.always_one and self.agent.gradient != "model" and not self.agent.actor.persistent
+        """Whether it learns from dreams that begin at single observations, by what it did there, and asks for nothing besides."""
+        agent = self.agent
+        asks_of_starts = agent.error_limit is not None and agent.start_noise > 0
+        return agent.imagined_share.always_one and agent.gradient != "model" and not agent.actor.persistent and not asks_of_starts
 
     def imagine(self, totals: Totals) -> dict[str, Calls] | None:
         """Not known where dreams also choose what acts greedily: how often they did is not counted."""

@@ -6,25 +6,27 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float) -> Array:
+def lambda_returns(reward: Array, discount: Array, value: Array, goes_on: Array | None = None, *, lambda_: float) -> Array:
     """G[t] = r[t] + d[t] ((1 - lambda) v[t] + lambda G[t+1]), with G[T] = v[T-1] (Sutton & Barto 2018, eq. 12.18).
 
     Args:
         reward: (T,).
         discount: (T,) gamma times the probability of continuing after step t.
         value: (T,) value of the state after step t.
+        goes_on: (T,) 0 where nothing after step t but that value is to count, 1 elsewhere; None: it all counts.
         lambda_: 0 for one-step, 1 for Monte-Carlo returns.
 
     Returns:
         (T,).
     """
 
-    def back(following: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        r, d, v = step
+    def back(following: Array, step: tuple[Array, Array, Array, Array | None]) -> tuple[Array, Array]:
+        r, d, v, on = step
+        following = following if on is None else jnp.where(on > 0, following, v)
         g = r + d * ((1 - lambda_) * v + lambda_ * following)
         return g, g
 
-    return jax.lax.scan(back, value[-1], (reward, discount, value), reverse=True)[1]
+    return jax.lax.scan(back, value[-1], (reward, discount, value, goes_on), reverse=True)[1]
 
 
 def survival(terminated: Array) -> Array:

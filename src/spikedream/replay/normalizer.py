@@ -25,7 +25,7 @@ class Normalizer(eqx.Module):
     reward_low: Array  # () smallest normalised reward seen
     reward_high: Array  # () largest
     horizon: Array | None = None  # () steps that count ahead, where that is measured
-    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and a step's mean reward is positive; likewise
+    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and steps that end none pay; likewise
 
     def obs(self, obs: Array) -> Array:
         """Environment units to normalised; the last axis is (obs_size,), leading axes are kept."""
@@ -65,6 +65,7 @@ class Moments(eqx.Module):
     reward_high: Array  # ()
     terminated: Array  # () int32, transitions that ended their task
     rewards: RewardSpread | None = None  # where scales follow the spread of rewards
+    truncated: Array | None = None  # () int32, transitions at which a limit cut their episode short; likewise
 
     def add(self, steps: Transition, valid: Array) -> "Moments":
         """With the transitions where `valid`, (rows, environments), is 1; fields of `steps` (rows, environments, ...).
@@ -92,7 +93,8 @@ class Moments(eqx.Module):
             reward_low=jnp.minimum(self.reward_low, jnp.where(valid > 0, steps.reward, jnp.inf).min()),
             reward_high=jnp.maximum(self.reward_high, jnp.where(valid > 0, steps.reward, -jnp.inf).max()),
             terminated=self.terminated + (steps.terminated * valid).sum().astype(jnp.int32),
-            rewards=None if self.rewards is None else self.rewards.add(share, steps.reward, valid),
+            rewards=None if self.rewards is None else self.rewards.add(share, steps.reward, valid, steps.terminated),
+            truncated=None if self.truncated is None else self.truncated + (steps.truncated * valid).sum().astype(jnp.int32),
         )
 
     def normalizer(self, reward_floor: float = 0.0) -> Normalizer:
@@ -113,13 +115,22 @@ class Moments(eqx.Module):
             reward_low=low / reward_scale,
             reward_high=high / reward_scale,
             horizon=self._horizon(low, high),
-            dread=None if self.rewards is None else ((self.terminated > 0) & (self.rewards.mean > 0)).astype(jnp.float32),
+            dread=self._dread(),
         )
 
-    def _horizon(self, low: Array, high: Array) -> Array | None:
+    def _dread(self) -> Array | None:
         if self.rewards is None:
             return None
-        return jnp.where(self.count > 0, horizon(cycle(self.variance, self.change), self.rewards.rarity(low, high)), LONGEST)
+        pays = self.rewards.in_passing(self.count, self.terminated) > 0
+        return ((self.terminated > 0) & pays).astype(jnp.float32)
+
+    def _horizon(self, low: Array, high: Array) -> Array | None:
+        if self.rewards is None or self.truncated is None:
+            return None
+        fixed = (self.terminated == 0) & (self.truncated > 0)
+        length = jnp.where(fixed, self.count / jnp.maximum(self.truncated, 1), jnp.inf)
+        found = horizon(cycle(self.variance, self.change), self.rewards.rarity(low, high), length)
+        return jnp.where(self.count > 0, found, LONGEST)
 
 
 def no_moments(obs_size: int, spread: bool = False) -> Moments:
@@ -139,4 +150,5 @@ def no_moments(obs_size: int, spread: bool = False) -> Moments:
         reward_high=jnp.asarray(-jnp.inf, jnp.float32),
         terminated=jnp.zeros((), jnp.int32),
         rewards=no_spread() if spread else None,
+        truncated=jnp.zeros((), jnp.int32) if spread else None,
     )

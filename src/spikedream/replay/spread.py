@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 
 LARGEST = 4.0  # root mean squares of the reward, by which rewards are divided where a single one is larger
+NOTHING = 1e-9  # variance of scaled rewards that is none
 EVEN = 6.0  # deviations that the rewards' whole range spans, up to which they tell of every step; a sine's spans 2.8
 RARE = 12.0  # from which on few events tell
 LONGEST = 100.0  # steps that count ahead where rewards are rare, or never differ
 DECISIONS = 25.0  # in a cycle of the observation, enough to steer it
 CYCLES = 1.5  # of the observation, that count ahead where every step has its reward
+REMAINING = 0.5  # of an episode of a given length, on average over its steps
 
 
 class RewardSpread(eqx.Module):
@@ -17,16 +19,17 @@ class RewardSpread(eqx.Module):
 
     mean: Array  # ()
     variance: Array  # ()
+    terminal: Array  # () sum of those with which a task ended
 
-    def add(self, share: Array, reward: Array, valid: Array) -> "RewardSpread":
+    def add(self, share: Array, reward: Array, valid: Array, terminated: Array) -> "RewardSpread":
         """With the rewards where `valid`, (rows, environments) each, which are the `share` () of all since then; merged as
-        `Moments` are."""
+        `Moments` are. `terminated` (rows, environments), float, tells which ended their task."""
         number = jnp.maximum(valid.sum(), 1)
         mean = (reward * valid).sum() / number
         variance = (jnp.square(reward - mean) * valid).sum() / number
         delta = mean - self.mean
         mixed = self.variance + share * (variance - self.variance) + share * (1 - share) * jnp.square(delta)
-        return RewardSpread(self.mean + share * delta, mixed)
+        return RewardSpread(self.mean + share * delta, mixed, self.terminal + (reward * terminated * valid).sum())
 
     def scale(self, largest: Array) -> Array:
         """() what rewards are divided by: the `largest` magnitude seen, (), or a multiple of their root mean square where that is
@@ -36,6 +39,16 @@ class RewardSpread(eqx.Module):
     def size(self) -> Array:
         """() root mean square."""
         return jnp.sqrt(jnp.square(self.mean) + self.variance)
+
+    def precision(self, scale: Array) -> Array:
+        """() one over the variance of rewards that are divided by `scale`, (); where a few events are all that varies no more than
+        that scale leaves of them, and 0 where nothing varies."""
+        variance = self.variance / jnp.square(scale)
+        return jnp.where(variance > NOTHING, jnp.minimum(1 / jnp.maximum(variance, NOTHING), LARGEST**2), 0.0)
+
+    def in_passing(self, count: Array, terminated: Array) -> Array:
+        """() mean of the steps that ended no task, of `count` () of which `terminated` () did."""
+        return (self.mean * count - self.terminal) / jnp.maximum(count - terminated, 1)
 
     def rarity(self, low: Array, high: Array) -> Array:
         """() from 0, where every step's reward tells something, to 1, where few events do or none has: by how many deviations the
@@ -48,7 +61,7 @@ class RewardSpread(eqx.Module):
 
 def no_spread() -> RewardSpread:
     """Of no rewards."""
-    return RewardSpread(jnp.zeros(()), jnp.zeros(()))
+    return RewardSpread(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
 def cycle(variance: Array, change: Array) -> Array:
@@ -65,8 +78,9 @@ def repeat_for(cycle: float) -> int:
     return max(1, round(cycle / DECISIONS))
 
 
-def horizon(cycle: Array, rarity: Array) -> Array:
+def horizon(cycle: Array, rarity: Array, length: Array) -> Array:
     """() steps that count ahead, 1 / (1 - gamma): a few cycles of the observation where every step's reward tells something, since
-    what an action does shows within them, and more, the rarer rewards are."""
+    what an action does shows within them, and more, the rarer rewards are. Never more than remain on average of episodes that go
+    on for `length` () steps whatever is done; infinite where they do not."""
     even = jnp.clip(CYCLES * cycle, 1.0, LONGEST)
-    return even + rarity * (LONGEST - even)
+    return jnp.maximum(jnp.minimum(even + rarity * (LONGEST - even), REMAINING * length), 1.0)

@@ -23,7 +23,7 @@ from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world_models.fine_tuning import FineTuning, Split
-from spikedream.world_models.member import Member, MemberModel, targets_of
+from spikedream.world_models.member import Member, MemberModel, Weights, targets_of
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
@@ -39,7 +39,9 @@ class EnsembleState(eqx.Module):
     rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
     endings: Array  # () 1 once the experience holds a termination; before that none is predicted
     spread: Array  # (obs_size + 1,) by which predicted deviations are multiplied, so that 90 % intervals hold 90 % of held-out data
-    confidence: Array  # () exp(-mean squared error) on held-out transitions, or on all where none are; 0 before the first fit
+    # () exp(-mean squared error) on held-out transitions: of the members, or else of the search's candidate with the prior that was
+    # chosen; of the members on all where none are held out; 0 before the first fit.
+    confidence: Array
     search: SearchState | None = None  # where priors are chosen
 
 
@@ -73,7 +75,9 @@ class Ensemble:
     patience: int = 4  # checks without improvement before fitting stops
     fine_tuning: FineTuning = FineTuning()
     adversarial: float = 0.0  # radius, in standard deviations, of worst-case perturbations of the observation while fitting
-    reward_weight: float = 1.0  # of the reward's error while fitting, as of so many entries of the observation
+    # Of the reward's error while fitting, as of so many entries of the observation; None: in units of its own variance, as theirs
+    # are, as of all of them, which is measured with replay.scale "spread".
+    reward_weight: float | None = 1.0
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -86,7 +90,9 @@ class Ensemble:
         check_bounds(self, patience=at_least_one, learning_rate=not_negative, weight_decay=not_negative, holdout=(0, 0.9))
         check_bounds(self, curvature_penalty=not_negative, ending_sparsity=not_negative, gradient_clip=(1e-9, None))
         check_bounds(self, terminal_weight=at_least_one, support_weight=not_negative, support_margin=not_negative)
-        check_bounds(self, reward_weight=not_negative, ending_temperature=(1e-3, None))
+        check_bounds(self, ending_temperature=(1e-3, None))
+        if self.reward_weight is not None:
+            check_bounds(self, reward_weight=not_negative)
         check_bounds(self, obs_bound=(1, None), adversarial=not_negative)
         if self.updates % min(self.check_every, self.updates):
             raise ValueError(f"check_every is {self.check_every}, which does not divide updates ({self.updates})")
@@ -108,7 +114,6 @@ class Ensemble:
             self.ending_sparsity,
             self.curvature_penalty,
             self.adversarial,
-            self.reward_weight,
         )
 
     @property
@@ -236,15 +241,15 @@ class Ensemble:
         self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int
     ) -> tuple[EnsembleState, Metrics]:
         """Warm-started mini-batch steps; with `holdout`, stops early and returns each member's best parameters."""
-        state, weight = self.rescale(state, experience)
+        state, weights = self.rescale(state, experience)
         searched: Metrics = {}
         if self.search is None:
             fit_key, check_key, survey_key, error_key = jax.random.split(key, 4)
         else:
             fit_key, search_key, survey_key, error_key, check_key = jax.random.split(key, 5)
-            state, searched = self._choose(state, experience, search_key, updates, weight)
+            state, searched = self._choose(state, experience, search_key, updates, weights)
         prior = None if state.search is None else state.search.chosen
-        loss = partial(self.each.loss, scale=state.scale, weight=weight, prior=prior)
+        loss = partial(self.each.loss, scale=state.scale, weights=weights, prior=prior)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
@@ -261,7 +266,12 @@ class Ensemble:
         index, counts = experience.survey(survey_key)
         counts = counts * self.split.judges(state.key, experience, index, counts)
         state, measured = self._validate(state, experience.gather(index), counts, error_key)
+        if self.search is not None and not self.split.holds_out:  # the members have learned from all that there is
+            state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-searched["prior/error"]))
+            measured["model_confidence"] = state.confidence
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured | searched
+        if self.reward_weight is None:
+            metrics["scale/reward_weight"] = jnp.asarray(weights.reward)
         return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.split.holds_out else metrics
 
     def fit(
@@ -293,14 +303,14 @@ class Ensemble:
         )
 
     def _choose(
-        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weight: Array
+        self, state: EnsembleState, experience: Experience, key: Array, updates: Array | int, weights: Weights
     ) -> tuple[EnsembleState, Metrics]:
         """The state with the prior that is best on held-out transitions, and what decided."""
         search, found = self.search, state.search
         assert search is not None and found is not None
         fit_key, survey_key, error_key = jax.random.split(key, 3)
         split, candidates = Split(search.holdout, self.fine_tuning), search.candidates
-        loss = partial(self.each.loss, scale=state.scale, weight=weight)
+        loss = partial(self.each.loss, scale=state.scale, weights=weights)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array, Prior]:
             index = split.draw(state.key, experience, key, (len(search.curvatures), self.batch), fit_key)
@@ -322,22 +332,35 @@ class Ensemble:
         )
         index, counts = experience.survey(survey_key, most=SURVEYED)
         steps, held = experience.gather(index), counts * split.held(state.key, experience, index)
-        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, weight, error_key))(fitted.params, candidates)
+        errors = jax.vmap(partial(self.each.held_out, steps, held, state.scale, weights, error_key))(fitted.params, candidates)
         prior, metrics = search.choose(*errors, (steps.terminated * held).sum())
         after = SearchState(fitted.params, fitted.optimizer, prior)
         return eqx.tree_at(lambda s: s.search, state, after), metrics
 
-    def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Array]:
-        """The state with scales and ranges of all experience, and how much more a terminal example counts, ()."""
+    def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Weights]:
+        """The state with scales and ranges of all experience, and what counts how much."""
         moments, normalizer = experience.moments, experience.normalizer
         scale = jnp.sqrt(moments.change) / normalizer.scale + 1e-6
         ended = moments.terminated.astype(jnp.float32)
-        weight = jnp.clip((moments.count - ended) / jnp.maximum(ended, 1), 1.0, self.terminal_weight)
+        terminal = jnp.clip((moments.count - ended) / jnp.maximum(ended, 1), 1.0, self.terminal_weight)
         low, high = normalizer.obs(moments.low), normalizer.obs(moments.high)
         margin = self.support_margin * (high - low)
         rewards = jnp.stack(normalizer.reward_range())
         measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0))
-        return eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured), weight
+        state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
+        return state, Weights(terminal, self._reward_weight(experience))
+
+    def _reward_weight(self, experience: Experience) -> Array | float:
+        """() raises ValueError where it is to be measured and nothing is."""
+        if self.reward_weight is not None:
+            return self.reward_weight
+        spread, entries = experience.moments.rewards, experience.moments.change.shape[0]
+        if spread is None:
+            raise ValueError(
+                "world_model.reward_weight is None: it is measured on the spread of rewards. Set replay.scale to"
+                ' "spread", or world_model.reward_weight to a number'
+            )
+        return jnp.maximum(entries * spread.precision(experience.normalizer.reward_scale), 1.0)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
         """The state after fitting, before anything is measured."""

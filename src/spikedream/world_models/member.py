@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +23,13 @@ class Member(eqx.Module):
     log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
 
 
+class Weights(NamedTuple):
+    """How much it counts while fitting."""
+
+    terminal: Array  # () of a terminal example, where any other counts once
+    reward: Array | float  # () of the reward's squared error, where that of an entry of the observation counts once
+
+
 @dataclass(frozen=True)
 class MemberModel:
     """Networks and hyper-parameters, as `Ensemble` explains them; it makes one of its fields."""
@@ -32,7 +40,6 @@ class MemberModel:
     ending_sparsity: float
     curvature_penalty: float
     adversarial: float
-    reward_weight: float
 
     def init(self, spec: Spec, latent: int, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
@@ -55,7 +62,7 @@ class MemberModel:
         return mean, low + jax.nn.softplus(log_variance - low), out.spikes
 
     def held_out(
-        self, steps: Transition, held: Array, scale: Array, weight: Array, key: Array, member: Member, prior: Prior
+        self, steps: Transition, held: Array, scale: Array, weights: Weights, key: Array, member: Member, prior: Prior
     ) -> tuple[Array, Array]:
         """Mean squared error of one member's dynamics and mean cross-entropy of its ending, () each, on the transitions where
         `held`, (rows,), is 1; fields of `steps` (rows, ...)."""
@@ -65,7 +72,8 @@ class MemberModel:
         error = jnp.square(mean - targets_of(scale, steps)).mean(1)
         params = under(self.ending, member.ending, prior)
         logit = jax.vmap(lambda obs: self.ending(params, obs, key=key).value[0])(steps.next_obs)
-        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated) * jnp.where(steps.terminated > 0, weight, 1.0)
+        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated)
+        surprise = surprise * jnp.where(steps.terminated > 0, weights.terminal, 1.0)
         return (error * held).sum() / number, (surprise * held).sum() / number
 
     def loss(
@@ -75,14 +83,14 @@ class MemberModel:
         key: Array,
         *,
         scale: Array,
-        weight: Array,
+        weights: Weights,
         prior: Prior | None = None,
     ) -> Array:
         """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,), under
         the `prior` that was found, or that which is given."""
         batch, latent, importance = drawn
         keys = jax.random.split(key, batch.reward.shape[0])
-        regression = partial(self._regression, member, batch, latent, importance, keys, scale)
+        regression = partial(self._regression, member, batch, latent, importance, keys, scale, weights.reward)
         shift = jnp.zeros(batch.obs.shape)
         if self.adversarial > 0:
             # The fast gradient sign method (Goodfellow et al. 2015, section 4).
@@ -96,18 +104,26 @@ class MemberModel:
         acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
         alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
         cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
-        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weight, 1.0) * importance
+        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weights.terminal, 1.0) * importance
         return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
 
     def _regression(
-        self, member: Member, batch: Transition, latent: Array, importance: Array, keys: Array, scale: Array, shift: Array
+        self,
+        member: Member,
+        batch: Transition,
+        latent: Array,
+        importance: Array,
+        keys: Array,
+        scale: Array,
+        reward_weight: Array | float,
+        shift: Array,
     ) -> Array:
         """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
         next observation is still the true one, so that a change is to be predicted which undoes the shift."""
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
         error = jnp.square(mean - targets_of(scale, batch._replace(obs=batch.obs + shift)))
-        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(self.reward_weight)[None]
+        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(reward_weight)[None]
         if not self.gaussian:
             return (error * weight).mean()
         low, high = member.log_variance

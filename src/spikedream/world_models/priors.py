@@ -62,14 +62,15 @@ class PriorSearch:
             terminations: () how many are among it; without any, endings stay additive.
         """
         candidates = self.candidates
-        good_enough = change <= (1 + self.margin) * change.min() + SMALL
-        curvature = candidates.curvature[jnp.argmax(good_enough)]
+        strongest = jnp.argmax(change <= (1 + self.margin) * change.min() + SMALL)
+        curvature = candidates.curvature[strongest]
         share = candidates.additive
         additive = (ending * share).sum() / share.sum()
         free = (ending * (1 - share)).sum() / (1 - share).sum()
         enough = (terminations == 0) | (additive <= (1 + self.margin) * free)
         return Prior(curvature, enough.astype(jnp.float32)), {
             "prior/curvature": curvature,
+            "prior/error": change[strongest],
             "prior/additive_ending": enough.astype(jnp.float32),
             **{f"prior/error_{strength:g}": change[i] for i, strength in enumerate(self.curvatures)},
             "prior/loss_additive": additive,

@@ -157,7 +157,7 @@ class Recurrent:
     ) -> tuple[RecurrentState, Metrics]:
         """Warm-started steps on mini-batches of sequences."""
         hyper, length = self.ensemble, self.context + self.open_loop
-        ensemble, weight = hyper.rescale(state.ensemble, experience)
+        ensemble, weights = hyper.rescale(state.ensemble, experience)
         rest = self.network.start(state.network)
         fit_key, survey_key, error_key, *check_keys = jax.random.split(key, 5 if hyper.split.holds_out else 3)
 
@@ -175,7 +175,7 @@ class Recurrent:
             obs, latent, age = unroll(drawn_sequences, jax.random.split(unroll_key, hyper.batch))
             counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
-            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, loss_key, scale=ensemble.scale, weight=weight))(members)
+            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, loss_key, scale=ensemble.scale, weights=weights))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         def check(params: tuple[PyTree, PyTree]) -> Array:
