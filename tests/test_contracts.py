@@ -72,7 +72,7 @@ AGENTS: dict[str, Any] = {
     "StableBaselines-SAC": small(StableBaselines("SAC")),
     "StableBaselines-DQN": small(StableBaselines("DQN")),
     "StableBaselines-TD3": small(StableBaselines("TD3")),
-    "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5)))),
+    "Dreamer-from-both": small(twin(Dreamer(imagined_share=ImaginedShare(0.5, 0.5), start_noise=0.5, error_limit=1.0))),
 }
 PRIORITIES = typing.get_args(typing.get_type_hints(ReplayBuffer)["priority"])
 

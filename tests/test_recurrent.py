@@ -310,12 +310,14 @@ def test_what_came_long_ago_is_not_read_again():
     np.testing.assert_allclose(later, first, atol=0.02)
 
 
-def dreamer(noise):
-    return Dreamer(actor=MLP((4,)), critic=MLP((4,)), trajectories=200, context=4, start_noise=noise)
+def of_dreamer(agent, world, experience):
+    return agent._starts(agent.init(LINE, world, KEY), world, experience, OTHER)[0].memory
 
 
+DREAMS = Dreamer(actor=MLP((4,)), critic=MLP((4,)), trajectories=200, context=4)
 STARTS = {
-    "Dreamer": lambda noise, *where: dreamer(noise)._starts(dreamer(noise).init(LINE, where[0], KEY), *where, OTHER)[0].memory,
+    "Dreamer": lambda noise, *where: of_dreamer(replace(DREAMS, start_noise=noise), *where),
+    "Dreamer within a limit": lambda noise, *where: of_dreamer(replace(DREAMS, start_noise=noise, error_limit=1e6), *where),
     "Evolution": lambda noise, *where: (
         Evolution(actor=MLP((4,)), trajectories=200, start_noise=noise)._starts(*where, OTHER).memory
     ),
@@ -337,6 +339,17 @@ def test_dreams_begin_around_a_remembered_past_and_keep_what_it_told(fitted, dre
     (still, told), (moved, told_there) = begin(0.0), begin(0.5)
     assert 0.4 < (moved - still).std() < 0.6
     assert np.corrcoef(told, told_there)[0, 1] > 0.9
+
+
+def test_no_dream_of_a_remembering_world_begins_where_it_is_less_sure_than_allowed(fitted):
+    model, state, experience = fitted
+    world = seeing(model, state, experience)
+    begin = jax.jit(of_dreamer, static_argnums=0)
+    still = begin(DREAMS, world, experience)
+    for limit, moves in ((1e-6, False), (1e6, True)):
+        moved = begin(replace(DREAMS, start_noise=0.5, error_limit=limit), world, experience)
+        alike = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(still), strict=True)]
+        assert not any(alike[:2]) if moves else all(alike)
 
 
 def begun(agent, state, world, experience):

@@ -48,9 +48,7 @@ def starts(self: Any, state: Any, world: World, experience: Experience, key: Arr
     A dream goes on where the last one stopped, if that one was still alive, or starts at a replayed state. So dreams reach
     states that a few real episodes never visited, without a long horizon.
     """
-    limited = self.error_limit is not None and self.start_noise > 0
-    ask_key, key = jax.random.split(key) if limited else (None, key)
-    replay_key, noise_key, alive_key, start_key, relive_key = jax.random.split(key, 5)
+    replay_key, noise_key, alive_key, start_key, relive_key, ask_key = jax.random.split(key, 6)
     pool, count = state.pool, self.trajectories
     go_on = jax.random.uniform(alive_key, (count,)) < pool.alive * (1 - self.restart)
     index = experience.draw(replay_key, (count,))
@@ -76,7 +74,7 @@ def starts(self: Any, state: Any, world: World, experience: Experience, key: Arr
         return memory if recurrent else jax.vmap(world.start)(memory, jax.random.split(key, count))
 
     fresh = moved(noise)
-    if ask_key is not None:
+    if self.error_limit is not None and self.start_noise > 0:
         begin_key, step_key = jax.random.split(ask_key)
         asked = jax.vmap(world.step)(begun(fresh.memory, begin_key), steps.action, jax.random.split(step_key, count))[1]
         fresh = _where(self._trusted(world, asked.uncertainty) > 0, fresh, moved(jnp.zeros(noise.shape)))
