@@ -31,7 +31,7 @@ def compressed(run: Run, density: float | None, rate: float | None, bits: int | 
     """
     if density is None and rate is None and bits is None:
         raise ConfigError("nothing is asked for: name a density, a rate or bits")
-    config, agent = run.config, run.algorithm.agent
+    config, agent = run.config, run.config.algorithm(run.spec).agent
     if isinstance(agent, MPC) and agent.policy is not None:
         agent = replace(agent, policy=_quieter(agent.policy, density, rate, bits, updates))
     else:
