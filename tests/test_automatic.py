@@ -28,6 +28,7 @@ from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
 from spikedream.types import Spec, Transition
 from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.member import Weights
 from spikedream.world_models.priors import PriorSearch
 
 KEY = jax.random.key(0)
@@ -127,9 +128,7 @@ def test_rewards_are_rare_where_few_events_tell():
     sine, goal = np.sin(np.arange(400, dtype=np.float32)), np.zeros(400, np.float32)
     goal[7] = 1
     for reward, rare in ((sine, 0), (goal, 1), (np.full(400, -1, np.float32), 1)):
-        found = no_moments(1, spread=True).rewards.add(
-            jnp.asarray(1.0), jnp.asarray(reward)[:, None], jnp.ones((400, 1)), jnp.zeros((400, 1))
-        )
+        found = no_moments(1, spread=True).rewards.add(jnp.asarray(1.0), jnp.asarray(reward)[:, None], jnp.ones((400, 1)))
         assert float(found.rarity(jnp.asarray(reward.min()), jnp.asarray(reward.max()))) == rare
 
 
@@ -166,21 +165,48 @@ def test_an_ending_costs_where_it_ends_rewards(in_passing, last, ends, dread):
     assert float(found.dread) == dread
 
 
-@pytest.mark.parametrize(("reward", "weight"), [
-    (np.full(400, 1.0), 1.0),  # tells nothing
-    (np.tile([0.0, 0.02], 200), 2 / 0.25),  # in units of the largest
-    (np.tile([1.0, 1.02], 200), 2 * 16),
-    (np.append(np.zeros(399), 100.0), 2 * 16),
+SHAPED = np.tile([0.0, 0.02], 200)
+
+
+@pytest.mark.parametrize(("reward", "ends", "weight"), [
+    (np.full(400, 1.0), False, 1.0),  # tells nothing
+    (SHAPED, False, 2 / 0.25),  # in units of the largest
+    (SHAPED, True, 2 / 0.25),
+    (np.tile([1.0, 1.02], 200), False, 2 * 16),
+    (np.append(np.zeros(399), 100.0), False, 2 * 16),
+    (np.append(np.zeros(399), 100.0), True, 1.0),  # one goal is no variance, with a cost of each step or without
+    (np.append(0.1 * SHAPED[1:], 100.0), True, 1.0),
+    (np.append(np.tile([0.0, 1.0], 200)[1:], -10.0), True, 2 * 16 * 0.25 / 0.524),  # variance in passing, and of all
 ])  # fmt: skip
-def test_the_reward_s_error_counts_as_much_as_all_of_the_observation(reward, weight):
-    steps = rows(lambda o, a: jnp.zeros(400), PLANE, 400)._replace(reward=jnp.asarray(reward, jnp.float32))
+def test_the_reward_s_error_counts_as_much_as_all_of_the_observation(reward, ends, weight):
+    terminated = jnp.zeros(400).at[399].set(ends)
+    steps = rows(lambda o, a: jnp.zeros(400), PLANE, 400)._replace(reward=jnp.asarray(reward, jnp.float32), terminated=terminated)
     replay = ReplayBuffer(400, scale="spread").init(PLANE).add(jax.tree.map(lambda x: x[:, None], steps), 400).normalise()
     model = small(Ensemble(reward_weight=None))
     state = model.init(PLANE, KEY)
-    assert float(model.rescale(state, replay)[1].reward) == pytest.approx(weight, rel=0.02)
-    assert small(Ensemble(reward_weight=3.0)).rescale(state, replay)[1].reward == 3.0
+    weights = model.rescale(state, replay)[1]
+    assert float(weights.reward) == pytest.approx(weight, rel=0.02) and weights.last_reward == 1.0
+    assert small(Ensemble(reward_weight=3.0)).rescale(state, replay)[1][1:] == (3.0, 3.0)
     with pytest.raises(ValueError, match="measured on the spread of rewards"):
         model.rescale(state, holding(PLANE, steps, 400))
+
+
+@pytest.mark.parametrize("terminated, counts", [(0.0, 5.0), (1.0, 0.5)])
+def test_a_reward_that_comes_with_an_ending_has_a_weight_of_its_own(terminated, counts):
+    """By what the loss grows where nothing but the weights differ: of the reward's squared error, one of three targets."""
+    model = small(twin(Ensemble()))
+    state = model.init(PLANE, KEY)
+    member = jax.tree.map(lambda x: x[0], state.members)
+    steps = rows(lambda o, a: o[:, 0], PLANE, 8)._replace(terminated=jnp.full(8, terminated))
+    drawn = (steps, jnp.zeros((8, 0)), jnp.ones(8))
+
+    def loss(reward, last_reward):
+        weights = Weights(jnp.ones(()), reward, last_reward)
+        return float(jax.jit(lambda: model.each.loss(member, drawn, KEY, scale=state.scale, weights=weights))())
+
+    mean = model._all_moments(state, steps, drawn[1], KEY)[0][0]
+    error = float(jnp.square(mean[:, -1] - steps.reward).mean()) / 3
+    assert loss(5.0, 0.5) - loss(0.0, 0.0) == pytest.approx(counts * error, rel=1e-3)
 
 
 # ---- curiosity

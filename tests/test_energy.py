@@ -292,7 +292,7 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
     def one_step(members: Any, key: jax.Array) -> Any:
         batch = held.gather(jnp.zeros((model.members, model.batch), jnp.int32))
         drawn = (batch, jnp.zeros((model.members, model.batch, 0)), jnp.ones((model.members, model.batch)))
-        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weights=Weights(jnp.ones(()), 1.0)))
+        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weights=Weights(jnp.ones(()), 1.0, 1.0)))
         return jax.vmap(loss)(members, drawn)
 
     calls = of_model(model).fit(TOTALS._replace(fit_steps=1))

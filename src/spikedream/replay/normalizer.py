@@ -65,6 +65,7 @@ class Moments(eqx.Module):
     reward_high: Array  # ()
     terminated: Array  # () int32, transitions that ended their task
     rewards: RewardSpread | None = None  # where scales follow the spread of rewards
+    passing: RewardSpread | None = None  # of the steps that ended no task; likewise
     truncated: Array | None = None  # () int32, transitions at which a limit cut their episode short; likewise
 
     def add(self, steps: Transition, valid: Array) -> "Moments":
@@ -83,6 +84,7 @@ class Moments(eqx.Module):
         variance = jnp.where(seen, jnp.square(about - mean[None, None]), 0).sum((0, 1)) / jnp.maximum(number, 1)
         delta = first + mean - self.mean
         change = jnp.where(seen, jnp.square(steps.next_obs - steps.obs), 0).sum((0, 1)) / jnp.maximum(number, 1)
+        terminated, passing = self.terminated + (steps.terminated * valid).sum().astype(jnp.int32), valid * (1 - steps.terminated)
         return Moments(
             count=total,
             mean=self.mean + share * delta,
@@ -92,8 +94,11 @@ class Moments(eqx.Module):
             high=jnp.maximum(self.high, jnp.where(seen, steps.next_obs, -jnp.inf).max((0, 1))),
             reward_low=jnp.minimum(self.reward_low, jnp.where(valid > 0, steps.reward, jnp.inf).min()),
             reward_high=jnp.maximum(self.reward_high, jnp.where(valid > 0, steps.reward, -jnp.inf).max()),
-            terminated=self.terminated + (steps.terminated * valid).sum().astype(jnp.int32),
-            rewards=None if self.rewards is None else self.rewards.add(share, steps.reward, valid, steps.terminated),
+            terminated=terminated,
+            rewards=None if self.rewards is None else self.rewards.add(share, steps.reward, valid),
+            passing=None
+            if self.passing is None
+            else self.passing.add(passing.sum() / jnp.maximum(total - terminated, 1), steps.reward, passing),
             truncated=None if self.truncated is None else self.truncated + (steps.truncated * valid).sum().astype(jnp.int32),
         )
 
@@ -119,10 +124,7 @@ class Moments(eqx.Module):
         )
 
     def _dread(self) -> Array | None:
-        if self.rewards is None:
-            return None
-        pays = self.rewards.in_passing(self.count, self.terminated) > 0
-        return ((self.terminated > 0) & pays).astype(jnp.float32)
+        return None if self.passing is None else ((self.terminated > 0) & (self.passing.mean > 0)).astype(jnp.float32)
 
     def _horizon(self, low: Array, high: Array) -> Array | None:
         if self.rewards is None or self.truncated is None:
@@ -150,5 +152,6 @@ def no_moments(obs_size: int, spread: bool = False) -> Moments:
         reward_high=jnp.asarray(-jnp.inf, jnp.float32),
         terminated=jnp.zeros((), jnp.int32),
         rewards=no_spread() if spread else None,
+        passing=no_spread() if spread else None,
         truncated=jnp.zeros((), jnp.int32) if spread else None,
     )

@@ -19,17 +19,16 @@ class RewardSpread(eqx.Module):
 
     mean: Array  # ()
     variance: Array  # ()
-    terminal: Array  # () sum of those with which a task ended
 
-    def add(self, share: Array, reward: Array, valid: Array, terminated: Array) -> "RewardSpread":
+    def add(self, share: Array, reward: Array, valid: Array) -> "RewardSpread":
         """With the rewards where `valid`, (rows, environments) each, which are the `share` () of all since then; merged as
-        `Moments` are. `terminated` (rows, environments), float, tells which ended their task."""
+        `Moments` are."""
         number = jnp.maximum(valid.sum(), 1)
         mean = (reward * valid).sum() / number
         variance = (jnp.square(reward - mean) * valid).sum() / number
         delta = mean - self.mean
         mixed = self.variance + share * (variance - self.variance) + share * (1 - share) * jnp.square(delta)
-        return RewardSpread(self.mean + share * delta, mixed, self.terminal + (reward * terminated * valid).sum())
+        return RewardSpread(self.mean + share * delta, mixed)
 
     def scale(self, largest: Array) -> Array:
         """() what rewards are divided by: the `largest` magnitude seen, (), or a multiple of their root mean square where that is
@@ -46,9 +45,9 @@ class RewardSpread(eqx.Module):
         variance = self.variance / jnp.square(scale)
         return jnp.where(variance > NOTHING, jnp.minimum(1 / jnp.maximum(variance, NOTHING), LARGEST**2), 0.0)
 
-    def in_passing(self, count: Array, terminated: Array) -> Array:
-        """() mean of the steps that ended no task, of `count` () of which `terminated` () did."""
-        return (self.mean * count - self.terminal) / jnp.maximum(count - terminated, 1)
+    def share_of(self, rewards: "RewardSpread") -> Array:
+        """() from 0 to 1, of the variance of all `rewards`, of which these are some."""
+        return jnp.clip(self.variance / jnp.where(rewards.variance > 0, rewards.variance, 1.0), 0, 1)
 
     def rarity(self, low: Array, high: Array) -> Array:
         """() from 0, where every step's reward tells something, to 1, where few events do or none has: by how many deviations the
@@ -61,7 +60,7 @@ class RewardSpread(eqx.Module):
 
 def no_spread() -> RewardSpread:
     """Of no rewards."""
-    return RewardSpread(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    return RewardSpread(jnp.zeros(()), jnp.zeros(()))
 
 
 def cycle(variance: Array, change: Array) -> Array:

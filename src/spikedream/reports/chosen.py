@@ -41,15 +41,16 @@ CHOICES = (
                        " half an episode where none ends before its limit",
            "--agent.gamma"),
     MeasuredChoice("scale/reward_weight", "Weight of the reward's error in the model", number,
-           lambda row: "in units of the rewards' own variance it counts as much as the error of all of the observation",
+           lambda row: "in units of the rewards' own variance it counts as much as the error of all of the observation; less, the"
+                       " more of that variance comes with endings, where it counts once",
            "--world-model.reward-weight 1"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
            lambda row: f"cross-entropy on held-out steps {row['prior/loss_additive']:.3g}, free {row['prior/loss_free']:.3g}",
            "--world-model.search None"),
     MeasuredChoice("pessimism", "Reward lost per unit of uncertainty", number,
-           lambda row: "the root of its mean squared error on held-out steps; at least 1 where episodes end and"
-                       " rewards are positive",
+           lambda row: "the root of its mean squared error on held-out steps; at least 1 where episodes end"
+                       " and steps that end none pay",
            "--agent.uncertainty-penalty"),
     MeasuredChoice("dream_limit", "Uncertainty up to which dreams go on", number,
            lambda row: "the root of its mean squared error on held-out steps; of the last dreams' steps"

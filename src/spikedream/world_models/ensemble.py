@@ -348,19 +348,25 @@ class Ensemble:
         rewards = jnp.stack(normalizer.reward_range())
         measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0))
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
-        return state, Weights(terminal, self._reward_weight(experience))
+        return state, Weights(terminal, *self._reward_weights(experience))
 
-    def _reward_weight(self, experience: Experience) -> Array | float:
-        """() raises ValueError where it is to be measured and nothing is."""
+    def _reward_weights(self, experience: Experience) -> tuple[Array | float, Array | float]:
+        """() each, of a reward in passing and of one with which a task ends. Where it is measured, the former counts by its own
+        variance, as far as that is the variance of all rewards, and the latter once: few events say nothing of a variance.
+
+        Raises:
+            ValueError: where it is to be measured and nothing is.
+        """
         if self.reward_weight is not None:
-            return self.reward_weight
-        spread, entries = experience.moments.rewards, experience.moments.change.shape[0]
-        if spread is None:
+            return self.reward_weight, self.reward_weight
+        moments, entries = experience.moments, experience.moments.change.shape[0]
+        if moments.rewards is None:
             raise ValueError(
                 "world_model.reward_weight is None: it is measured on the spread of rewards. Set replay.scale to"
                 ' "spread", or world_model.reward_weight to a number'
             )
-        return jnp.maximum(entries * spread.precision(experience.normalizer.reward_scale), 1.0)
+        precision = moments.passing.precision(experience.normalizer.reward_scale)
+        return jnp.maximum(entries * precision * moments.passing.share_of(moments.rewards), 1.0), 1.0
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
         """The state after fitting, before anything is measured."""

@@ -28,6 +28,7 @@ class Weights(NamedTuple):
 
     terminal: Array  # () of a terminal example, where any other counts once
     reward: Array | float  # () of the reward's squared error, where that of an entry of the observation counts once
+    last_reward: Array | float  # () the same, of a reward with which a task ended
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class MemberModel:
         the `prior` that was found, or that which is given."""
         batch, latent, importance = drawn
         keys = jax.random.split(key, batch.reward.shape[0])
-        regression = partial(self._regression, member, batch, latent, importance, keys, scale, weights.reward)
+        regression = partial(self._regression, member, batch, latent, importance, keys, scale, weights)
         shift = jnp.zeros(batch.obs.shape)
         if self.adversarial > 0:
             # The fast gradient sign method (Goodfellow et al. 2015, section 4).
@@ -115,7 +116,7 @@ class MemberModel:
         importance: Array,
         keys: Array,
         scale: Array,
-        reward_weight: Array | float,
+        weights: Weights,
         shift: Array,
     ) -> Array:
         """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
@@ -123,7 +124,8 @@ class MemberModel:
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
         error = jnp.square(mean - targets_of(scale, batch._replace(obs=batch.obs + shift)))
-        weight = importance[:, None] * jnp.ones(error.shape[1]).at[-1].set(reward_weight)[None]
+        of_reward = jnp.where(batch.terminated > 0, weights.last_reward, weights.reward)
+        weight = importance[:, None] * jnp.ones(error.shape).at[:, -1].set(of_reward)
         if not self.gaussian:
             return (error * weight).mean()
         low, high = member.log_variance
