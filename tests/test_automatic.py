@@ -28,8 +28,8 @@ from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
 from spikedream.types import Spec, Transition
 from spikedream.world_models.ensemble import Ensemble
-from spikedream.world_models.member import Weights
 from spikedream.world_models.priors import PriorSearch
+from spikedream.world_models.weights import Weights
 
 KEY = jax.random.key(0)
 CHOOSING = {"selection": "PolicySelection"}
@@ -237,11 +237,12 @@ def test_what_rewards_tell_beyond_the_action(reward, spec, left):
 
 
 def test_curiosity_wakes_while_blind_and_fades_as_soon_as_a_reward_tells_something():
-    weight, raw = WhileBlind(awake=2.0), jnp.full(200, 3.0)
+    weight, raw = WhileBlind(awake=2.0, fade=0.5), jnp.full(200, 3.0)
 
-    def after(state, reward, terminated=0.0):
+    def after(state, reward, terminated=0.0, scale=1.0, weight=weight):
         steps = rows(reward)._replace(terminated=jnp.full(200, 0.0).at[0].set(terminated))
         replay = holding(CONTINUOUS, steps, 200)
+        replay = replace(replay, normalizer=replace(replay.normalizer, reward_scale=jnp.asarray(scale)))
         return weight.update(state, raw, steps, jnp.ones(200), replay)
 
     state, metrics = after(weight.init(), lambda o, a: jnp.full(len(o), -0.5))
@@ -251,6 +252,8 @@ def test_curiosity_wakes_while_blind_and_fades_as_soon_as_a_reward_tells_somethi
     seeing, metrics = after(state, lambda o, a: o[:, 0])
     assert float(seeing.beta) == pytest.approx(0.5) and float(metrics["blind"]) == 0
     assert float(after(seeing, lambda o, a: jnp.zeros(len(o)), terminated=1.0)[0].beta) == pytest.approx(0.25)
+    assert float(after(state, lambda o, a: o[:, 0], scale=200.0)[0].beta) == pytest.approx(0.5 / 200)  # as much as it was, halved
+    assert float(after(state, lambda o, a: o[:, 0], weight=replace(weight, fade=0.0))[0].beta) == 0
     assert float(after(weight.init(), lambda o, a: o[:, 0])[0].beta) == 0
     assert isinstance(state, BlindState)
 

@@ -43,8 +43,8 @@ from spikedream.snn.operations import ARITHMETIC, tally
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
 from spikedream.world_models.ensemble import Ensemble
-from spikedream.world_models.member import Weights
 from spikedream.world_models.true_environment import TrueEnvironment
+from spikedream.world_models.weights import Weights
 
 KEY = jax.random.key(0)
 TOTALS = Totals(decisions=7, fits=1, fit_steps=4, updates=1, imagined_steps=12, gradient_steps=6, surveyed=0)

@@ -77,6 +77,7 @@ class Rules(NamedTuple):
     reward: Any = math.nan
     ending: Any = 0.0
     doubt: Any = 0.0
+    size: Any = 1.0  # of what the best action pays
 
 
 def still(reward: float = math.nan, ending: float = 0.0, doubt: bool = False) -> Rules:
@@ -101,7 +102,7 @@ class Toy(Known):
 
     def _still(self, rules, memory, action):
         short = 1 - action[1] if self.discrete else jnp.square(action[0] - 0.5)
-        reward = jnp.where(jnp.isnan(rules.reward), 1 - short, rules.reward)
+        reward = jnp.where(jnp.isnan(rules.reward), rules.size * (1 - short), rules.reward)
         return said(memory.obs, reward, rules.ending, rules.doubt * short)
 
     def _two_step(self, memory, action):

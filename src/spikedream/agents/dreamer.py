@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.agents import acting, pool
+from spikedream.agents import acting, pool, stakes
 from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
 from spikedream.agents.pool import Pool, known_error
 from spikedream.agents.selection import PolicySelection
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
-from spikedream.ops.policy_gradient import clipped_gain, probability_ratio, standardise
+from spikedream.ops.policy_gradient import clipped_gain, deviation, probability_ratio, standardise
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
@@ -40,6 +40,7 @@ class DreamerState(eqx.Module):
     distribution: ActionDistribution = eqx.field(static=True)
     spec: Spec = eqx.field(static=True)
     selection: PyTree = ()  # of what acts greedily, where that is chosen
+    stakes: PyTree = ()  # `Stakes`, where a change of them is heeded
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Dreamer:
     # In root mean squared errors of the model: a dream counts up to the first step whose uncertainty exceeds it, and noise that is
     # more uncertain is not added to a start. None: no limit.
     error_limit: float | None = None
+    # Updates in which a new critic learns and the actor rests, once what rewards are worth has changed: where their scale has more
+    # than doubled or halved, or the largest bonus by a whole normalised reward. 0: both go on from what they were.
+    critic_first: int = 0
     uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
     advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
@@ -82,7 +86,7 @@ class Dreamer:
         check_bounds(self, context=at_least_one, restart=share, start_noise=not_negative, return_lambda=share)
         check_bounds(self, clip=(1e-6, 1), target_rate=share, activity_penalty=not_negative, activity_target=share)
         check_bounds(self, entropy=not_negative, learning_rate=not_negative, critic_learning_rate=not_negative)
-        check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None))
+        check_bounds(self, gradient_clip=(1e-9, None), advantage_floor=(1e-9, None), critic_first=not_negative)
         optional = {"gamma": (0, 0.99999), "uncertainty_penalty": not_negative, "actor_rate": (1e-6, 1)}
         optional["error_limit"] = not_negative
         check_bounds(self, **{name: bounds for name, bounds in optional.items() if getattr(self, name) is not None})
@@ -136,7 +140,8 @@ class Dreamer:
         stopped = jax.tree.map(lambda x: jnp.zeros((self.trajectories, *x.shape), x.dtype), nowhere)
         moments = actor_optimizer.init(actor), critic_optimizer.init(critic)
         selection = () if self.selection is None else self.selection.init(actor)
-        return DreamerState(actor, critic, slow, *moments, stopped, slow_actor, distribution, spec, selection)
+        known = stakes.none_yet() if self.critic_first else ()
+        return DreamerState(actor, critic, slow, *moments, stopped, slow_actor, distribution, spec, selection, known)
 
     _networks, _optimizers = property(networks_of), property(optimizers_of)
 
@@ -186,6 +191,7 @@ class Dreamer:
 
     def update(self, state: DreamerState, world: World, experience: Experience, key: Array) -> tuple[DreamerState, Metrics]:
         start_key, dream_key, learn_key, real_key = jax.random.split(key, 4)
+        before = state = self._renewed(state, world, key)
         starts, importance = self._starts(state, world, experience, start_key)
         if self.gradient == "model":
             gradient, (imagined, ends, lessons) = jax.grad(self._imagined_loss, has_aux=True)(
@@ -203,6 +209,7 @@ class Dreamer:
             lessons = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), lessons, real)
         lessons = lessons._replace(advantage=standardise(lessons.advantage, lessons.weight, self.advantage_floor))
         state, (actor_loss, critic_loss, entropy, critic_rate) = self._learn(state, lessons, learn_key)
+        state = self._rested(before, state)
         if self.actor_rate is not None:
             slow = optax.incremental_update(state.actor, state.slow_actor, self.actor_rate)
             state = eqx.tree_at(lambda s: s.slow_actor, state, slow)
@@ -229,6 +236,8 @@ class Dreamer:
             metrics["pessimism"] = jnp.asarray(self.pessimism(world))
         if world.bonus is not None:
             metrics["dream_bonus"] = (imagined.prediction.bonus * alive).mean()
+        if self.critic_first:
+            metrics["actor_rests"] = (before.stakes.rest > 0).astype(jnp.float32)
         if self.error_limit is not None:
             metrics["dream_limit"] = jnp.asarray(self._largest_uncertainty(world))
             metrics["dream_trusted"] = jnp.cumprod(within, axis=0).mean()
@@ -253,6 +262,7 @@ class Dreamer:
 
     # ---- dreaming
 
+    _renewed, _rested = stakes.renewed, stakes.rested
     _starts, _trusted, _largest_uncertainty = pool.starts, pool.trusted, pool.largest_uncertainty
 
     def _real_lessons(self, state: DreamerState, world: World, experience: Experience, key: Array) -> Lesson:
@@ -324,8 +334,10 @@ class Dreamer:
             advantage=returns - value,
             weight=weight,
         )
+        # As large beside the entropy as standardised advantages are, whatever the rewards are like.
+        size = jax.lax.stop_gradient(deviation(lessons.advantage, weight, self.advantage_floor))
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
-        loss = entropy_bonus - (returns * weight).mean()
+        loss = entropy_bonus - (returns / size * weight).mean()
         if self.activity_penalty:
             loss += self.activity_penalty * activity_above(self.activity_target, firing_rate(decision.spikes))
         return loss, (imagined, ends, jax.lax.stop_gradient(lessons))

@@ -6,10 +6,19 @@ from jax import Array
 
 def standardise(x: Array, weight: Array, floor: float) -> Array:
     """`x` with weighted mean 0 and weighted deviation 1, any shape; `floor` keeps noise from being blown up once all is well."""
+    mean, size = _moments(x, weight, floor)
+    return (x - mean) / size
+
+
+def deviation(x: Array, weight: Array, floor: float) -> Array:
+    """() weighted deviation of `x`, any shape, and `floor` at the least."""
+    return _moments(x, weight, floor)[1]
+
+
+def _moments(x: Array, weight: Array, floor: float) -> tuple[Array, Array]:
     total = jnp.maximum(weight.sum(), 1e-6)
     mean = (x * weight).sum() / total
-    deviation = jnp.sqrt((jnp.square(x - mean) * weight).sum() / total)
-    return (x - mean) / jnp.maximum(deviation, floor)
+    return mean, jnp.maximum(jnp.sqrt((jnp.square(x - mean) * weight).sum() / total), floor)
 
 
 def probability_ratio(log_prob: Array, before: Array) -> Array:

@@ -23,8 +23,9 @@ from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world_models.fine_tuning import FineTuning, Split
-from spikedream.world_models.member import Member, MemberModel, Weights, targets_of
+from spikedream.world_models.member import Member, MemberModel
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
+from spikedream.world_models.weights import Weights, weights
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
 
@@ -78,6 +79,9 @@ class Ensemble:
     # Of the reward's error while fitting, as of so many entries of the observation; None: in units of its own variance, as theirs
     # are, as of all of them, which is measured with replay.scale "spread".
     reward_weight: float | None = 1.0
+    # Which network predicts the reward with which a task ends. Where it is the ending's, that can be had only by ending: none of it
+    # is promised for states nearby.
+    terminal_reward: Literal["dynamics", "ending"] = "dynamics"
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -114,6 +118,7 @@ class Ensemble:
             self.ending_sparsity,
             self.curvature_penalty,
             self.adversarial,
+            self.terminal_reward,
         )
 
     @property
@@ -191,10 +196,15 @@ class Ensemble:
         ending = self._endings(state, obs, ending_key)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0] / self.ending_temperature) * state.endings
+        terminated = probability.max() if self.termination == "max" else probability.mean()
+        reward = jnp.clip(change[-1], state.rewards[0], state.rewards[1])
+        if self.each.endings_pay:
+            last = jnp.clip(ending.value[member, 1], state.rewards[0], state.rewards[1])
+            reward = (1 - terminated) * reward + terminated * last
         return Prediction(
             obs=obs,
-            reward=jnp.clip(change[-1], state.rewards[0], state.rewards[1]),
-            terminated=probability.max() if self.termination == "max" else probability.mean(),
+            reward=reward,
+            terminated=terminated,
             disagreement=jnp.sqrt(mean[:, :-1].var(0).mean() + 1e-12),
             outside=self.support_weight * outside.sum(),
             noise=deviation[:-1].mean(),
@@ -202,7 +212,7 @@ class Ensemble:
         )
 
     def _endings(self, state: EnsembleState, obs: Array, key: Array) -> Output:
-        """Of each member, value (members, 1). Nothing is computed in environments where no episode has terminated yet."""
+        """Of each member, value (members, outputs). Nothing is computed where no episode has terminated yet."""
 
         def predict(obs: Array) -> Output:
             prior = None if state.search is None else state.search.chosen
@@ -223,7 +233,7 @@ class Ensemble:
     def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
         """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
         mean = self._all_moments(state, steps, latent, key)[0].mean(0)
-        return jnp.square(mean - targets_of(state.scale, steps)).mean(1)
+        return jnp.square(self.each.misses(mean, state.scale, steps)).mean(1)
 
     def _all_moments(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
         """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
@@ -341,32 +351,12 @@ class Ensemble:
         """The state with scales and ranges of all experience, and what counts how much."""
         moments, normalizer = experience.moments, experience.normalizer
         scale = jnp.sqrt(moments.change) / normalizer.scale + 1e-6
-        ended = moments.terminated.astype(jnp.float32)
-        terminal = jnp.clip((moments.count - ended) / jnp.maximum(ended, 1), 1.0, self.terminal_weight)
         low, high = normalizer.obs(moments.low), normalizer.obs(moments.high)
         margin = self.support_margin * (high - low)
-        rewards = jnp.stack(normalizer.reward_range())
-        measured = (scale, low - margin, high + margin, rewards, jnp.minimum(ended, 1.0))
+        endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
+        measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
-        return state, Weights(terminal, *self._reward_weights(experience))
-
-    def _reward_weights(self, experience: Experience) -> tuple[Array | float, Array | float]:
-        """() each, of a reward in passing and of one with which a task ends. Where it is measured, the former counts by its own
-        variance, as far as that is the variance of all rewards, and the latter once: few events say nothing of a variance.
-
-        Raises:
-            ValueError: where it is to be measured and nothing is.
-        """
-        if self.reward_weight is not None:
-            return self.reward_weight, self.reward_weight
-        moments, entries = experience.moments, experience.moments.change.shape[0]
-        if moments.rewards is None:
-            raise ValueError(
-                "world_model.reward_weight is None: it is measured on the spread of rewards. Set replay.scale to"
-                ' "spread", or world_model.reward_weight to a number'
-            )
-        precision = moments.passing.precision(experience.normalizer.reward_scale)
-        return jnp.maximum(entries * precision * moments.passing.share_of(moments.rewards), 1.0), 1.0
+        return state, weights(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
         """The state after fitting, before anything is measured."""
@@ -377,8 +367,8 @@ class Ensemble:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
-        targets, number = targets_of(state.scale, steps), jnp.maximum(held.sum(), 1)
-        error = (jnp.square(mean.mean(0) - targets).mean(1) * held).sum() / number
+        number = jnp.maximum(held.sum(), 1)
+        error = (jnp.square(self.each.misses(mean.mean(0), state.scale, steps)).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
         if not self.gaussian or not self.split.holds_out:
@@ -401,7 +391,7 @@ class Ensemble:
         (Lakshminarayanan et al. 2017, section 2.4)."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
         total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
-        return (targets_of(state.scale, steps) - mean.mean(0)) / total
+        return self.each.misses(mean.mean(0), state.scale, steps) / total
 
 
 def _no_latent(steps: Transition) -> Array:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -13,22 +13,15 @@ from jax import Array
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec, Transition
 from spikedream.world_models.priors import Prior, under
+from spikedream.world_models.weights import Weights
 
 
 class Member(eqx.Module):
     """Learned parameters; stacked over members in `EnsembleState`."""
 
     dynamics: PyTree  # (obs, action) -> state change, reward (and their log-variances)
-    ending: PyTree  # next obs -> logit of termination
+    ending: PyTree  # next obs -> logit of termination (and the reward of one, where that is its to predict)
     log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
-
-
-class Weights(NamedTuple):
-    """How much it counts while fitting."""
-
-    terminal: Array  # () of a terminal example, where any other counts once
-    reward: Array | float  # () of the reward's squared error, where that of an entry of the observation counts once
-    last_reward: Array | float  # () the same, of a reward with which a task ended
 
 
 @dataclass(frozen=True)
@@ -41,13 +34,19 @@ class MemberModel:
     ending_sparsity: float
     curvature_penalty: float
     adversarial: float
+    terminal_reward: Literal["dynamics", "ending"]
+
+    @property
+    def endings_pay(self) -> bool:
+        """Whether what an ending pays is predicted from where it ends."""
+        return self.terminal_reward == "ending"
 
     def init(self, spec: Spec, latent: int, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
         targets = spec.obs_size + 1
         return Member(
             self.dynamics.init(spec.obs_size + latent + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
-            self.ending.init(spec.obs_size, 1, ending),
+            self.ending.init(spec.obs_size, 2 if self.endings_pay else 1, ending),
             (jnp.full(targets, -10.0, jnp.float32), jnp.full(targets, 0.5, jnp.float32)),
         )
 
@@ -70,12 +69,24 @@ class MemberModel:
         number = jnp.maximum(held.sum(), 1)
         inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
         mean = jax.vmap(lambda x: self.moments(member, x, key)[0])(inputs)
-        error = jnp.square(mean - targets_of(scale, steps)).mean(1)
+        error = jnp.square(self.misses(mean, scale, steps)).mean(1)
         params = under(self.ending, member.ending, prior)
-        logit = jax.vmap(lambda obs: self.ending(params, obs, key=key).value[0])(steps.next_obs)
-        surprise = optax.sigmoid_binary_cross_entropy(logit, steps.terminated)
-        surprise = surprise * jnp.where(steps.terminated > 0, weights.terminal, 1.0)
+        ended = jax.vmap(lambda obs: self.ending(params, obs, key=key).value)(steps.next_obs)
+        surprise = self._surprise(ended, steps, weights)
         return (error * held).sum() / number, (surprise * held).sum() / number
+
+    def misses(self, mean: Array, scale: Array, steps: Transition) -> Array:
+        """(rows, obs_size + 1) from the `mean` that the dynamics predict to what happened, of that shape; fields of `steps`
+        (rows, ...). A reward that is not theirs to predict is never missed."""
+        missed = targets_of(scale, steps) - mean
+        return missed.at[:, -1].multiply(1 - steps.terminated) if self.endings_pay else missed
+
+    def _surprise(self, ended: Array, steps: Transition, weights: Weights) -> Array:
+        """(rows,) cross-entropies of endings, and squared errors of what they pay, where `ended` (rows, outputs) is predicted."""
+        surprise = optax.sigmoid_binary_cross_entropy(ended[:, 0], steps.terminated)
+        if self.endings_pay:
+            surprise = surprise + steps.terminated * weights.last_reward * jnp.square(ended[:, 1] - steps.reward)
+        return surprise * jnp.where(steps.terminated > 0, weights.terminal, 1.0)
 
     def loss(
         self,
@@ -101,12 +112,11 @@ class MemberModel:
         ending = under(self.ending, member.ending, prior)
         sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         # Every state that was acted in is an example of not having ended.
-        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(batch.next_obs, keys)
+        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value)(batch.next_obs, keys)
         acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
         alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
-        cross_entropy = optax.sigmoid_binary_cross_entropy(ended, batch.terminated)
-        cross_entropy = cross_entropy * jnp.where(batch.terminated > 0, weights.terminal, 1.0) * importance
-        return regression + sparsity + 0.5 * (cross_entropy.mean() + jax.nn.softplus(alive).mean())
+        surprise = self._surprise(ended, batch, weights) * importance
+        return regression + sparsity + 0.5 * (surprise.mean() + jax.nn.softplus(alive).mean())
 
     def _regression(
         self,
@@ -123,7 +133,7 @@ class MemberModel:
         next observation is still the true one, so that a change is to be predicted which undoes the shift."""
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
-        error = jnp.square(mean - targets_of(scale, batch._replace(obs=batch.obs + shift)))
+        error = jnp.square(self.misses(mean, scale, batch._replace(obs=batch.obs + shift)))
         of_reward = jnp.where(batch.terminated > 0, weights.last_reward, weights.reward)
         weight = importance[:, None] * jnp.ones(error.shape).at[:, -1].set(of_reward)
         if not self.gaussian:
