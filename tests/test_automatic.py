@@ -236,13 +236,12 @@ def test_what_rewards_tell_beyond_the_action(reward, spec, left):
     assert float(left_by_action(rows(reward, spec), jnp.ones(200))) == pytest.approx(left, abs=0.1 if left else 1e-3)
 
 
-def test_curiosity_wakes_while_blind_and_fades_as_soon_as_a_reward_tells_something():
-    weight, raw = WhileBlind(awake=2.0, fade=0.5), jnp.full(200, 3.0)
+def test_curiosity_is_awake_while_blind_and_no_longer_once_a_reward_tells_something():
+    weight, raw = WhileBlind(awake=2.0), jnp.full(200, 3.0)
 
-    def after(state, reward, terminated=0.0, scale=1.0, weight=weight):
+    def after(state, reward, terminated=0.0):
         steps = rows(reward)._replace(terminated=jnp.full(200, 0.0).at[0].set(terminated))
         replay = holding(CONTINUOUS, steps, 200)
-        replay = replace(replay, normalizer=replace(replay.normalizer, reward_scale=jnp.asarray(scale)))
         return weight.update(state, raw, steps, jnp.ones(200), replay)
 
     state, metrics = after(weight.init(), lambda o, a: jnp.full(len(o), -0.5))
@@ -250,10 +249,8 @@ def test_curiosity_wakes_while_blind_and_fades_as_soon_as_a_reward_tells_somethi
     assert float(weight.reward(state, jnp.asarray(3.0))) == pytest.approx(1.0)
     assert float(weight.reward(state, jnp.asarray(300.0))) == float(weight.bound(state, None)) == pytest.approx(5.0)
     seeing, metrics = after(state, lambda o, a: o[:, 0])
-    assert float(seeing.beta) == pytest.approx(0.5) and float(metrics["blind"]) == 0
-    assert float(after(seeing, lambda o, a: jnp.zeros(len(o)), terminated=1.0)[0].beta) == pytest.approx(0.25)
-    assert float(after(state, lambda o, a: o[:, 0], scale=200.0)[0].beta) == pytest.approx(0.5 / 200)  # as much as it was, halved
-    assert float(after(state, lambda o, a: o[:, 0], weight=replace(weight, fade=0.0))[0].beta) == 0
+    assert float(seeing.beta) == float(metrics["beta"]) == float(metrics["blind"]) == 0
+    assert float(after(state, lambda o, a: jnp.zeros(len(o)), terminated=1.0)[0].beta) == 0
     assert float(after(weight.init(), lambda o, a: o[:, 0])[0].beta) == 0
     assert isinstance(state, BlindState)
 

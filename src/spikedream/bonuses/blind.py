@@ -13,13 +13,12 @@ from spikedream.types import Experience, Metrics, Transition, check_bounds
 class BlindState(eqx.Module):
     beta: Array  # () the weight, in units of the normalised reward
     scale: Array  # () root mean square of the raw bonus on all experience; 0 until it has been measured
-    unit: Array  # () normalised reward of 1, in the environment's units, when beta was set
 
 
 @dataclass(frozen=True)
 class WhileBlind:
-    """Reward beta x min(raw / scale, cap). While the agent is blind, beta is `awake`, in root mean squares of the rewards seen;
-    from then on each fit leaves the share `fade` of it, in the environment's units: a first large reward does not make it as large.
+    """Reward beta x min(raw / scale, cap). While the agent is blind, beta is `awake`, in root mean squares of the rewards seen.
+    Once it sees there is no bonus, which would speak against ending a task where that is what pays.
 
     It is blind while no episode has terminated and the reward depends on the action alone, if on anything: while of the rewards'
     variance a quadratic function of the action leaves less than `unexplained`. So it is where the only reward stands at a goal
@@ -27,12 +26,11 @@ class WhileBlind:
     """
 
     awake: float = 1.0  # beta while blind, in root mean squares of the rewards, or in rewards where all have been zero
-    fade: float = 0.5  # share of it that each fit leaves once it sees
     unexplained: float = 0.01  # share of the rewards' variance, from which on they tell of the state
     cap: float = 5.0  # largest bonus before weighting, in root mean squares of the bonus on all experience
 
     def __post_init__(self) -> None:
-        check_bounds(self, awake=(0, None), fade=(0, 1), unexplained=(1e-6, 1), cap=(1e-9, None))
+        check_bounds(self, awake=(0, None), unexplained=(1e-6, 1), cap=(1e-9, None))
 
     @property
     def reward_floor(self) -> float:
@@ -44,7 +42,7 @@ class WhileBlind:
         return state.beta * self.cap
 
     def init(self) -> BlindState:
-        return BlindState(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+        return BlindState(jnp.zeros(()), jnp.zeros(()))
 
     def reward(self, state: BlindState, raw: Array) -> Array:
         """Weighted and normalised reward of a raw bonus, any shape."""
@@ -59,9 +57,8 @@ class WhileBlind:
         size = jnp.sqrt((jnp.square(steps.reward) * counts).sum() / number)
         blind = (experience.moments.terminated == 0) & (left_by_action(steps, counts) < self.unexplained)
         awake = self.awake * jnp.where(size > 1e-6, size, 1.0)
-        unit = jnp.array(experience.normalizer.reward_scale)
-        beta = jnp.where(blind, awake, self.fade * state.beta * state.unit / unit)
-        state = BlindState(beta, jnp.sqrt((jnp.square(raw) * counts).sum() / number), unit)
+        beta = jnp.where(blind, awake, 0.0)
+        state = BlindState(beta, jnp.sqrt((jnp.square(raw) * counts).sum() / number))
         return state, {
             "bonus_mean": (self.reward(state, raw) * counts).sum() / number,
             "extrinsic_mean": (steps.reward * counts).sum() / number,
