@@ -64,8 +64,7 @@ class Ensemble:
     ending_sparsity: float = 1e-2  # L1 penalty on the ending's readout weights
     ending_temperature: float = 0.25  # divides the logits of endings, which few spikes and the penalty keep small (Guo et al. 2017)
     gaussian: bool = False  # predict a variance too, trained by likelihood (aleatoric uncertainty)
-    # Of the members' probabilities: "max" is pessimistic where an ending costs, "min" where it saves what steps cost.
-    termination: Literal["mean", "max", "min"] = "max"
+    termination: Literal["mean", "max"] = "max"  # of the members' probabilities; "max" is pessimistic
     learning_rate: float = 5e-3  # at the start of a phase; falls to a hundredth along a cosine
     weight_decay: float = 1e-4
     curvature_penalty: float = 0.0  # on the dynamics' departure from a linear map (see `Network.curvature`)
@@ -197,7 +196,7 @@ class Ensemble:
         ending = self._endings(state, obs, ending_key)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0] / self.ending_temperature) * state.endings
-        terminated = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}[self.termination](probability)
+        terminated = probability.max() if self.termination == "max" else probability.mean()
         reward = jnp.clip(change[-1], state.rewards[0], state.rewards[1])
         if self.each.endings_pay:
             last = jnp.clip(ending.value[member, 1], state.rewards[0], state.rewards[1])
