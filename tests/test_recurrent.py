@@ -71,9 +71,18 @@ def wrong(world, experience):
     return np.asarray(jnp.sqrt(jnp.square(found - truth).mean(0)) / jnp.sqrt(jnp.square(change).mean()))
 
 
+@partial(jax.jit, static_argnums=0)
+def initial(model):
+    return model.init(LINE, KEY)
+
+
+@partial(jax.jit, static_argnums=0)
+def updated(model, state, experience):
+    return model.update(state, experience, KEY, model.updates)
+
+
 def fitted_to(model, experience):
-    state = jax.jit(lambda k: model.init(LINE, k))(KEY)
-    return jax.jit(lambda s, e: model.update(s, e, KEY, model.updates))(state, experience)
+    return updated(model, initial(model), experience)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
