@@ -192,6 +192,7 @@ def test_flags_reach_the_configuration_and_parts_can_be_swapped(tmp_path: Path, 
     status, *_ = call(
         capsys, "train", "debug", *TINY, "--out", str(out), "--agent.actor", "MLP", "--agent.actor.hidden", "6", "5",
         "--agent.horizon", "3", "--world-model.dynamics.neuron", "AdaptiveLIF", "--budget", "40", "--threshold", "9000",
+        "--agent.critic", "MLP", "--world-model.ending", "MLP",
     )  # fmt: skip
     assert status == 0
     saved = config.load(out / "config.yaml")
@@ -245,6 +246,7 @@ def test_the_commands_in_the_documentation_are_understood() -> None:
 SMALL = [
     *TINY, "--budget", "30", "--collect.seed-episodes", "1", "--collect.steps", "10", "--evaluation.episodes", "2",
 ]  # fmt: skip
+CONVENTIONAL = ["--world-model.dynamics", "MLP", "--world-model.ending", "MLP"]  # programs of half the length
 
 
 def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +259,8 @@ def test_optional_parts_are_chosen_by_their_kind(tmp_path: Path, capsys: pytest.
         "--agent.policy.actor", "MLP", "--agent.policy.critic", "MLP",
         "--agent.horizon", "2", "--agent.search", "RandomShooting", "--agent.search.candidates", "6", "--agent.when", "evaluate",
         "--bonus", "RandomNetworkDistillation", "--bonus.fitting.updates", "3", "--bonus.weight.start", "0.02",
-        "--replay.priority", "td_error", "--replay.alpha", "0.7",
+        "--replay.priority", "td_error", "--replay.alpha", "0.7", *CONVENTIONAL,
+        "--bonus.target", "MLP", "--bonus.predictor", "MLP",
     )  # fmt: skip
     assert status == 0, said + err
     saved = config.load(out / "config.yaml")
