@@ -382,7 +382,18 @@ REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns 
             {"action_repeat": 1, "collect": {"seed_episodes": 0}, "improve": {"first": 0, "then": 0}, "bonus": None},
             ["StreamActorCritic learns from each step as it comes", "own rewards: bonus is None instead of Disagreement"],
         ),
-        ({"agent": "StableBaselines"}, {}, []),
+        (
+            {"agent": "StableBaselines"}, {"replay": {"priority": "uniform"}},
+            ['priority "td_error" needs a value function, which StableBaselines has not'],
+        ),
+        ({"agent": "MPC"}, {"replay": {"priority": "uniform"}}, ["needs a value function, which MPC has not"]),
+        ({"agent": {"kind": "MPC", "policy": "Dreamer"}}, {}, []),
+        (
+            {"agent": "PPO", "bonus": None},
+            {"action_repeat": 1, "collect": {"seed_episodes": 0, "steps": 256, "growth": 0.0}, "budget": 10240,
+             "improve": {"first": 1, "then": 1, "block": 1}, "replay": {"priority": "uniform"}},
+            [f"PPO learns once from each 256 steps {OWN}", "PPO learns from 256 steps at a time", "nothing here draws by it"],
+        ),
         ({"world_model": {"members": 1}}, {"bonus": None}, ["Disagreement needs a world model of at least 2 members"]),
         (
             {"replay": {"scale": "largest"}},

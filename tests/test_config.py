@@ -55,7 +55,7 @@ def small_config(network: dict[str, Any] = SPIKING, actor: dict[str, Any] = ACTO
         },
         "agent": {
             "trajectories": 8, "horizon": 4, "restart": 0.5, "critic": network, "actor": actor, "actor_rate": 0.1,
-            "error_limit": 0.5,
+            "error_limit": 0.5, "critic_first": 2,
             "imagined_share": {"start": 0.9, "end": 0.3, "begin": 10, "steps": 20},
         },
         "improve": {"block": 2},

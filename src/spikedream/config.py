@@ -164,8 +164,6 @@ class Config:
             raise ValueError(
                 f"replay.capacity is {self.replay.capacity}; {name} learns from the newest {steps} steps (agent.rollout)"
             )
-        if self.replay.priority != "uniform" and not self.agent.uses_world and self.bonus is None:
-            raise ValueError(f'replay.priority is "{self.replay.priority}", but nothing here draws by it; set it to "uniform"')
 
 
 def _settled(agent: AnyAgent, spec: Spec) -> AnyAgent:

@@ -6,7 +6,10 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from spikedream.agents.dreamer import Dreamer
+from spikedream.agents.evolution import Evolution
+from spikedream.agents.mpc import MPC
 from spikedream.agents.off_policy import OffPolicy
+from spikedream.agents.stable_baselines import StableBaselines
 from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.snn.learning_rules.eprop import EProp
@@ -43,6 +46,11 @@ def demands(config: Any) -> Iterator[Demand]:
         yield Demand(f"{name} learns once from each {steps} steps of its own policy", {**own_alone, **turn, **once})
         whole = -(-config.budget // steps) * steps
         yield Demand(f"{name} learns from {steps} steps at a time (agent.rollout)", {"budget": whole})
+    priority = config.replay.priority
+    if priority == "td_error" and not _tells_errors(agent):
+        yield Demand(f'priority "td_error" needs a value function, which {name} has not', {"replay.priority": "uniform"})
+    if priority != "uniform" and agent.on_policy_steps is not None and not agent.uses_world and config.bonus is None:
+        yield Demand(f'replay.priority is "{priority}", but nothing here draws by it', {"replay.priority": "uniform"})
     if getattr(agent, "gamma", 0.0) is None and config.replay.scale != "spread":
         yield Demand('how far ahead rewards count is measured where replay.scale is "spread"', {"agent.gamma": 0.99})
     where = "world_model.ensemble" if isinstance(config.world_model, Recurrent) else "world_model"
@@ -65,6 +73,11 @@ def demands(config: Any) -> Iterator[Demand]:
         for setting in _random_feedback(attrgetter(through)(config), through):
             yield Demand(f"{learner} learns by the gradient of what enters {through}, which random feedback would make noise",
                          {setting: "symmetric"})  # fmt: skip
+
+
+def _tells_errors(agent: Any) -> bool:
+    valued = agent.policy if isinstance(agent, MPC) else agent
+    return valued is not None and not isinstance(valued, Evolution | StableBaselines)
 
 
 def _differentiated(config: Any) -> Iterator[tuple[str, str]]:
