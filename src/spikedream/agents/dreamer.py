@@ -76,7 +76,7 @@ class Dreamer:
     # than doubled or halved, or the largest bonus by a whole normalised reward. 0: both go on from what they were.
     critic_first: int = 0
     uncertainty_penalty: float | None = 0.0  # reward lost per unit of the model's uncertainty; None: measured, see `pessimism`
-    advantage_floor: float = 0.01  # smallest deviation that advantages are divided by
+    advantage_floor: float = 0.01  # smallest deviation that advantages, or returns, are divided by
     activity_penalty: float = 0.0  # on the actor's firing rate above `activity_target`, beside standardised advantages
     activity_target: float = 0.0
 
@@ -334,10 +334,10 @@ class Dreamer:
             advantage=returns - value,
             weight=weight,
         )
-        # As large beside the entropy as standardised advantages are, whatever the rewards are like.
-        size = jax.lax.stop_gradient(deviation(lessons.advantage, weight, self.advantage_floor))
+        # In units of about their range, as in DreamerV3 (Hafner et al. 2023), so that the entropy drowns none that are small.
+        span = 4 * jax.lax.stop_gradient(deviation(returns, weight, self.advantage_floor))
         entropy_bonus = self.entropy * (decision.log_prob * weight).mean()
-        loss = entropy_bonus - (returns / size * weight).mean()
+        loss = entropy_bonus - (returns / span * weight).mean()
         if self.activity_penalty:
             loss += self.activity_penalty * activity_above(self.activity_target, firing_rate(decision.spikes))
         return loss, (imagined, ends, jax.lax.stop_gradient(lessons))

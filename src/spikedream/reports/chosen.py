@@ -42,7 +42,7 @@ CHOICES = (
            "--agent.gamma"),
     MeasuredChoice("scale/reward_weight", "Weight of the reward's error in the model", number,
            lambda row: "in units of the rewards' own variance it counts as much as the error of all of the observation; less, the"
-                       " more of that variance comes with endings, where it counts once",
+                       " more of that variance comes with endings",
            "--world-model.reward-weight 1"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
@@ -58,6 +58,10 @@ CHOICES = (
     MeasuredChoice("beta", "Weight of curiosity", number,
            lambda row: "no reward has told one state from another" if row["blind"] else "rewards or endings tell states apart",
            "--bonus None"),
+    MeasuredChoice("actor_rests", "Updates that were a new critic's alone", lambda share: f"{share:.0%}",
+           lambda row: "the scale of rewards, or the largest bonus, was no longer what it had learned"
+                       if row["actor_rests"] else "the scale of rewards and the largest bonus were about what it had learned",
+           "--agent.critic-first 0"),
     MeasuredChoice("selection/rate", "What acts greedily",
            lambda rate: "the actor after its last update" if rate == 1 else f"its average over about {1 / rate:.0f} updates",
            _judged, "--agent.selection None"),
