@@ -14,13 +14,13 @@ import spikedream
 from spikedream import config as configuration
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC
-from spikedream.bonuses.blind import BlindState, WhileBlind, left_by_action
+from spikedream.bonuses.blind import BlindState, WhileBlind
 from spikedream.cli import parse_train
 from spikedream.config import twin
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.replay.normalizer import identity, no_moments
 from spikedream.replay.ring import ReplayBuffer
-from spikedream.replay.spread import LONGEST, cycle, horizon, repeat_for
+from spikedream.replay.spread import LONGEST, cycle, horizon, left_by_action, repeat_for
 from spikedream.reports.chosen import chosen_html
 from spikedream.runners.sync import Trainer
 from spikedream.runs.collect import cycle_of

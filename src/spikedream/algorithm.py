@@ -23,6 +23,7 @@ from spikedream.knowledge import Knowledge
 from spikedream.nodes import Node, Unexportable, described
 from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import Priority, Replay, ReplayBuffer
+from spikedream.replay.spread import sparse
 from spikedream.snn.product import Precision, precisely
 from spikedream.types import Masked, Metrics, PyTree, Spec, Transition, WorldModel, firing_rate
 from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, SelectingAgent, World
@@ -240,6 +241,9 @@ class Algorithm:
                 errors = self.world_model.errors(fitted, replay, index, error_key)
             else:
                 errors = self.agent.errors(state.agent, world, replay, index, error_key)
+            if self.buffer.priority_while == "sparse":
+                matters = sparse(replay.gather(index), counts)
+                errors, metrics = jnp.where(matters, errors, 0.0), metrics | {"sparse": matters.astype(jnp.float32)}
             replay = replay.prioritise(index, errors, counts)
         if replay.normalizer.horizon is not None:
             metrics = metrics | {"scale/reward": replay.normalizer.reward_scale, "scale/horizon": replay.normalizer.horizon}

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.replay.spread import UNEXPLAINED, left_by_action
 from spikedream.types import Experience, Metrics, Transition, check_bounds
 
 
@@ -26,7 +27,7 @@ class WhileBlind:
     """
 
     awake: float = 1.0  # beta while blind, in root mean squares of the rewards, or in rewards where all have been zero
-    unexplained: float = 0.01  # share of the rewards' variance, from which on they tell of the state
+    unexplained: float = UNEXPLAINED  # share of the rewards' variance, from which on they tell of the state
     cap: float = 5.0  # largest bonus before weighting, in root mean squares of the bonus on all experience
 
     def __post_init__(self) -> None:
@@ -65,18 +66,3 @@ class WhileBlind:
             "beta": state.beta,
             "blind": blind.astype(jnp.float32),
         }
-
-
-def left_by_action(steps: Transition, counts: Array) -> Array:
-    """() share of the rewards' variance that a quadratic function of the action, without products of its entries, leaves; 0 where
-    they do not vary. Fields of `steps` (rows, ...), of which those count where `counts`, (rows,), is 1."""
-    number = jnp.maximum(counts.sum(), 1)
-    features = jnp.concatenate([steps.action, jnp.square(steps.action)], axis=1)
-    features = (features - (features * counts[:, None]).sum(0, keepdims=True) / number) * counts[:, None]
-    reward = (steps.reward - (steps.reward * counts).sum() / number) * counts
-    size = features.shape[1]
-    ridge = 1e-5 * number * jnp.eye(size)  # one-hot actions are linearly dependent
-    weights = jnp.linalg.solve(features.T @ features + ridge, features.T @ reward)
-    variance, left = jnp.square(reward).sum(), jnp.square(reward - features @ weights).sum()
-    varies = variance > 1e-10 * number
-    return jnp.where(varies, left / jnp.where(varies, variance, 1.0), 0.0)

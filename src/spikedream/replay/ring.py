@@ -24,10 +24,14 @@ class ReplayBuffer:
     temporal-difference error d is, which is then drawn in proportion to max(|d|, 1)^alpha; the agent's loss must be linear in
     larger errors, and nothing counts less (Fujimoto et al. 2020, "An equivalence between loss functions and non-uniform sampling
     in experience replay", LAP).
+
+    Where every step's reward tells of its state, the transitions of large errors are no better ones to learn from; with
+    `priority_while` "sparse" errors that are measured in a fit count only while rewards are sparse (see `replay.spread.sparse`).
     """
 
     capacity: int = 10_000  # transitions kept; the oldest make way
     priority: Literal["uniform", "model_error", "td_error", "loss"] = "uniform"
+    priority_while: Literal["always", "sparse"] = "always"
     alpha: float = 0.6
     beta: float = 0.4
     scale: Literal["largest", "spread"] = "largest"  # of rewards: the largest seen, or 4 root mean squares where that is less

@@ -1,8 +1,10 @@
-"""Scales of rewards and of time that no single event sets, measured on all experience."""
+"""Scales of rewards and of time that no single event sets, and whether rewards are sparse, measured on experience."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+
+from spikedream.types import Transition
 
 LARGEST = 4.0  # root mean squares of the reward, by which rewards are divided where a single one is larger
 NOTHING = 1e-9  # variance of scaled rewards that is none
@@ -11,6 +13,7 @@ RARE = 12.0  # from which on few events tell
 LONGEST = 100.0  # steps that count ahead where rewards are rare, or never differ
 DECISIONS = 25.0  # in a cycle of the observation, enough to steer it
 CYCLES = 1.5  # of the observation, that count ahead where every step has its reward
+UNEXPLAINED = 0.01  # share of the rewards' variance, from which on they tell of the state
 REMAINING = 0.5  # of an episode of a given length, on average over its steps
 
 
@@ -83,3 +86,28 @@ def horizon(cycle: Array, rarity: Array, length: Array) -> Array:
     on for `length` () steps whatever is done; infinite where they do not."""
     even = jnp.clip(CYCLES * cycle, 1.0, LONGEST)
     return jnp.maximum(jnp.minimum(even + rarity * (LONGEST - even), REMAINING * length), 1.0)
+
+
+def left_by_action(steps: Transition, counts: Array) -> Array:
+    """() share of the rewards' variance that a quadratic function of the action, without products of its entries, leaves; 0 where
+    they do not vary. Fields of `steps` (rows, ...), of which those count where `counts`, (rows,), is 1."""
+    number = jnp.maximum(counts.sum(), 1)
+    features = jnp.concatenate([steps.action, jnp.square(steps.action)], axis=1)
+    features = (features - (features * counts[:, None]).sum(0, keepdims=True) / number) * counts[:, None]
+    reward = (steps.reward - (steps.reward * counts).sum() / number) * counts
+    size = features.shape[1]
+    ridge = 1e-5 * number * jnp.eye(size)  # one-hot actions are linearly dependent
+    weights = jnp.linalg.solve(features.T @ features + ridge, features.T @ reward)
+    variance, left = jnp.square(reward).sum(), jnp.square(reward - features @ weights).sum()
+    varies = variance > 1e-10 * number
+    return jnp.where(varies, left / jnp.where(varies, variance, 1.0), 0.0)
+
+
+def sparse(steps: Transition, counts: Array) -> Array:
+    """() bool, whether few rewards tell of the state, or none does: whether their range spans so many deviations that they are
+    rather rare than even, or they depend on the action alone. Fields of `steps` (rows, ...), of which those count where `counts`,
+    (rows,), is 1."""
+    counted = counts > 0
+    low, high = (jnp.where(counted, steps.reward, edge) for edge in (jnp.inf, -jnp.inf))
+    rarity = no_spread().add(jnp.ones(()), steps.reward, counts).rarity(low.min(), high.max())
+    return (rarity > 0.5) | (left_by_action(steps, counts) < UNEXPLAINED)
