@@ -10,6 +10,7 @@ from test_probes_of_agents import critic_value
 from toys import ARMS, DIAL, DREAMER, KEY, _begin, _updates, greedy_action, origin, practise, still, toy
 
 from spikedream.ops.distributions import Regression
+from spikedream.reports.chosen import chosen_html
 
 CAREFUL = replace(DREAMER, critic_first=3)
 
@@ -58,6 +59,12 @@ def test_once_rewards_are_worth_something_else_a_new_critic_learns_alone_at_firs
     rested = [same(state.actor, learned.actor) and same(state.actor_optimizer, learned.actor_optimizer) for state in later]
     assert rested == ([True, True, True, False] if changed else [False] * 4)
     assert (critic_value(CAREFUL, later[0]) < 0.4) == changed and not same(later[0].critic, later[1].critic)
+
+
+def test_it_is_told_how_much_of_a_turn_was_the_critic_s_alone():
+    told = chosen_html([{"actor_rests": 0.25}])
+    assert "25%" in told and "no longer what it had learned" in told
+    assert "about what it had learned" in chosen_html([{"actor_rests": 0.25}, {"actor_rests": 0.0}])
 
 
 def test_what_changes_little_by_little_is_heeded_once_it_has_changed_much():

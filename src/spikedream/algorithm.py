@@ -243,7 +243,8 @@ class Algorithm:
                 errors = self.agent.errors(state.agent, world, replay, index, error_key)
             if self.buffer.priority_while == "sparse":
                 matters = sparse(replay.gather(index), counts)
-                errors, metrics = jnp.where(matters, errors, 0.0), metrics | {"sparse": matters.astype(jnp.float32)}
+                errors = jnp.where(matters, errors, 1.0)  # all alike, and like those of the steps to come
+                metrics = metrics | {"sparse": matters.astype(jnp.float32)}
             replay = replay.prioritise(index, errors, counts)
         if replay.normalizer.horizon is not None:
             metrics = metrics | {"scale/reward": replay.normalizer.reward_scale, "scale/horizon": replay.normalizer.horizon}

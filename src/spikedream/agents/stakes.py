@@ -38,7 +38,7 @@ def renewed(self: Any, state: Any, world: World, key: Array) -> Any:
     begun = stakes.unit > 0
     scaled = jnp.abs(jnp.log(unit / jnp.where(begun, stakes.unit, unit))) > jnp.log(RATIO)
     changed = scaled | (begun & (jnp.abs(bonus - stakes.bonus) > LEAP))
-    critic = self._networks.init(world.model.feature_size(state.spec), state.distribution, key)[1]
+    critic = self._networks.init(world.model.feature_size(state.spec), state.distribution, jax.random.fold_in(key, 0))[1]
     fresh = critic, critic, self._optimizers[1].init(critic), unit, bonus, jnp.asarray(self.critic_first, jnp.int32)
 
     def learned(s: Any) -> tuple:

@@ -25,7 +25,7 @@ from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Tran
 from spikedream.world_models.fine_tuning import FineTuning, Split
 from spikedream.world_models.member import Member, MemberModel
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
-from spikedream.world_models.weights import Weights, weights
+from spikedream.world_models.weights import Weights, weigh
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
 
@@ -356,7 +356,7 @@ class Ensemble:
         endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
-        return state, weights(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
+        return state, weigh(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
         """The state after fitting, before anything is measured."""

@@ -14,7 +14,7 @@ class Weights(NamedTuple):
     last_reward: Array | float  # () the same, of a reward with which a task ended, by whichever network predicts it
 
 
-def weights(experience: Experience, most: float, reward_weight: float | None, endings_pay: bool) -> Weights:
+def weigh(experience: Experience, most: float, reward_weight: float | None, endings_pay: bool) -> Weights:
     """As all experience has it.
 
     Args:
