@@ -151,7 +151,8 @@ def test_a_lost_line_is_taken_up_again_in_the_same_episode(serve):
     time.sleep(0.05)
     after, reward, *_, info = env.step(push(0.75))
     assert after[0] > before[0] + 3 and reward == info["ticks"] == after[0] - before[0]
-    assert set(RIG[1:-1]) <= {0.0, 0.75} and after[1] == 0.75  # the motor had stopped at once
+    assert set(RIG[1:-1]) <= {0.0, 0.75} and after[1] in (0.0, 0.75)  # the motor had stopped at once; on a busy machine it still is
+    assert env.step(push(0.75))[0][1] == 0.75
     assert serve.said[-1].endswith("the line is back")
     env.close()
 

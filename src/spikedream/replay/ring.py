@@ -31,10 +31,10 @@ class ReplayBuffer:
 
     capacity: int = 10_000  # transitions kept; the oldest make way
     priority: Literal["uniform", "model_error", "td_error", "loss"] = "uniform"
-    priority_while: Literal["always", "sparse"] = "always"
     alpha: float = 0.6
     beta: float = 0.4
     scale: Literal["largest", "spread"] = "largest"  # of rewards: the largest seen, or 4 root mean squares where that is less
+    priority_while: Literal["always", "sparse"] = "always"
 
     def __post_init__(self) -> None:
         check_bounds(self, capacity=(1, None), alpha=(0, None), beta=(0, 1))
