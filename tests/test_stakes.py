@@ -82,6 +82,5 @@ def test_who_does_not_heed_it_goes_on():
 def test_through_the_model_small_rewards_outweigh_the_entropy_as_large_ones_do(size):
     """What a dial pays is at best `size`, for an action of 0.5; the entropy alone would have it at 0."""
     agent = replace(DREAMER, gradient="model", value=Regression(), entropy=0.05, advantage_floor=1e-6)
-    experience = origin(DIAL)
-    state, _ = practise(agent, still()._replace(size=size), DIAL, 250, experience)
+    state, _ = practise(agent, still()._replace(size=size), DIAL, 250)
     assert abs(greedy_action(agent, state)[0] - 0.5) < 0.15
