@@ -100,6 +100,13 @@ def test_updates_come_in_whole_blocks_and_what_is_left_over_waits(tmp_path: Path
     assert trainer.progress.updates == 4 * 33
 
 
+def test_a_turn_that_the_budget_cuts_short_makes_fewer_updates(tmp_path: Path) -> None:
+    chosen = config(collect={"seed_steps": 10, "steps": 10}, improve={"first": 1, "then": 8, "block": 2}, budget=33)
+    _, calls = run(chosen, tmp_path / "run")
+    blocks = {at: calls.at("dream").count(at) for at in calls.at("dream")}
+    assert blocks == {10: 1, 20: 4, 30: 4, 33: 2}  # three of ten steps: 2.4 of 8 updates, in blocks of 2
+
+
 def test_a_turns_fit_takes_the_gradient_steps_that_it_is_told(tmp_path: Path) -> None:
     run(config(fit={"then": 3}, budget=60), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ class Improve:
     """How many agent updates a turn makes (for Dreamer: dreams), in whole blocks."""
 
     first: int = 600  # in the first turn, rounded up
-    then: int = 200  # in each turn after that, rounded up
+    then: int = 200  # in each turn after that, rounded up; in the last one as many fewer as the budget leaves fewer steps to it
     ratio: float | None = None  # in place of `then`: updates for each real step after the first turn; what is left over waits
     block: int = 50  # updates in one compiled call
 

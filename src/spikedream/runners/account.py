@@ -38,6 +38,7 @@ class Progress:
     collected: int = 0  # steps of this turn
     fitted: bool = False  # in this turn, or not due
     blocks: int = 0  # of agent updates in this turn
+    share: float = 1.0  # of this turn's steps, that the budget allows
     precision: Precision = "float32"  # in which products are made where the configuration says "fastest"
     inherited_steps: int = 0  # real steps of the run that this one started from
     first_turn: int = 0  # real steps of the first turn

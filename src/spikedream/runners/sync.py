@@ -235,6 +235,7 @@ class Trainer:
                 self._carry_on(acting)
                 self._heed_stop()
         self._carry_on(acting)
+        progress.share = 1.0 if progress.turn == 0 else min(1.0, progress.collected / self.turn_steps())
         if progress.turn == 0 and not self._doubted:
             self._doubted = True
             if given_up := tell_doubts(self.config, self.collector.pending, self.listener.note):
@@ -309,7 +310,7 @@ class Trainer:
             steps = progress.real_steps - progress.first_turn
             left = int(improve.ratio * steps / improve.block + 1e-9) - progress.later_blocks
         else:
-            updates = improve.first if progress.turn == 0 else improve.then
+            updates = improve.first if progress.turn == 0 else improve.then * progress.share
             left = math.ceil(updates / improve.block) - progress.blocks
         if left > 0:
             self.listener.phase("dream", progress.blocks, progress.blocks + left)
