@@ -109,14 +109,21 @@ class MemberModel:
             shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
         curvature_penalty = self.curvature_penalty if prior is None else prior.curvature
         regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
-        ending = under(self.ending, member.ending, prior)
-        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
-        # Every state that was acted in is an example of not having ended.
-        ended = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value)(batch.next_obs, keys)
         acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
-        alive = jax.vmap(lambda obs, key: self.ending(ending, obs, key=key).value[0])(acted_in, keys)
-        surprise = self._surprise(ended, batch, weights) * importance
-        return regression + sparsity + 0.5 * (surprise.mean() + jax.nn.softplus(alive).mean())
+        steps = batch._replace(obs=acted_in)
+        ending = jax.lax.cond(weights.ended, self._ending_loss, _nothing, member, steps, importance, keys, weights, prior)
+        return regression + ending
+
+    def _ending_loss(
+        self, member: Member, steps: Transition, importance: Array, keys: Array, weights: Weights, prior: Prior | None
+    ) -> Array:
+        """() cross-entropy, and what keeps the network sparse; every state that was acted in is an example of not having ended."""
+        params = under(self.ending, member.ending, prior)
+        ended = jax.vmap(lambda obs, key: self.ending(params, obs, key=key).value)(steps.next_obs, keys)
+        alive = jax.vmap(lambda obs, key: self.ending(params, obs, key=key).value[0])(steps.obs, keys)
+        surprise = self._surprise(ended, steps, weights) * importance
+        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
+        return sparsity + 0.5 * (surprise.mean() + jax.nn.softplus(alive).mean())
 
     def _regression(
         self,
@@ -141,6 +148,10 @@ class MemberModel:
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
         return (likelihood * weight).mean() + 0.01 * (high - low).mean()
+
+
+def _nothing(*_: PyTree) -> Array:
+    return jnp.zeros(())
 
 
 def targets_of(scale: Array, steps: Transition) -> Array:

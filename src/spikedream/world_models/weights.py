@@ -12,6 +12,7 @@ class Weights(NamedTuple):
     terminal: Array  # () of a terminal example, where any other counts once
     reward: Array | float  # () of the reward's squared error, where that of an entry of the observation counts once
     last_reward: Array | float  # () the same, of a reward with which a task ended, by whichever network predicts it
+    ended: Array  # () bool, whether any task has ended: before that there is nothing to tell endings by
 
 
 def weigh(experience: Experience, most: float, reward_weight: float | None, endings_pay: bool) -> Weights:
@@ -35,7 +36,7 @@ def weigh(experience: Experience, most: float, reward_weight: float | None, endi
     if endings_pay:
         largest = jnp.abs(jnp.stack(experience.normalizer.reward_range())).max()
         last = 1 / jnp.square(jnp.maximum(largest, 1.0))
-    return Weights(terminal, passing, last)
+    return Weights(terminal, passing, last, moments.terminated > 0)
 
 
 def measured(experience: Experience) -> Array:
