@@ -186,7 +186,7 @@ def test_the_reward_s_error_counts_as_much_as_all_of_the_observation(reward, end
     state = model.init(PLANE, KEY)
     weights = model.rescale(state, replay)[1]
     assert float(weights.reward) == pytest.approx(weight, rel=0.02) and weights.last_reward == 1.0
-    assert small(Ensemble(reward_weight=3.0)).rescale(state, replay)[1][1:] == (3.0, 3.0)
+    assert small(Ensemble(reward_weight=3.0)).rescale(state, replay)[1][1:3] == (3.0, 3.0)
     with pytest.raises(ValueError, match="measured on the spread of rewards"):
         model.rescale(state, holding(PLANE, steps, 400))
 
@@ -397,8 +397,8 @@ REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns 
         ({"world_model": {"members": 1}}, {"bonus": None}, ["Disagreement needs a world model of at least 2 members"]),
         (
             {"replay": {"scale": "largest"}},
-            {"agent": {"gamma": 0.99}, "world_model": {"reward_weight": 1.0}},
-            ['rewards count is measured where replay.scale is "spread"', 'error counts is measured where replay.scale is "spread"'],
+            {"agent": {"gamma": 0.99}, "world_model": {"reward_weight": 1.0, "robust": False}},
+            [f'{it} is measured where replay.scale is "spread"' for it in ("rewards count", "error counts", "observation moves")],
         ),
         (
             {"agent": {"critic": {"rule": {"kind": "EProp", "feedback": "random"}}}},

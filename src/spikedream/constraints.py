@@ -58,6 +58,8 @@ def demands(config: Any) -> Iterator[Demand]:
         yield Demand(
             'how much the reward\'s error counts is measured where replay.scale is "spread"', {f"{where}.reward_weight": 1.0}
         )
+    if getattr(attrgetter(where)(config), "robust", False) and config.replay.scale != "spread":
+        yield Demand('how far the observation moves is measured where replay.scale is "spread"', {f"{where}.robust": False})
     if isinstance(config.bonus, Disagreement) and config.world_model.members < 2:
         yield Demand("Disagreement needs a world model of at least 2 members (RandomNetworkDistillation and IntrinsicCuriosity work"
                      " with any)", {"bonus": None})  # fmt: skip

@@ -67,6 +67,7 @@ class Moments(eqx.Module):
     rewards: RewardSpread | None = None  # where scales follow the spread of rewards
     passing: RewardSpread | None = None  # of the steps that ended no task; likewise
     truncated: Array | None = None  # () int32, transitions at which a limit cut their episode short; likewise
+    moved: Array | None = None  # (obs_size,) mean magnitude of the change from an observation to the next; likewise
 
     def add(self, steps: Transition, valid: Array) -> "Moments":
         """With the transitions where `valid`, (rows, environments), is 1; fields of `steps` (rows, environments, ...).
@@ -84,6 +85,7 @@ class Moments(eqx.Module):
         variance = jnp.where(seen, jnp.square(about - mean[None, None]), 0).sum((0, 1)) / jnp.maximum(number, 1)
         delta = first + mean - self.mean
         change = jnp.where(seen, jnp.square(steps.next_obs - steps.obs), 0).sum((0, 1)) / jnp.maximum(number, 1)
+        moved = jnp.where(seen, jnp.abs(steps.next_obs - steps.obs), 0).sum((0, 1)) / jnp.maximum(number, 1)
         terminated, passing = self.terminated + (steps.terminated * valid).sum().astype(jnp.int32), valid * (1 - steps.terminated)
         return Moments(
             count=total,
@@ -100,6 +102,7 @@ class Moments(eqx.Module):
             if self.passing is None
             else self.passing.add(passing.sum() / jnp.maximum(total - terminated, 1), steps.reward, passing),
             truncated=None if self.truncated is None else self.truncated + (steps.truncated * valid).sum().astype(jnp.int32),
+            moved=None if self.moved is None else self.moved + share * (moved - self.moved),
         )
 
     def normalizer(self, reward_floor: float = 0.0) -> Normalizer:
@@ -154,4 +157,5 @@ def no_moments(obs_size: int, spread: bool = False) -> Moments:
         rewards=no_spread() if spread else None,
         passing=no_spread() if spread else None,
         truncated=jnp.zeros((), jnp.int32) if spread else None,
+        moved=zeros() if spread else None,
     )

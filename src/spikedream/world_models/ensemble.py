@@ -25,6 +25,7 @@ from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Tran
 from spikedream.world_models.fine_tuning import FineTuning, Split
 from spikedream.world_models.member import Member, MemberModel
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
+from spikedream.world_models.robust import rare_changes, usual_change
 from spikedream.world_models.weights import Weights, weigh
 
 SURVEYED = 2000  # transitions, of which those that are held out judge a prior
@@ -34,7 +35,7 @@ class EnsembleState(eqx.Module):
     members: PyTree  # a Member, leaves (members, ...)
     optimizer: PyTree  # of the members, leaves (members, ...)
     key: Array  # decides which transitions are held out, for the whole run
-    scale: Array  # (obs_size,) root mean square of the normalised state change
+    scale: Array  # (obs_size,) typical change of the normalised observation, a root mean square or less
     low: Array  # (obs_size,) smallest normalised observation in the experience
     high: Array  # (obs_size,) largest
     rewards: Array  # (2,) smallest and largest normalised reward in the experience, or 0 where that lies outside
@@ -82,6 +83,9 @@ class Ensemble:
     # Which network predicts the reward with which a task ends. Where it is the ending's, that can be had only by ending: none of it
     # is promised for states nearby.
     terminal_reward: Literal["dynamics", "ending"] = "dynamics"
+    # Whether rare events, such as impacts, set neither the units of changes nor what is learned of the steps between them; measured
+    # with replay.scale "spread". Endings are then told from what the dynamics predict.
+    robust: bool = False
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -119,6 +123,7 @@ class Ensemble:
             self.curvature_penalty,
             self.adversarial,
             self.terminal_reward,
+            self.robust,
         )
 
     @property
@@ -233,7 +238,7 @@ class Ensemble:
     def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
         """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
         mean = self._all_moments(state, steps, latent, key)[0].mean(0)
-        return jnp.square(self.each.misses(mean, state.scale, steps)).mean(1)
+        return self.each.squared(self.each.misses(mean, state.scale, steps), jnp.ones(steps.reward.shape)).mean(1)
 
     def _all_moments(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
         """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
@@ -282,6 +287,8 @@ class Ensemble:
         metrics = {"model_loss": fitted.train_loss, "model_updates": fitted.step} | measured | searched
         if self.reward_weight is None:
             metrics["scale/reward_weight"] = jnp.asarray(weights.reward)
+        if self.robust:
+            metrics["scale/rare_changes"] = rare_changes(experience.moments)
         return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.split.holds_out else metrics
 
     def fit(
@@ -350,9 +357,9 @@ class Ensemble:
     def rescale(self, state: EnsembleState, experience: Experience) -> tuple[EnsembleState, Weights]:
         """The state with scales and ranges of all experience, and what counts how much."""
         moments, normalizer = experience.moments, experience.normalizer
-        scale = jnp.sqrt(moments.change) / normalizer.scale + 1e-6
+        change = usual_change(moments) if self.robust else jnp.sqrt(moments.change)
         low, high = normalizer.obs(moments.low), normalizer.obs(moments.high)
-        margin = self.support_margin * (high - low)
+        scale, margin = change / normalizer.scale + 1e-6, self.support_margin * (high - low)
         endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
@@ -368,7 +375,8 @@ class Ensemble:
         one half of them and the coverage is measured on the other."""
         mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
         number = jnp.maximum(held.sum(), 1)
-        error = (jnp.square(self.each.misses(mean.mean(0), state.scale, steps)).mean(1) * held).sum() / number
+        missed = self.each.misses(mean.mean(0), state.scale, steps)
+        error = (self.each.squared(missed, held).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
         metrics = {"model_error": error, "model_confidence": state.confidence}
         if not self.gaussian or not self.split.holds_out:

@@ -13,6 +13,7 @@ from jax import Array
 from spikedream.snn.networks import AnyNetwork
 from spikedream.types import PyTree, Spec, Transition
 from spikedream.world_models.priors import Prior, under
+from spikedream.world_models.robust import bounded_squares, huber
 from spikedream.world_models.weights import Weights
 
 
@@ -35,6 +36,7 @@ class MemberModel:
     curvature_penalty: float
     adversarial: float
     terminal_reward: Literal["dynamics", "ending"]
+    robust: bool
 
     @property
     def endings_pay(self) -> bool:
@@ -69,9 +71,9 @@ class MemberModel:
         number = jnp.maximum(held.sum(), 1)
         inputs = jnp.concatenate([steps.obs, steps.action], axis=1)
         mean = jax.vmap(lambda x: self.moments(member, x, key)[0])(inputs)
-        error = jnp.square(self.misses(mean, scale, steps)).mean(1)
+        error = self.squared(self.misses(mean, scale, steps), held).mean(1)
         params = under(self.ending, member.ending, prior)
-        ended = jax.vmap(lambda obs: self.ending(params, obs, key=key).value)(steps.next_obs)
+        ended = jax.vmap(lambda obs: self.ending(params, obs, key=key).value)(self._following(steps, mean, scale))
         surprise = self._surprise(ended, steps, weights)
         return (error * held).sum() / number, (surprise * held).sum() / number
 
@@ -80,6 +82,18 @@ class MemberModel:
         (rows, ...). A reward that is not theirs to predict is never missed."""
         missed = targets_of(scale, steps) - mean
         return missed.at[:, -1].multiply(1 - steps.terminated) if self.endings_pay else missed
+
+    def squared(self, missed: Array, counts: Array) -> Array:
+        """Of what is missed, (rows, obs_size + 1), but bounded where the model is robust, save for the reward; `counts`, (rows,),
+        is 0 where a row does not."""
+        if not self.robust:
+            return jnp.square(missed)
+        return jnp.concatenate([bounded_squares(missed[:, :-1], counts), jnp.square(missed[:, -1:])], axis=1)
+
+    def _following(self, steps: Transition, mean: Array, scale: Array) -> Array:
+        """(rows, obs_size) by which endings are told: what followed, or what the dynamics say, of whose `mean` (rows, obs_size + 1)
+        nobody demands the impact with which a task ends."""
+        return steps.obs + mean[:, :-1] * scale[None] if self.robust else steps.next_obs
 
     def _surprise(self, ended: Array, steps: Transition, weights: Weights) -> Array:
         """(rows,) cross-entropies of endings, and squared errors of what they pay, where `ended` (rows, outputs) is predicted."""
@@ -111,6 +125,10 @@ class MemberModel:
         regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
         acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
         steps = batch._replace(obs=acted_in)
+        if self.robust:
+            inputs = jnp.concatenate([acted_in, latent, batch.action], axis=1)
+            mean = jax.vmap(self.moments, in_axes=(None, 0, 0))(jax.lax.stop_gradient(member), inputs, keys)[0]
+            steps = steps._replace(next_obs=self._following(steps, mean, scale))
         ending = jax.lax.cond(weights.ended, self._ending_loss, _nothing, member, steps, importance, keys, weights, prior)
         return regression + ending
 
@@ -140,7 +158,10 @@ class MemberModel:
         next observation is still the true one, so that a change is to be predicted which undoes the shift."""
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
-        error = jnp.square(self.misses(mean, scale, batch._replace(obs=batch.obs + shift)))
+        missed = self.misses(mean, scale, batch._replace(obs=batch.obs + shift))
+        error = self.squared(missed, importance)
+        if self.robust:
+            error = error.at[:, -1].set(huber(missed[:, -1], weights.reward, missed.shape[1] - 1))
         of_reward = jnp.where(batch.terminated > 0, weights.last_reward, weights.reward)
         weight = importance[:, None] * jnp.ones(error.shape).at[:, -1].set(of_reward)
         if not self.gaussian:
