@@ -201,7 +201,7 @@ def test_a_reward_that_comes_with_an_ending_has_a_weight_of_its_own(terminated, 
     drawn = (steps, jnp.zeros((8, 0)), jnp.ones(8))
 
     def loss(reward, last_reward):
-        weights = Weights(jnp.ones(()), reward, last_reward)
+        weights = Weights(jnp.ones(()), reward, last_reward, jnp.ones((), bool))
         return float(jax.jit(lambda: model.each.loss(member, drawn, KEY, scale=state.scale, weights=weights))())
 
     mean = model._all_moments(state, steps, drawn[1], KEY)[0][0]

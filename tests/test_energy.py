@@ -42,7 +42,7 @@ from spikedream.snn.neurons import LIF
 from spikedream.snn.operations import ARITHMETIC, tally
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
-from spikedream.world_models.ensemble import Ensemble
+from spikedream.world_models.ensemble import Ensemble, EnsembleMemory
 from spikedream.world_models.true_environment import TrueEnvironment
 from spikedream.world_models.weights import Weights
 
@@ -292,7 +292,8 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
     def one_step(members: Any, key: jax.Array) -> Any:
         batch = held.gather(jnp.zeros((model.members, model.batch), jnp.int32))
         drawn = (batch, jnp.zeros((model.members, model.batch, 0)), jnp.ones((model.members, model.batch)))
-        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weights=Weights(jnp.ones(()), 1.0, 1.0)))
+        weights = Weights(jnp.ones(()), 1.0, 1.0, jnp.ones((), bool))
+        loss = jax.grad(lambda m, d: model.each.loss(m, d, key, scale=state.scale, weights=weights))
         return jax.vmap(loss)(members, drawn)
 
     calls = of_model(model).fit(TOTALS._replace(fit_steps=1))
@@ -302,6 +303,18 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
     assert of_model(model).fit(TOTALS._replace(fit_steps=None)) is None
     surveyed = of_model(model).fit(TOTALS._replace(fits=2, surveyed=100))
     assert surveyed is not None and surveyed["dynamics"].forward == 4 * model.batch + 200
+
+
+def test_what_tells_endings_learns_nothing_before_there_was_one() -> None:
+    algorithm = algorithm_of(small(twin(Dreamer())), DISCRETE, replace(small(twin(Ensemble())), ending=MLP((5,))))
+    state = algorithm.init(KEY)
+    each = of_model(algorithm.world_model).step(state.world, EnsembleMemory(jnp.zeros(4), jnp.asarray(0)), jnp.zeros(2), KEY)
+    found = []
+    for ended in (0.0, 1.0):
+        informed = replace(state, world=replace(state.world, endings=jnp.asarray(ended)))
+        lines = _phases(algorithm, informed, TOTALS, {}, each)["fitting"] or []
+        found.append({line.kind for line in lines if line.network == "ending" and line.number})
+    assert found[0] == {"optimizer"} and found[1] > {"optimizer", "backward"}  # the optimiser steps all parameters
 
 
 def test_an_update_off_policy_makes_as_many_multiplications_as_are_counted() -> None:

@@ -265,13 +265,16 @@ def _phases(
     agent, model, memories = of_agent(algorithm.agent), of_model(algorithm.world_model), _memories(algorithm, state)
     acting = {name: Calls(totals.decisions) for name in decision} if totals.decisions is not None and agent.collects_so else None
     fits = _fits(algorithm)
+    asked = model.asked(state.world) if fits else {}
     fitting = agent.fit(totals) if not fits else model.fit(totals) if algorithm.bonus is None else None
+    if fits and fitting is not None:  # what no imagined step calls is stepped in a fit, by nothing
+        fitting = {name: made if float(asked.get(name, 1)) else Calls(steps=made.steps) for name, made in fitting.items()}
     dreaming = agent.imagine(totals)
     # A memory has to be warmed up before it dreams on, and a bonus has networks of its own.
     if totals.imagined_steps and (algorithm.bonus is not None or algorithm.world_model.recurrent):
         dreaming = None
     if fits and dreaming is not None and totals.imagined_steps:
-        dreaming |= {name: Calls(totals.imagined_steps * float(asked)) for name, asked in model.asked(state.world).items()}
+        dreaming |= {name: Calls(totals.imagined_steps * float(often)) for name, often in asked.items()}
     calls = {"fitting": fitting, "dreaming": dreaming, "learning": agent.learn(totals)}
     found = {"acting": None if acting is None else _lines(decision, acting)}
     return found | {phase: None if made is None else _lines(each, made, memories) for phase, made in calls.items()}

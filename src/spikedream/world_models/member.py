@@ -120,17 +120,15 @@ class MemberModel:
         shift = jnp.zeros(batch.obs.shape)
         if self.adversarial > 0:
             # The fast gradient sign method (Goodfellow et al. 2015, section 4).
-            shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(regression)(shift)))
+            shift = self.adversarial * jnp.sign(jax.lax.stop_gradient(jax.grad(lambda x: regression(x)[0])(shift)))
         curvature_penalty = self.curvature_penalty if prior is None else prior.curvature
-        regression = regression(shift) + curvature_penalty * self.dynamics.curvature(member.dynamics)
-        acted_in = jax.lax.stop_gradient(batch.obs)  # where a recurrent model imagined it, safety must not shape it
-        steps = batch._replace(obs=acted_in)
-        if self.robust:
-            inputs = jnp.concatenate([acted_in, latent, batch.action], axis=1)
-            mean = jax.vmap(self.moments, in_axes=(None, 0, 0))(jax.lax.stop_gradient(member), inputs, keys)[0]
-            steps = steps._replace(next_obs=self._following(steps, mean, scale))
+        loss, mean = regression(shift)
+        loss += curvature_penalty * self.dynamics.curvature(member.dynamics)
+        following = self._following(batch._replace(obs=batch.obs + shift), mean, scale)
+        # Where a recurrent model imagined a state, or the dynamics told it, safety must not shape it.
+        steps = jax.lax.stop_gradient(batch._replace(next_obs=following))
         ending = jax.lax.cond(weights.ended, self._ending_loss, _nothing, member, steps, importance, keys, weights, prior)
-        return regression + ending
+        return loss + ending
 
     def _ending_loss(
         self, member: Member, steps: Transition, importance: Array, keys: Array, weights: Weights, prior: Prior | None
@@ -153,9 +151,10 @@ class MemberModel:
         scale: Array,
         weights: Weights,
         shift: Array,
-    ) -> Array:
-        """Squared error, or the Gaussian's negative log-likelihood, with the observations moved by `shift` (batch, obs_size): the
-        next observation is still the true one, so that a change is to be predicted which undoes the shift."""
+    ) -> tuple[Array, Array]:
+        """Squared error, or the Gaussian's negative log-likelihood, and the means (batch, obs_size + 1), with the observations
+        moved by `shift` (batch, obs_size): the next observation is still the true one, so that a change is to be predicted which
+        undoes the shift."""
         inputs = jnp.concatenate([batch.obs + shift, latent, batch.action], axis=1)
         mean, log_variance, _ = jax.vmap(self.moments, in_axes=(None, 0, 0))(member, inputs, keys)
         missed = self.misses(mean, scale, batch._replace(obs=batch.obs + shift))
@@ -165,10 +164,10 @@ class MemberModel:
         of_reward = jnp.where(batch.terminated > 0, weights.last_reward, weights.reward)
         weight = importance[:, None] * jnp.ones(error.shape).at[:, -1].set(of_reward)
         if not self.gaussian:
-            return (error * weight).mean()
+            return (error * weight).mean(), mean
         low, high = member.log_variance
         likelihood = error * jnp.exp(-log_variance) + log_variance
-        return (likelihood * weight).mean() + 0.01 * (high - low).mean()
+        return (likelihood * weight).mean() + 0.01 * (high - low).mean(), mean
 
 
 def _nothing(*_: PyTree) -> Array:
