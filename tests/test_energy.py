@@ -42,7 +42,7 @@ from spikedream.snn.neurons import LIF
 from spikedream.snn.operations import ARITHMETIC, tally
 from spikedream.snn.readouts import PopulationReadout, RateReadout
 from spikedream.types import Spec
-from spikedream.world_models.ensemble import Ensemble, EnsembleMemory
+from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment
 from spikedream.world_models.weights import Weights
 
@@ -306,15 +306,11 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
 
 
 def test_what_tells_endings_learns_nothing_before_there_was_one() -> None:
-    algorithm = algorithm_of(small(twin(Dreamer())), DISCRETE, replace(small(twin(Ensemble())), ending=MLP((5,))))
-    state = algorithm.init(KEY)
-    each = of_model(algorithm.world_model).step(state.world, EnsembleMemory(jnp.zeros(4), jnp.asarray(0)), jnp.zeros(2), KEY)
-    found = []
-    for ended in (0.0, 1.0):
-        informed = replace(state, world=replace(state.world, endings=jnp.asarray(ended)))
-        lines = _phases(algorithm, informed, TOTALS, {}, each)["fitting"] or []
-        found.append({line.kind for line in lines if line.network == "ending" and line.number})
-    assert found[0] == {"optimizer"} and found[1] > {"optimizer", "backward"}  # the optimiser steps all parameters
+    for robust in (True, False):
+        model = of_model(Ensemble(robust=robust))
+        before, after = (model.fit(TOTALS, ended) or {} for ended in (False, True))
+        assert before["dynamics"] == after["dynamics"] and before["ending"].steps == after["ending"].steps > 0
+        assert (before["ending"].forward == before["ending"].backward == 0) is robust and after["ending"].backward > 0
 
 
 def test_an_update_off_policy_makes_as_many_multiplications_as_are_counted() -> None:

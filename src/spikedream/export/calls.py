@@ -59,7 +59,9 @@ class DescribesModel(Protocol):
         """Of following one real step; nothing where nothing is remembered."""
         ...
 
-    def fit(self, totals: Totals) -> dict[str, Calls] | None: ...
+    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
+        """Of all fits; `ended`: whether any task has."""
+        ...
 
 
 class DescribesAgent(Protocol):

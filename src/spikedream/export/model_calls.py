@@ -50,7 +50,7 @@ class OfEnsemble:
     def observe(self, state: EnsembleState, belief: Belief, obs: Array, key: Array) -> Parts:
         return {}
 
-    def fit(self, totals: Totals) -> dict[str, Calls] | None:
+    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
         if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.split.holds_out):
             return None  # with calibration, which goes over held-out data as often as it needs
         if self.model.search is not None:
@@ -61,7 +61,7 @@ class OfEnsemble:
         perturbed = samples if model.adversarial else 0
         return {
             "dynamics": Calls(samples + perturbed + checked + totals.surveyed * totals.fits, samples + perturbed / 2, steps),
-            "ending": Calls(2 * (samples + checked), 2 * samples, steps),
+            "ending": Calls(2 * (samples + checked), 2 * samples, steps) if ended or not model.robust else Calls(steps=steps),
         }
 
 
@@ -93,7 +93,7 @@ class OfRecurrent:
     def observe(self, state: RecurrentState, belief: Belief, obs: Array, key: Array) -> Parts:
         return self._read(state, belief.memory, belief.action, obs, key)
 
-    def fit(self, totals: Totals) -> dict[str, Calls] | None:
+    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
         if totals.fit_steps is None or totals.fits is None:
             return None
         model, steps, surveyed = self.model, totals.fit_steps, min(totals.surveyed, 1000) * totals.fits
@@ -103,7 +103,7 @@ class OfRecurrent:
             "memory": Calls(samples + surveyed * model.warm_up, samples, steps),
             # Along the sequence, and again where the loss is taken.
             "dynamics": Calls(2 * samples + perturbed + surveyed, 2 * samples + perturbed / 2, steps),
-            "ending": Calls(2 * samples, 2 * samples, steps),
+            "ending": Calls(2 * samples, 2 * samples, steps) if ended or not model.ensemble.robust else Calls(steps=steps),
         }
 
 
@@ -128,7 +128,7 @@ class OfTrueEnvironment:
     def observe(self, state: PyTree, belief: Belief, obs: Array, key: Array) -> Parts:
         return {}
 
-    def fit(self, totals: Totals) -> dict[str, Calls]:
+    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls]:
         return {}
 
 

@@ -127,18 +127,20 @@ class MemberModel:
         following = self._following(batch._replace(obs=batch.obs + shift), mean, scale)
         # Where a recurrent model imagined a state, or the dynamics told it, safety must not shape it.
         steps = jax.lax.stop_gradient(batch._replace(next_obs=following))
-        ending = jax.lax.cond(weights.ended, self._ending_loss, _nothing, member, steps, importance, keys, weights, prior)
-        return loss + ending
+        told = (member, steps, importance, keys, weights, prior)
+        if not self.robust:  # a branch rounds otherwise than what is compiled as one, and recorded runs are to come out the same
+            return loss + self._ending_loss(*told)
+        return loss + jax.lax.cond(weights.ended, self._ending_loss, _nothing, *told)
 
     def _ending_loss(
         self, member: Member, steps: Transition, importance: Array, keys: Array, weights: Weights, prior: Prior | None
     ) -> Array:
         """() cross-entropy, and what keeps the network sparse; every state that was acted in is an example of not having ended."""
         params = under(self.ending, member.ending, prior)
+        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         ended = jax.vmap(lambda obs, key: self.ending(params, obs, key=key).value)(steps.next_obs, keys)
         alive = jax.vmap(lambda obs, key: self.ending(params, obs, key=key).value[0])(steps.obs, keys)
         surprise = self._surprise(ended, steps, weights) * importance
-        sparsity = self.ending_sparsity * self.ending.readout_l1(member.ending)
         return sparsity + 0.5 * (surprise.mean() + jax.nn.softplus(alive).mean())
 
     def _regression(
