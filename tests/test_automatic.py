@@ -165,6 +165,15 @@ def test_an_ending_costs_where_it_ends_rewards(in_passing, last, ends, dread):
     assert float(found.dread) == dread
 
 
+def test_an_ending_costs_only_where_the_others_pay_as_a_rule():
+    """Shaping that comes to a little more than nothing is no reason to stay in the air for ever."""
+    nothing = jnp.zeros((100, 1))
+    for around, dread in ((0.1, 0), (1.5, 1)):
+        steps = steps_of(nothing, nothing, np.tile([around - 1, around + 1], 50), nothing, jnp.zeros(100).at[99].set(1.0))
+        found = _scales(no_moments(1, spread=True), jax.tree.map(lambda x: x[:, None], steps), jnp.ones((100, 1)))
+        assert float(found.dread) == dread
+
+
 SHAPED = np.tile([0.0, 0.02], 200)
 
 

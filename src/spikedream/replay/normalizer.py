@@ -25,7 +25,7 @@ class Normalizer(eqx.Module):
     reward_low: Array  # () smallest normalised reward seen
     reward_high: Array  # () largest
     horizon: Array | None = None  # () steps that count ahead, where that is measured
-    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and steps that end none pay; likewise
+    dread: Array | None = None  # () 1 where an ending costs: episodes have ended, and steps that end none pay as a rule; likewise
 
     def obs(self, obs: Array) -> Array:
         """Environment units to normalised; the last axis is (obs_size,), leading axes are kept."""
@@ -127,7 +127,10 @@ class Moments(eqx.Module):
         )
 
     def _dread(self) -> Array | None:
-        return None if self.passing is None else ((self.terminated > 0) & (self.passing.mean > 0)).astype(jnp.float32)
+        if self.passing is None:
+            return None
+        pays = self.passing.mean > jnp.sqrt(self.passing.variance)  # shaping that comes to little is no reason to stay for ever
+        return ((self.terminated > 0) & pays).astype(jnp.float32)
 
     def _horizon(self, low: Array, high: Array) -> Array | None:
         if self.rewards is None or self.truncated is None:

@@ -53,7 +53,7 @@ CHOICES = (
            "--world-model.search None"),
     MeasuredChoice("pessimism", "Reward lost per unit of uncertainty", number,
            lambda row: "the root of its mean squared error on held-out steps; at least 1 where episodes end"
-                       " and steps that end none pay",
+                       " and steps that end none pay as a rule",
            "--agent.uncertainty-penalty"),
     MeasuredChoice("dream_limit", "Uncertainty up to which dreams go on", number,
            lambda row: "the root of its mean squared error on held-out steps; of the last dreams' steps"
