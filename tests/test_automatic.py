@@ -213,7 +213,7 @@ def test_a_reward_that_comes_with_an_ending_has_a_weight_of_its_own(terminated, 
         weights = Weights(jnp.ones(()), reward, last_reward, jnp.ones((), bool))
         return float(jax.jit(lambda: model.each.loss(member, drawn, KEY, scale=state.scale, weights=weights))())
 
-    mean = model._all_moments(state, steps, drawn[1], KEY)[0][0]
+    mean = model.each.of_all(state.members, steps, drawn[1], KEY)[0][0]
     error = float(jnp.square(mean[:, -1] - steps.reward).mean()) / 3
     assert loss(5.0, 0.5) - loss(0.0, 0.0) == pytest.approx(counts * error, rel=1e-3)
 
@@ -404,9 +404,10 @@ REALTIME, SPREAD, OWN = "before a clock runs", "runner Parallel counts in turns 
             [f"PPO learns once from each 256 steps {OWN}", "PPO learns from 256 steps at a time", "nothing here draws by it"],
         ),
         ({"world_model": {"members": 1}}, {"bonus": None}, ["Disagreement needs a world model of at least 2 members"]),
+        ({"world_model": {"robust": False}}, {"world_model": {"impacts": False}}, ["impacts are what robust dynamics miss"]),
         (
             {"replay": {"scale": "largest"}},
-            {"agent": {"gamma": 0.99}, "world_model": {"reward_weight": 1.0, "robust": False}},
+            {"agent": {"gamma": 0.99}, "world_model": {"reward_weight": 1.0, "robust": False, "impacts": False}},
             [f'{it} is measured where replay.scale is "spread"' for it in ("rewards count", "error counts", "observation moves")],
         ),
         (

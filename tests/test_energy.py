@@ -305,12 +305,13 @@ def test_a_fit_of_the_ensemble_makes_as_many_multiplications_as_are_counted() ->
     assert surveyed is not None and surveyed["dynamics"].forward == 4 * model.batch + 200
 
 
-def test_what_tells_endings_learns_nothing_before_there_was_one() -> None:
+@pytest.mark.parametrize("rare", ["ending", "impact"])
+def test_what_tells_rare_events_learns_nothing_before_there_was_one(rare: str) -> None:
     for robust in (True, False):
-        model = of_model(Ensemble(robust=robust))
-        before, after = (model.fit(TOTALS, ended) or {} for ended in (False, True))
-        assert before["dynamics"] == after["dynamics"] and before["ending"].steps == after["ending"].steps > 0
-        assert (before["ending"].forward == before["ending"].backward == 0) is robust and after["ending"].backward > 0
+        model = of_model(Ensemble(robust=robust, impacts=rare == "impact"))
+        before, after = (model.fit(TOTALS, met) or {} for met in ([], [rare]))
+        assert before["dynamics"] == after["dynamics"] and before[rare].steps == after[rare].steps > 0
+        assert (before[rare].forward == before[rare].backward == 0) is robust and after[rare].backward > 0
 
 
 def test_an_update_off_policy_makes_as_many_multiplications_as_are_counted() -> None:

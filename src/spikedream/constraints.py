@@ -58,8 +58,13 @@ def demands(config: Any) -> Iterator[Demand]:
         yield Demand(
             'how much the reward\'s error counts is measured where replay.scale is "spread"', {f"{where}.reward_weight": 1.0}
         )
-    if getattr(attrgetter(where)(config), "robust", False) and config.replay.scale != "spread":
-        yield Demand('how far the observation moves is measured where replay.scale is "spread"', {f"{where}.robust": False})
+    robust, impacts = (getattr(attrgetter(where)(config), name, False) for name in ("robust", "impacts"))
+    without = {f"{where}.impacts": False} if impacts else {}
+    if robust and config.replay.scale != "spread":
+        measured = 'how far the observation moves is measured where replay.scale is "spread"'
+        yield Demand(measured, {f"{where}.robust": False} | without)
+    elif impacts and not robust:
+        yield Demand("impacts are what robust dynamics miss", without)
     if isinstance(config.bonus, Disagreement) and config.world_model.members < 2:
         yield Demand("Disagreement needs a world model of at least 2 members (RandomNetworkDistillation and IntrinsicCuriosity work"
                      " with any)", {"bonus": None})  # fmt: skip

@@ -4,6 +4,7 @@ A description stands beside each kind of world model and agent (`model_calls`, `
 a call costs, each network says of itself (`Network.operations`).
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol
 
 from jax import Array
@@ -59,8 +60,8 @@ class DescribesModel(Protocol):
         """Of following one real step; nothing where nothing is remembered."""
         ...
 
-    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
-        """Of all fits; `ended`: whether any task has."""
+    def fit(self, totals: Totals, met: Collection[str] = ...) -> dict[str, Calls] | None:
+        """Of all fits; `met`: the networks for rare events of which there were any, all where it is not said."""
         ...
 
 

@@ -266,8 +266,8 @@ def _phases(
     acting = {name: Calls(totals.decisions) for name in decision} if totals.decisions is not None and agent.collects_so else None
     fits = _fits(algorithm)
     asked = model.asked(state.world) if fits else {}
-    ended = bool(asked.get("ending", True))
-    fitting = agent.fit(totals) if not fits else model.fit(totals, ended) if algorithm.bonus is None else None
+    met = [name for name, often in asked.items() if often]
+    fitting = agent.fit(totals) if not fits else model.fit(totals, met) if algorithm.bonus is None else None
     dreaming = agent.imagine(totals)
     # A memory has to be warmed up before it dreams on, and a bonus has networks of its own.
     if totals.imagined_steps and (algorithm.bonus is not None or algorithm.world_model.recurrent):

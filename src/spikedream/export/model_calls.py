@@ -1,6 +1,6 @@
 """What world models call, in an imagined step and in a fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,20 @@ from spikedream.world_models.priors import under
 from spikedream.world_models.recurrent import Recurrent, RecurrentState
 from spikedream.world_models.true_environment import TrueEnvironment
 
+RARE = ("ending", "impact")  # of which a robust model learns nothing before there was one
+
+
+def without_impacts(state: EnsembleState) -> EnsembleState:
+    return state if state.impact is None else replace(state, impact=jnp.zeros_like(state.impact))
+
+
+def _learned(calls: dict[str, Calls], model: Ensemble, met: Collection[str], steps: float) -> dict[str, Calls]:
+    """Of those networks that `model` has."""
+    there = {name: made for name, made in calls.items() if name != "impact" or model.impacts}
+    return {
+        name: made if name not in RARE or name in met or not model.robust else Calls(steps=steps) for name, made in there.items()
+    }
+
 
 @dataclass(frozen=True)
 class OfEnsemble:
@@ -24,33 +38,39 @@ class OfEnsemble:
 
     def memories(self, state: EnsembleState) -> Memories:
         model, members = self.model, state.members
+        told = {"ending": members.ending} | ({"impact": members.impact} if model.impacts else {})
         return {
             "dynamics": (members.dynamics, jax.vmap(model.dynamics.state)(members.dynamics)),
-            "ending": (members.ending, jax.vmap(model.ending.state)(members.ending)),
+            **{name: (params, jax.vmap(model.ending.state)(params)) for name, params in told.items()},
         }
 
     def step(self, state: EnsembleState, memory: Any, action: Array, key: Array) -> Parts:
-        following = self.model.step(state, memory, action, key)[0].obs
-        return self.predict(state, jnp.concatenate([memory.obs, action]), following, key)
+        led = self.model.step(without_impacts(state), memory, action, key)[0].obs
+        return self.predict(state, jnp.concatenate([memory.obs, action]), led, key)
 
-    def predict(self, state: EnsembleState, inputs: Array, following: Array, key: Array) -> Parts:
+    def predict(self, state: EnsembleState, inputs: Array, led: Array, key: Array) -> Parts:
+        """`led`: (obs_size,) the state that the dynamics lead to."""
         model, members = self.model, state.members
         dynamics = jax.vmap(lambda m: model.dynamics.operations(m.dynamics, inputs, key=key))(members)
         prior = None if state.search is None else state.search.chosen
-        ending = jax.vmap(lambda m: model.ending.operations(under(model.ending, m.ending, prior), following, key=key))(members)
-        return {"dynamics": summed(dynamics), "ending": summed(ending)}
+        ending = jax.vmap(lambda m: model.ending.operations(under(model.ending, m.ending, prior), led, key=key))(members)
+        parts = {"dynamics": summed(dynamics), "ending": summed(ending)}
+        if model.impacts:
+            parts["impact"] = summed(jax.vmap(lambda m: model.ending.operations(m.impact, led, key=key))(members))
+        return parts
 
     def asked(self, state: EnsembleState) -> dict[str, Array | float]:
-        # As long as no episode has terminated, none is predicted.
-        return {"dynamics": 1.0, "ending": (state.endings > 0).astype(jnp.float32)}
+        # As long as no episode has terminated, none is predicted, and no impact where there are none.
+        impact = {} if state.impact is None else {"impact": (state.impact > 0).any().astype(jnp.float32)}
+        return {"dynamics": 1.0, "ending": (state.endings > 0).astype(jnp.float32)} | impact
 
     def informed(self, state: EnsembleState, by: EnsembleState) -> EnsembleState:
-        return replace(state, endings=by.endings)
+        return replace(state, endings=by.endings, impact=by.impact)
 
     def observe(self, state: EnsembleState, belief: Belief, obs: Array, key: Array) -> Parts:
         return {}
 
-    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
+    def fit(self, totals: Totals, met: Collection[str] = RARE) -> dict[str, Calls] | None:
         if totals.fit_steps is None or totals.fits is None or (self.model.gaussian and self.model.split.holds_out):
             return None  # with calibration, which goes over held-out data as often as it needs
         if self.model.search is not None:
@@ -59,10 +79,12 @@ class OfEnsemble:
         samples, checked = steps * model.batch, 256 * steps / model.check_every if model.split.holds_out else 0
         # The worst perturbation is found by the gradient of the inputs alone.
         perturbed = samples if model.adversarial else 0
-        return {
+        found = {
             "dynamics": Calls(samples + perturbed + checked + totals.surveyed * totals.fits, samples + perturbed / 2, steps),
-            "ending": Calls(2 * (samples + checked), 2 * samples, steps) if ended or not model.robust else Calls(steps=steps),
+            "ending": Calls(2 * (samples + checked), 2 * samples, steps),
+            "impact": Calls(samples + checked, samples, steps),
         }
+        return _learned(found, model, met, steps)
 
 
 @dataclass(frozen=True)
@@ -74,10 +96,11 @@ class OfRecurrent:
         return memory | OfEnsemble(self.model.ensemble).memories(state.ensemble)
 
     def step(self, state: RecurrentState, memory: Any, action: Array, key: Array) -> Parts:
-        following = self.model.step(state, memory, action, key)[0].obs
+        calm = replace(state, ensemble=without_impacts(state.ensemble))
+        following, led = (self.model.step(s, memory, action, key)[0].obs for s in (state, calm))
         inputs = jnp.concatenate([memory.obs, memory.latent, action])
         return self._read(state, memory, action, following, key) | OfEnsemble(self.model.ensemble).predict(
-            state.ensemble, inputs, following, key
+            state.ensemble, inputs, led, key
         )
 
     def asked(self, state: RecurrentState) -> dict[str, Array | float]:
@@ -93,18 +116,20 @@ class OfRecurrent:
     def observe(self, state: RecurrentState, belief: Belief, obs: Array, key: Array) -> Parts:
         return self._read(state, belief.memory, belief.action, obs, key)
 
-    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls] | None:
+    def fit(self, totals: Totals, met: Collection[str] = RARE) -> dict[str, Calls] | None:
         if totals.fit_steps is None or totals.fits is None:
             return None
         model, steps, surveyed = self.model, totals.fit_steps, min(totals.surveyed, 1000) * totals.fits
         samples = steps * model.ensemble.batch * (model.context + model.open_loop)
         perturbed = samples if model.ensemble.adversarial else 0
-        return {
+        found = {
             "memory": Calls(samples + surveyed * model.warm_up, samples, steps),
             # Along the sequence, and again where the loss is taken.
             "dynamics": Calls(2 * samples + perturbed + surveyed, 2 * samples + perturbed / 2, steps),
-            "ending": Calls(2 * samples, 2 * samples, steps) if ended or not model.ensemble.robust else Calls(steps=steps),
+            "ending": Calls(2 * samples, 2 * samples, steps),
+            "impact": Calls(samples, samples, steps),
         }
+        return _learned(found, model.ensemble, met, steps)
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ class OfTrueEnvironment:
     def observe(self, state: PyTree, belief: Belief, obs: Array, key: Array) -> Parts:
         return {}
 
-    def fit(self, totals: Totals, ended: bool = True) -> dict[str, Calls]:
+    def fit(self, totals: Totals, met: Collection[str] = RARE) -> dict[str, Calls]:
         return {}
 
 

@@ -19,12 +19,12 @@ from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.snn.protocols import Output
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
 from spikedream.world_models.fine_tuning import FineTuning, Split
+from spikedream.world_models.impacts import struck, typical_impact
 from spikedream.world_models.member import Member, MemberModel
-from spikedream.world_models.priors import Prior, PriorSearch, SearchState, under
+from spikedream.world_models.priors import Prior, PriorSearch, SearchState
 from spikedream.world_models.robust import rare_changes, usual_change
 from spikedream.world_models.weights import Weights, weigh
 
@@ -45,6 +45,9 @@ class EnsembleState(eqx.Module):
     # chosen; of the members on all where none are held out; 0 before the first fit.
     confidence: Array
     search: SearchState | None = None  # where priors are chosen
+    impact: Array | None = (
+        None  # (obs_size,) typical impact in units of `scale`, 0 of entries without any; where impacts are predicted
+    )
 
 
 class EnsembleMemory(NamedTuple):
@@ -86,6 +89,8 @@ class Ensemble:
     # Whether rare events, such as impacts, set neither the units of changes nor what is learned of the steps between them; measured
     # with replay.scale "spread". Endings are then told from what the dynamics predict.
     robust: bool = False
+    # Whether a robust model predicts them nonetheless, by a network like the ending's, from where the dynamics lead.
+    impacts: bool = False
     terminal_weight: float = 50.0  # upper bound on how much more a terminal example counts
     support_weight: float = 0.0  # uncertainty per standard deviation outside the range of all experience (MOReL's unknown states)
     support_margin: float = 0.2  # by how much of its own width that range is widened at each end
@@ -124,6 +129,7 @@ class Ensemble:
             self.adversarial,
             self.terminal_reward,
             self.robust,
+            self.impacts,
         )
 
     @property
@@ -136,7 +142,9 @@ class Ensemble:
         return self.fine_tuning.holdout_newest
 
     def init(self, spec: Spec, key: Array, latent: int = 0) -> EnsembleState:
-        """`latent`: further inputs of the dynamics, beside observation and action."""
+        """`latent`: further inputs of the dynamics, beside observation and action. Raises ValueError for impacts without robust."""
+        if self.impacts and not self.robust:
+            raise ValueError("impacts are what robust dynamics miss; set robust to true, or impacts to false")
         member_key, holdout_key = jax.random.split(key)
         found = None
         if self.search is not None:
@@ -147,7 +155,9 @@ class Ensemble:
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
         optimizer = start(self._optimizer(), members)
         scale, nothing = jnp.ones(spec.obs_size), jnp.zeros(2)
-        return EnsembleState(members, optimizer, holdout_key, scale, low, high, nothing, jnp.zeros(()), spread, unknown, found)
+        impact = jnp.zeros(spec.obs_size) if self.impacts else None
+        measured = (scale, low, high, nothing, jnp.zeros(()), spread, unknown)
+        return EnsembleState(members, optimizer, holdout_key, *measured, found, impact)
 
     def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
         keys = jax.random.split(key, len(search.curvatures))
@@ -190,7 +200,7 @@ class Ensemble:
 
     def predict(self, state: EnsembleState, obs: Array, latent: Array, action: Array, member: Array, key: Array) -> Prediction:
         """What `member` (), int32, says follows `action` in the state (obs, latent); the others give the disagreement."""
-        noise_key, dynamics_key, ending_key = jax.random.split(key, 3)
+        noise_key, dynamics_key, ending_key, *impact_key = jax.random.split(key, 4 if self.impacts else 3)
         inputs = jnp.concatenate([obs, latent, action])
         mean, log_variance, spikes = jax.vmap(self.each.moments, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
         change, deviation = mean[member], jnp.zeros(mean.shape[1:])
@@ -198,7 +208,13 @@ class Ensemble:
             deviation = state.spread * jnp.exp(0.5 * log_variance[member])
             change = change + deviation * jax.random.normal(noise_key, change.shape)
         obs = jnp.clip(obs + change[:-1] * state.scale, -self.obs_bound, self.obs_bound)
-        ending = self._endings(state, obs, ending_key)
+        prior = None if state.search is None else state.search.chosen
+        ending = self.each.endings(state.members, prior, state.endings > 0, obs, ending_key)
+        if state.impact is not None:
+            tell_key, strike_key = jax.random.split(*impact_key)
+            told = self.each.jumps(state.members, (state.impact > 0).any(), obs, tell_key)
+            jump = struck(told.value[member], state.impact, strike_key)
+            obs, spikes = jnp.clip(obs + jump * state.scale, -self.obs_bound, self.obs_bound), (*spikes, *told.spikes)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0] / self.ending_temperature) * state.endings
         terminated = probability.max() if self.termination == "max" else probability.mean()
@@ -216,18 +232,6 @@ class Ensemble:
             spikes=(*spikes, *ending.spikes),
         )
 
-    def _endings(self, state: EnsembleState, obs: Array, key: Array) -> Output:
-        """Of each member, value (members, outputs). Nothing is computed where no episode has terminated yet."""
-
-        def predict(obs: Array) -> Output:
-            prior = None if state.search is None else state.search.chosen
-            return jax.vmap(lambda m: self.ending(under(self.ending, m.ending, prior), obs, key=key))(state.members)
-
-        def skip(obs: Array) -> Output:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(predict, obs))
-
-        return jax.lax.cond(state.endings > 0, predict, skip, obs)
-
     def confidence(self, state: EnsembleState) -> Array:
         return state.confidence
 
@@ -237,18 +241,8 @@ class Ensemble:
 
     def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
         """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
-        mean = self._all_moments(state, steps, latent, key)[0].mean(0)
+        mean = self.each.of_all(state.members, steps, latent, key)[0].mean(0)
         return self.each.squared(self.each.misses(mean, state.scale, steps), jnp.ones(steps.reward.shape)).mean(1)
-
-    def _all_moments(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
-        """Means and deviations that each member predicts, (members, rows, obs_size + 1); fields of `steps` (rows, ...)."""
-
-        def predict(member: Member, inputs: Array) -> tuple[Array, Array]:
-            mean, log_variance, _ = self.each.moments(member, inputs, key)
-            return mean, jnp.exp(0.5 * log_variance)
-
-        inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
-        return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(state.members, inputs)
 
     # ---- fitting
 
@@ -264,7 +258,7 @@ class Ensemble:
             fit_key, search_key, survey_key, error_key, check_key = jax.random.split(key, 5)
             state, searched = self._choose(state, experience, search_key, updates, weights)
         prior = None if state.search is None else state.search.chosen
-        loss = partial(self.each.loss, scale=state.scale, weights=weights, prior=prior)
+        loss = partial(self.each.loss, scale=state.scale, weights=weights, prior=prior, impact=state.impact)
 
         def draw(members: Member, key: Array) -> tuple[Transition, Array, Array]:
             """Each member draws, with replacement, from the transitions that may be trained on."""
@@ -363,6 +357,8 @@ class Ensemble:
         endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
+        if self.impacts:
+            state = eqx.tree_at(lambda s: s.impact, state, typical_impact(moments))
         return state, weigh(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
@@ -373,7 +369,7 @@ class Ensemble:
     def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
         """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
         one half of them and the coverage is measured on the other."""
-        mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
+        mean, deviation = self.each.of_all(state.members, steps, _no_latent(steps), key)
         number = jnp.maximum(held.sum(), 1)
         missed = self.each.misses(mean.mean(0), state.scale, steps)
         error = (self.each.squared(missed, held).mean(1) * held).sum() / number
@@ -397,7 +393,7 @@ class Ensemble:
     def _standard_errors(self, state: EnsembleState, steps: Transition, key: Array) -> Array:
         """(rows, obs_size + 1) errors of the members' equal mixture over its deviation, aleatoric and epistemic together
         (Lakshminarayanan et al. 2017, section 2.4)."""
-        mean, deviation = self._all_moments(state, steps, _no_latent(steps), key)
+        mean, deviation = self.each.of_all(state.members, steps, _no_latent(steps), key)
         total = jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0)) * state.spread[None]
         return self.each.misses(mean.mean(0), state.scale, steps) / total
 

@@ -1,5 +1,6 @@
 """One member of an ensemble: two networks, what they predict and how they are fitted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,7 +12,9 @@ import optax
 from jax import Array
 
 from spikedream.snn.networks import AnyNetwork
+from spikedream.snn.protocols import Output
 from spikedream.types import PyTree, Spec, Transition
+from spikedream.world_models.impacts import impact_loss
 from spikedream.world_models.priors import Prior, under
 from spikedream.world_models.robust import bounded_squares, huber
 from spikedream.world_models.weights import Weights
@@ -23,6 +26,7 @@ class Member(eqx.Module):
     dynamics: PyTree  # (obs, action) -> state change, reward (and their log-variances)
     ending: PyTree  # next obs -> logit of termination (and the reward of one, where that is its to predict)
     log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
+    impact: PyTree  # next obs -> as `impact_loss` explains it, by a network like the ending's; None where none are predicted
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class MemberModel:
     adversarial: float
     terminal_reward: Literal["dynamics", "ending"]
     robust: bool
+    impacts: bool
 
     @property
     def endings_pay(self) -> bool:
@@ -45,11 +50,15 @@ class MemberModel:
 
     def init(self, spec: Spec, latent: int, key: Array) -> Member:
         dynamics, ending = jax.random.split(key)
-        targets = spec.obs_size + 1
+        targets, impact = spec.obs_size + 1, None
+        if self.impacts:
+            ending, impact_key = jax.random.split(ending)
+            impact = self.ending.init(spec.obs_size, 2 * spec.obs_size, impact_key)
         return Member(
             self.dynamics.init(spec.obs_size + latent + spec.action_size, targets * (2 if self.gaussian else 1), dynamics),
             self.ending.init(spec.obs_size, 2 if self.endings_pay else 1, ending),
             (jnp.full(targets, -10.0, jnp.float32), jnp.full(targets, 0.5, jnp.float32)),
+            impact,
         )
 
     def moments(self, member: Member, inputs: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
@@ -62,6 +71,25 @@ class MemberModel:
         # PETS, appendix A.1: soft bounds on the predicted variance
         log_variance = high - jax.nn.softplus(high - log_variance)
         return mean, low + jax.nn.softplus(log_variance - low), out.spikes
+
+    def of_all(self, members: PyTree, steps: Transition, latent: Array, key: Array) -> tuple[Array, Array]:
+        """Means and deviations that each of the stacked `members` predicts, (members, rows, obs_size + 1); fields of `steps`
+        (rows, ...)."""
+
+        def predict(member: Member, inputs: Array) -> tuple[Array, Array]:
+            mean, log_variance, _ = self.moments(member, inputs, key)
+            return mean, jnp.exp(0.5 * log_variance)
+
+        inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
+        return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(members, inputs)
+
+    def endings(self, members: PyTree, prior: Prior | None, any_yet: Array, obs: Array, key: Array) -> Output:
+        """Of each of the stacked `members`, value (members, outputs). Nothing is computed where none has been `any_yet`, ()."""
+        return _unless_none(any_yet, lambda m, obs: self.ending(under(self.ending, m.ending, prior), obs, key=key), members, obs)
+
+    def jumps(self, members: PyTree, any_yet: Array, obs: Array, key: Array) -> Output:
+        """Likewise what they tell of impacts, value (members, 2 obs_size)."""
+        return _unless_none(any_yet, lambda m, obs: self.ending(m.impact, obs, key=key), members, obs)
 
     def held_out(
         self, steps: Transition, held: Array, scale: Array, weights: Weights, key: Array, member: Member, prior: Prior
@@ -111,9 +139,11 @@ class MemberModel:
         scale: Array,
         weights: Weights,
         prior: Prior | None = None,
+        impact: Array | None = None,
     ) -> Array:
         """Of one member on its own mini-batch, the latent inputs there (batch, latent) and the samples' importance (batch,), under
-        the `prior` that was found, or that which is given."""
+        the `prior` that was found, or that which is given. `impact` is the typical one, (obs_size,) in the units of `scale`, 0 of
+        entries without any; None: nothing is learned of them."""
         batch, latent, importance = drawn
         keys = jax.random.split(key, batch.reward.shape[0])
         regression = partial(self._regression, member, batch, latent, importance, keys, scale, weights)
@@ -130,7 +160,16 @@ class MemberModel:
         told = (member, steps, importance, keys, weights, prior)
         if not self.robust:  # a branch rounds otherwise than what is compiled as one, and recorded runs are to come out the same
             return loss + self._ending_loss(*told)
-        return loss + jax.lax.cond(weights.ended, self._ending_loss, _nothing, *told)
+        loss += jax.lax.cond(weights.ended, self._ending_loss, _nothing, *told)
+        if impact is None:
+            return loss
+        missed = jax.lax.stop_gradient(self.misses(mean, scale, batch)[:, :-1])
+        goes_on = importance * (1 - batch.terminated)  # what an ending does to the state is of no account
+        return loss + jax.lax.cond((impact > 0).any(), self._impact_loss, _nothing, member, steps, missed, impact, goes_on, keys)
+
+    def _impact_loss(self, member: Member, steps: Transition, missed: Array, impact: Array, counts: Array, keys: Array) -> Array:
+        told = jax.vmap(lambda obs, key: self.ending(member.impact, obs, key=key).value)(steps.next_obs, keys)
+        return impact_loss(told, missed, impact, counts)
 
     def _ending_loss(
         self, member: Member, steps: Transition, importance: Array, keys: Array, weights: Weights, prior: Prior | None
@@ -174,6 +213,16 @@ class MemberModel:
 
 def _nothing(*_: PyTree) -> Array:
     return jnp.zeros(())
+
+
+def _unless_none(any_yet: Array, tell: Callable[[Member, Array], Output], members: PyTree, obs: Array) -> Output:
+    def told(obs: Array) -> Output:
+        return jax.vmap(lambda m: tell(m, obs))(members)
+
+    def skipped(obs: Array) -> Output:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(told, obs))
+
+    return jax.lax.cond(any_yet, told, skipped, obs)
 
 
 def targets_of(scale: Array, steps: Transition) -> Array:

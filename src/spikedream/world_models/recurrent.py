@@ -6,6 +6,7 @@ figure 2b) with an ensemble on top; there is no decoder, since an observation is
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -175,7 +176,8 @@ class Recurrent:
             obs, latent, age = unroll(drawn_sequences, jax.random.split(unroll_key, hyper.batch))
             counts = drawn_sequences.valid * importance[:, None] * (age >= self.burn_in)
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (drawn_sequences.steps._replace(obs=obs), latent, counts))
-            losses = jax.vmap(lambda m: hyper.each.loss(m, flat, loss_key, scale=ensemble.scale, weights=weights))(members)
+            of_one = partial(hyper.each.loss, scale=ensemble.scale, weights=weights, impact=ensemble.impact)
+            losses = jax.vmap(lambda m: of_one(m, flat, loss_key))(members)
             return losses.mean() + hyper.curvature_penalty * self.network.curvature(network)
 
         def check(params: tuple[PyTree, PyTree]) -> Array:

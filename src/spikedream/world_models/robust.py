@@ -35,10 +35,15 @@ def rare_changes(moments: Moments) -> Array:
 def bounded_squares(missed: Array, counts: Array) -> Array:
     """Of errors (rows, entries) in typical changes: c^2 log(1 + (error / c)^2), nearly the square where that is below c^2. The
     median is of the rows where `counts`, (rows,), is more than 0."""
+    square = jnp.square(width(missed, counts))
+    return square * jnp.log1p(jnp.square(missed) / square)
+
+
+def width(missed: Array, counts: Array) -> Array:
+    """(1, entries) from which on errors (rows, entries) count less; likewise."""
     size = jnp.where(counts[:, None] > 0, jnp.abs(jax.lax.stop_gradient(missed)), jnp.nan)
     median = jnp.nan_to_num(jnp.nanmedian(size, axis=0, keepdims=True))
-    square = jnp.square(jnp.maximum(WIDTH * median, CLOSE))
-    return square * jnp.log1p(jnp.square(missed) / square)
+    return jnp.maximum(WIDTH * median, CLOSE)
 
 
 def huber(missed: Array, weight: Array | float, entries: int) -> Array:
