@@ -20,16 +20,16 @@ from spikedream.world_models.true_environment import TrueEnvironment
 RARE = ("ending", "impact")  # of which a robust model learns nothing before there was one
 
 
-def without_impacts(state: EnsembleState) -> EnsembleState:
+def _without_impacts(state: EnsembleState) -> EnsembleState:
+    """In which the dynamics have the last word."""
     return state if state.impact is None else replace(state, impact=jnp.zeros_like(state.impact))
 
 
 def _learned(calls: dict[str, Calls], model: Ensemble, met: Collection[str], steps: float) -> dict[str, Calls]:
     """Of those networks that `model` has."""
-    there = {name: made for name, made in calls.items() if name != "impact" or model.impacts}
-    return {
-        name: made if name not in RARE or name in met or not model.robust else Calls(steps=steps) for name, made in there.items()
-    }
+    idle = [name for name in RARE if model.robust and name not in met]
+    there = [name for name in calls if name != "impact" or model.impacts]
+    return {name: Calls(steps=steps) if name in idle else calls[name] for name in there}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OfEnsemble:
         }
 
     def step(self, state: EnsembleState, memory: Any, action: Array, key: Array) -> Parts:
-        led = self.model.step(without_impacts(state), memory, action, key)[0].obs
+        led = self.model.step(_without_impacts(state), memory, action, key)[0].obs
         return self.predict(state, jnp.concatenate([memory.obs, action]), led, key)
 
     def predict(self, state: EnsembleState, inputs: Array, led: Array, key: Array) -> Parts:
@@ -96,7 +96,7 @@ class OfRecurrent:
         return memory | OfEnsemble(self.model.ensemble).memories(state.ensemble)
 
     def step(self, state: RecurrentState, memory: Any, action: Array, key: Array) -> Parts:
-        calm = replace(state, ensemble=without_impacts(state.ensemble))
+        calm = replace(state, ensemble=_without_impacts(state.ensemble))
         following, led = (self.model.step(s, memory, action, key)[0].obs for s in (state, calm))
         inputs = jnp.concatenate([memory.obs, memory.latent, action])
         return self._read(state, memory, action, following, key) | OfEnsemble(self.model.ensemble).predict(

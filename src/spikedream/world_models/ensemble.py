@@ -45,9 +45,7 @@ class EnsembleState(eqx.Module):
     # chosen; of the members on all where none are held out; 0 before the first fit.
     confidence: Array
     search: SearchState | None = None  # where priors are chosen
-    impact: Array | None = (
-        None  # (obs_size,) typical impact in units of `scale`, 0 of entries without any; where impacts are predicted
-    )
+    impact: Array | None = None  # (obs_size,) typical one in units of `scale`, 0 of entries without any; None: none are predicted
 
 
 class EnsembleMemory(NamedTuple):
@@ -161,7 +159,8 @@ class Ensemble:
 
     def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
         keys = jax.random.split(key, len(search.curvatures))
-        members: PyTree = jax.vmap(lambda k: self.each.init(spec, latent, k))(keys)
+        candidate = replace(self.each, impacts=False)  # which are not what priors are about
+        members: PyTree = jax.vmap(lambda k: candidate.init(spec, latent, k))(keys)
         return search.init(members, start(self._optimizer(), members))
 
     def _optimizer(self) -> optax.GradientTransformation:
