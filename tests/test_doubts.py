@@ -9,6 +9,7 @@ from test_resume import Notes
 
 from spikedream import cli
 from spikedream import config as configuration
+from spikedream.config import ConfigError
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.make import may_be_endless
 from spikedream.envs.spaces import BrokenEnvironment, random_action
@@ -117,6 +118,13 @@ def test_what_is_doubted_of_the_steps_that_measured_for_how_long_actions_are_hel
     with pytest.raises(BrokenEnvironment, match=r"given up \(strict\): no action has made a difference"):
         Trainer(config, tmp_path / "run", notes, alone=False)
     assert "actions are held for" in notes.texts[0] and not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_budget_that_measuring_uses_up_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    config = configuration.merge(configuration.named("debug"), {"env": "environments:Tide-v0", "action_repeat": None, "budget": 60})
+    with pytest.raises(ConfigError, match=r"^budget is 60, all of which .* is held; set it above 100, or action_repeat to \d+$"):
+        Trainer(config, tmp_path / "run", Notes(), alone=False)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_strict_run_ends_in_one_line_before_anything_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

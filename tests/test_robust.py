@@ -58,8 +58,8 @@ def test_a_typical_change_is_the_root_mean_square_unless_few_changes_set_it():
 
 
 def impacts():
-    """Steps by a tenth of the action, but for one in fifty of the second entry, that nothing foretells: by 10 either way. Those
-    beyond 1 in the first end the task, with an impact that throws it back to 0."""
+    """Steps by three tenths of the action, in the second entry by one; but one in fifty there goes by 10 either way, which nothing
+    foretells. Those beyond 1 in the first end the task, with an impact that throws it back to 0."""
     keys = jax.random.split(KEY, 4)
     obs = jax.random.uniform(keys[0], (ROWS, 2), minval=-1, maxval=1)
     action = jax.random.uniform(keys[1], (ROWS, 1), minval=-1, maxval=1)

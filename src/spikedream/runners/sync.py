@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spikedream.algorithm import Algorithm, PolicyState, TrainState
-from spikedream.config import Config
+from spikedream.config import Config, ConfigError
 from spikedream.envs.host import CONFIRM, REPORT
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.replay.spread import repeat_for
@@ -185,6 +185,11 @@ class Trainer:
             self._doubted = True
             if given_up := tell_doubts(self.config, self.collector.pending, self.listener.note):
                 raise BrokenEnvironment(given_up)
+            if progress.real_steps >= self.config.budget:
+                raise ConfigError(
+                    f"budget is {self.config.budget}, all of which went into measuring for how many steps an action is held; set it"
+                    f" above {PROBE}, or action_repeat to {self.config.repeat}"
+                )
             self.collector = Collector(self.config, self.algorithm, environments_of(self.config))
             progress.collected = 0
         else:
