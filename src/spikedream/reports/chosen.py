@@ -45,8 +45,8 @@ CHOICES = (
                        " more of that variance comes with endings",
            "--world-model.reward-weight 1"),
     MeasuredChoice("scale/rare_changes", "Entries whose changes are rare", lambda share: f"{share:.0%}",
-           lambda row: "few of them set the root mean square: errors count in units of the mean magnitude, far ones by their"
-                       " logarithm, and a network of its own tells the rare changes", "--world-model.robust False"),
+           lambda row: "few of them set the root mean square: errors count in units of the mean magnitude, and far ones by their"
+                       " logarithm or, with world_model.impacts, as impacts", "--world-model.robust False"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
            lambda row: f"cross-entropy on held-out steps {row['prior/loss_additive']:.3g}, free {row['prior/loss_free']:.3g}",
