@@ -55,13 +55,17 @@ class SumTree(eqx.Module):
 
     def find(self, target: Array) -> Array:
         """The leaf in whose stretch of the running total each of `target` lies, in [0, total); shape of `target`, int32."""
-        node = jnp.ones(target.shape, jnp.int32)
-        for _ in range(self.leaves.bit_length() - 1):
+
+        def descend(_: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+            node, target = at
             left = self.sums[2 * node]
             # Rounding must not lead into a subtree that weighs nothing.
             right = (target >= left) & (self.sums[2 * node + 1] > 0)
-            target = jnp.where(right, target - left, target)
-            node = 2 * node + right
+            return 2 * node + right, jnp.where(right, target - left, target)
+
+        # A loop, since of levels that stand one after the other XLA's CPU back end descends all again for each further one.
+        levels, root = self.leaves.bit_length() - 1, jnp.ones(target.shape, jnp.int32)
+        node, _ = jax.lax.fori_loop(0, levels, descend, (root, target))
         return node - self.leaves
 
 
