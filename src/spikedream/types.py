@@ -97,6 +97,7 @@ class Prediction(NamedTuple):
     noise: Array  # () aleatoric: predicted standard deviation in units of the typical change; 0 where the model predicts none
     spikes: tuple[Array, ...]  # per layer (..., ticks, neurons); empty for conventional networks
     bonus: Array | float = 0.0  # () weighted intrinsic reward, which `World.step` adds
+    rates: tuple[Array, ...] = ()  # () each, of the layers of `spikes`: all that dreams ask, which need no trains then
 
     @property
     def uncertainty(self) -> Array:
@@ -113,9 +114,14 @@ class Decision(NamedTuple):
     spikes: tuple[Array, ...]  # per layer (ticks, neurons); empty for conventional networks
 
 
+def firing_rates(spikes: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Of each layer the spikes per neuron and tick, ()."""
+    return tuple(layer.mean() for layer in spikes)
+
+
 def firing_rate(spikes: tuple[Array, ...]) -> Array:
     """Mean over layers of the spikes per neuron and tick, (); 0 for conventional networks."""
-    return jnp.stack([layer.mean() for layer in spikes]).mean() if spikes else jnp.zeros(())
+    return jnp.stack(firing_rates(spikes)).mean() if spikes else jnp.zeros(())
 
 
 class Experience(Protocol):

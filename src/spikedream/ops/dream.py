@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Decision, Prediction, PyTree
+from spikedream.types import Decision, Prediction, PyTree, firing_rates
 from spikedream.world import World
 
 Policy = Callable[[PyTree, Array, Array], Decision]  # (policy carry, feature, key) -> decision
@@ -60,8 +60,8 @@ def dream(
         decision = jax.vmap(policy)(carry, obs, policy_keys)
         following, prediction = jax.vmap(world.step)(memory, decision.action, jax.random.split(world_key, batch))
         # Whole spike trains of a dream would be most of its memory traffic.
-        decision = decision._replace(spikes=tuple(train.mean() for train in decision.spikes))
-        prediction = prediction._replace(spikes=tuple(train.mean() for train in prediction.spikes))
+        decision = decision._replace(spikes=firing_rates(decision.spikes))
+        prediction = prediction._replace(spikes=firing_rates(prediction.rates), rates=())
         seen = jax.vmap(world.feature)(following)
         return (following, decision.carry, seen), Dream(obs, carry, policy_keys, decision, prediction, seen)
 

@@ -20,7 +20,7 @@ from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.sparsity import pruned
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds, firing_rates
 from spikedream.world_models.fine_tuning import FineTuning, Split
 from spikedream.world_models.impacts import struck, typical_impact
 from spikedream.world_models.member import Member, MemberModel
@@ -202,7 +202,7 @@ class Ensemble:
         noise_key, dynamics_key, ending_key, *impact_key = jax.random.split(key, 4 if self.impacts else 3)
         inputs = jnp.concatenate([obs, latent, action])
         mean, log_variance, spikes = jax.vmap(self.each.moments, in_axes=(0, None, None))(state.members, inputs, dynamics_key)
-        change, deviation = mean[member], jnp.zeros(mean.shape[1:])
+        change, deviation, rates = mean[member], jnp.zeros(mean.shape[1:]), firing_rates(spikes)
         if self.gaussian:
             deviation = state.spread * jnp.exp(0.5 * log_variance[member])
             change = change + deviation * jax.random.normal(noise_key, change.shape)
@@ -213,7 +213,8 @@ class Ensemble:
             tell_key, strike_key = jax.random.split(*impact_key)
             told = self.each.jumps(state.members, (state.impact > 0).any(), obs, tell_key)
             jump = struck(told.value[member], state.impact, strike_key)
-            obs, spikes = jnp.clip(obs + jump * state.scale, -self.obs_bound, self.obs_bound), (*spikes, *told.spikes)
+            obs = jnp.clip(obs + jump * state.scale, -self.obs_bound, self.obs_bound)
+            spikes, rates = (*spikes, *told.spikes), (*rates, *told.rates)
         outside = jnp.maximum(state.low - obs, 0) + jnp.maximum(obs - state.high, 0)
         probability = jax.nn.sigmoid(ending.value[:, 0] / self.ending_temperature) * state.endings
         terminated = probability.max() if self.termination == "max" else probability.mean()
@@ -229,6 +230,7 @@ class Ensemble:
             outside=self.support_weight * outside.sum(),
             noise=deviation[:-1].mean(),
             spikes=(*spikes, *ending.spikes),
+            rates=(*rates, *ending.rates),
         )
 
     def confidence(self, state: EnsembleState) -> Array:

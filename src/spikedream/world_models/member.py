@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jax import Array
 
 from spikedream.snn.networks import AnyNetwork
 from spikedream.snn.protocols import Output
-from spikedream.types import PyTree, Spec, Transition
+from spikedream.types import PyTree, Spec, Transition, firing_rates
 from spikedream.world_models.impacts import impact_loss
 from spikedream.world_models.priors import Prior, under
 from spikedream.world_models.robust import bounded_squares, huber
@@ -27,6 +27,14 @@ class Member(eqx.Module):
     ending: PyTree  # next obs -> logit of termination (and the reward of one, where that is its to predict)
     log_variance: tuple[Array, Array]  # lower and upper bound of the log-variances, (obs_size + 1,) each
     impact: PyTree  # next obs -> as `impact_loss` explains it, by a network like the ending's; None where none are predicted
+
+
+class Told(NamedTuple):
+    """Of rare events, by all members; made where there are any, and of what is not asked nothing leaves there."""
+
+    value: Array  # (members, outputs)
+    spikes: tuple[Array, ...]  # per layer (members, ticks, neurons)
+    rates: tuple[Array, ...]  # their means, () each
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,11 @@ class MemberModel:
         inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
         return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(members, inputs)
 
-    def endings(self, members: PyTree, prior: Prior | None, any_yet: Array, obs: Array, key: Array) -> Output:
-        """Of each of the stacked `members`, value (members, outputs). Nothing is computed where none has been `any_yet`, ()."""
+    def endings(self, members: PyTree, prior: Prior | None, any_yet: Array, obs: Array, key: Array) -> Told:
+        """By each of the stacked `members`, value (members, outputs). Nothing is computed where none has been `any_yet`, ()."""
         return _unless_none(any_yet, lambda m, obs: self.ending(under(self.ending, m.ending, prior), obs, key=key), members, obs)
 
-    def jumps(self, members: PyTree, any_yet: Array, obs: Array, key: Array) -> Output:
+    def jumps(self, members: PyTree, any_yet: Array, obs: Array, key: Array) -> Told:
         """Likewise what they tell of impacts, value (members, 2 obs_size)."""
         return _unless_none(any_yet, lambda m, obs: self.ending(m.impact, obs, key=key), members, obs)
 
@@ -215,11 +223,12 @@ def _nothing(*_: PyTree) -> Array:
     return jnp.zeros(())
 
 
-def _unless_none(any_yet: Array, tell: Callable[[Member, Array], Output], members: PyTree, obs: Array) -> Output:
-    def told(obs: Array) -> Output:
-        return jax.vmap(lambda m: tell(m, obs))(members)
+def _unless_none(any_yet: Array, tell: Callable[[Member, Array], Output], members: PyTree, obs: Array) -> Told:
+    def told(obs: Array) -> Told:
+        out = jax.vmap(lambda m: tell(m, obs))(members)
+        return Told(out.value, out.spikes, firing_rates(out.spikes))
 
-    def skipped(obs: Array) -> Output:
+    def skipped(obs: Array) -> Told:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(told, obs))
 
     return jax.lax.cond(any_yet, told, skipped, obs)
