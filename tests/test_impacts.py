@@ -15,7 +15,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import GRU, SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
 from spikedream.world_models.ensemble import Ensemble
-from spikedream.world_models.impacts import impact_loss, struck, typical_impact
+from spikedream.world_models.impacts import impact_loss, impacts_met, struck, typical_impact
 from spikedream.world_models.recurrent import Recurrent
 
 KEY = jax.random.key(8)
@@ -41,6 +41,14 @@ def test_impacts_are_what_the_dynamics_miss_by_far():
     for disregarded in (right.at[1, 1].set(9.0), right.at[2, 2].set(5.0)):
         assert impact_loss(disregarded, missed, impact, jnp.ones(9)) < 1e-3
     assert impact_loss(right.at[2, 0].set(9.0), missed, impact, jnp.ones(9).at[2].set(0.0)) < 1e-3
+
+
+def test_impacts_are_met_where_a_change_is_rare_and_missed_by_far():
+    flag = jnp.zeros(ROWS).at[:30].set(1.0)
+    moments = moments_of(jnp.stack([flag, flag], axis=1))
+    missed = jnp.full((9, 2), 0.1).at[4, 0].set(12.0)  # of the second entry the dynamics tell even what is rare
+    np.testing.assert_array_equal(impacts_met(missed, jnp.ones(9), moments), typical_impact(moments) * jnp.array([1, 0]))
+    assert not impacts_met(missed, jnp.ones(9).at[4].set(0.0), moments).any()
 
 
 def test_they_come_as_likely_as_is_told_and_together():
@@ -74,7 +82,10 @@ def test_what_falls_touches_the_floor_in_dreams_too():
     told = {}
     for impacts in (True, False):
         model = replace(model, impacts=impacts)
-        state = jax.jit(lambda k, model=model: model.update(model.init(PLANE, k), replay, k, 600)[0])(KEY)
+        fit = jax.jit(lambda state, model=model: model.update(state, replay, KEY, 600))
+        met = fit(jax.jit(partial(model.init, PLANE))(KEY))[0]
+        state, metrics = fit(met)  # of the contacts that the first one met
+        assert metrics["scale/rare_changes"] == 0.5 and metrics.get("scale/impacts") == (0.5 if impacts else None)
 
         def dreamed(heights, key, model=model, state=state):
             """Contacts, (rows, 20 steps), from so high without contact."""

@@ -16,7 +16,7 @@ from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
 from spikedream.world_models.ensemble import Ensemble
-from spikedream.world_models.robust import bounded_squares, huber, rare_changes, usual_change
+from spikedream.world_models.robust import bounded_squares, huber, rare_changes, usual_change, width
 
 KEY = jax.random.key(5)
 ROWS = 600
@@ -43,6 +43,14 @@ def test_a_rare_reward_counts_however_far_it_is():
     gradient = jax.vmap(jax.grad(lambda missed: huber(missed[None], 4.0, 4)[0]))  # of unit 1
     np.testing.assert_allclose(gradient(jnp.array([0.1, -0.2, 1.0, 50.0])), [0.2, -0.4, 0.6, 0.6], rtol=1e-5)
     assert bool(jnp.isfinite(huber(jnp.ones(2), 0.0, 4)).all())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 63, 64])
+@pytest.mark.parametrize("counting", [0, 1, 9, 30, 64])
+def test_errors_count_less_from_3_5_of_the_median_of_those_that_count(rows, counting):
+    missed, counts = 9 * jax.random.normal(KEY, (rows, 3)), jnp.arange(rows)[::-1] < counting
+    median = np.median(np.abs(missed)[np.asarray(counts)], axis=0) if counting else np.zeros(3)
+    np.testing.assert_allclose(width(missed, counts), np.maximum(3.5 * median, 0.3)[None], rtol=1e-6)
 
 
 def test_a_typical_change_is_the_root_mean_square_unless_few_changes_set_it():

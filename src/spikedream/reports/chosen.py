@@ -46,7 +46,11 @@ CHOICES = (
            "--world-model.reward-weight 1"),
     MeasuredChoice("scale/rare_changes", "Entries whose changes are rare", lambda share: f"{share:.0%}",
            lambda row: "few of them set the root mean square: errors count in units of the mean magnitude, and far ones by their"
-                       " logarithm or, with world_model.impacts, as impacts", "--world-model.robust False"),
+                       " logarithm", "--world-model.robust False"),
+    MeasuredChoice("scale/impacts", "Entries with impacts", lambda share: f"{share:.0%}",
+           lambda row: "their changes are rare, and the last fit missed some by ten times as much as where errors begin to count by"
+                       " their logarithm" if row["scale/impacts"] else "no fit missed a rare change by far",
+           "--world-model.impacts False"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
            lambda row: f"cross-entropy on held-out steps {row['prior/loss_additive']:.3g}, free {row['prior/loss_free']:.3g}",

@@ -5,7 +5,7 @@ they see the data. After PETS (Chua et al. 2018) for the ensemble and MOPO (Yu e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +17,13 @@ from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
+from spikedream.replay.normalizer import Moments
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.sparsity import pruned
 from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds, firing_rates
 from spikedream.world_models.fine_tuning import FineTuning, Split
-from spikedream.world_models.impacts import struck, typical_impact
+from spikedream.world_models.impacts import impacts_met, struck, typical_impact
 from spikedream.world_models.member import Member, MemberModel
 from spikedream.world_models.priors import Prior, PriorSearch, SearchState
 from spikedream.world_models.robust import rare_changes, usual_change
@@ -45,7 +46,8 @@ class EnsembleState(eqx.Module):
     # chosen; of the members on all where none are held out; 0 before the first fit.
     confidence: Array
     search: SearchState | None = None  # where priors are chosen
-    impact: Array | None = None  # (obs_size,) typical one in units of `scale`, 0 of entries without any; None: none are predicted
+    # (obs_size,) typical one in units of `scale`, 0 of entries of which no fit has met any yet; None: none are predicted
+    impact: Array | None = None
 
 
 class EnsembleMemory(NamedTuple):
@@ -118,17 +120,8 @@ class Ensemble:
 
     @property
     def each(self) -> MemberModel:
-        return MemberModel(
-            self.dynamics,
-            self.ending,
-            self.gaussian,
-            self.ending_sparsity,
-            self.curvature_penalty,
-            self.adversarial,
-            self.terminal_reward,
-            self.robust,
-            self.impacts,
-        )
+        """What is of each member, by the same names."""
+        return MemberModel(**{each.name: getattr(self, each.name) for each in fields(MemberModel)})
 
     @property
     def split(self) -> Split:
@@ -238,12 +231,15 @@ class Ensemble:
 
     def errors(self, state: EnsembleState, experience: Experience, index: Array, key: Array) -> Array:
         steps = experience.gather(index)
-        return self.squared_errors(state, steps, _no_latent(steps), key)
+        return self.squared_errors(self.missed(state, steps, _no_latent(steps), key))
 
-    def squared_errors(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
-        """(rows,) of the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
-        mean = self.each.of_all(state.members, steps, latent, key)[0].mean(0)
-        return self.each.squared(self.each.misses(mean, state.scale, steps), jnp.ones(steps.reward.shape)).mean(1)
+    def missed(self, state: EnsembleState, steps: Transition, latent: Array, key: Array) -> Array:
+        """(rows, obs_size + 1) by the members' mean; fields of `steps` (rows, ...), `latent` (rows, latent) inputs."""
+        return self.each.misses(self.each.of_all(state.members, steps, latent, key)[0].mean(0), state.scale, steps)
+
+    def squared_errors(self, missed: Array) -> Array:
+        """(rows,) where so much is `missed`, (rows, obs_size + 1)."""
+        return self.each.squared(missed, jnp.ones(missed.shape[0])).mean(1)
 
     # ---- fitting
 
@@ -275,7 +271,7 @@ class Ensemble:
         state = self.fitted(state, fitted.best, fitted.optimizer)
         index, counts = experience.survey(survey_key)
         counts = counts * self.split.judges(state.key, experience, index, counts)
-        state, measured = self._validate(state, experience.gather(index), counts, error_key)
+        state, measured = self._validate(state, experience, index, counts, error_key)
         if self.search is not None and not self.split.holds_out:  # the members have learned from all that there is
             state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-searched["prior/error"]))
             measured["model_confidence"] = state.confidence
@@ -284,6 +280,8 @@ class Ensemble:
             metrics["scale/reward_weight"] = jnp.asarray(weights.reward)
         if self.robust:
             metrics["scale/rare_changes"] = rare_changes(experience.moments)
+        if state.impact is not None:
+            metrics["scale/impacts"] = (state.impact > 0).mean()
         return state, metrics | {"model_holdout_loss": fitted.best_loss.mean()} if self.split.holds_out else metrics
 
     def fit(
@@ -358,8 +356,8 @@ class Ensemble:
         endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
-        if self.impacts:
-            state = eqx.tree_at(lambda s: s.impact, state, typical_impact(moments))
+        if state.impact is not None:
+            state = eqx.tree_at(lambda s: s.impact, state, jnp.where(state.impact > 0, typical_impact(moments), 0.0))
         return state, weigh(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
@@ -367,14 +365,25 @@ class Ensemble:
         exact = jnp.ones(state.spread.shape)
         return eqx.tree_at(lambda s: (s.members, s.optimizer, s.spread), state, (members, optimizer, exact))
 
-    def _validate(self, state: EnsembleState, steps: Transition, held: Array, key: Array) -> tuple[EnsembleState, Metrics]:
-        """Error and, for Gaussian heads, calibration on the transitions where `held`, (rows,), is 1. Deviations are scaled on
-        one half of them and the coverage is measured on the other."""
+    def meet(self, state: EnsembleState, missed: Array, counts: Array, moments: Moments) -> EnsembleState:
+        """The state with the impacts that there are, where so much is `missed`, (rows, obs_size + 1), after a fit; `counts`,
+        (rows,), is 0 where a row does not."""
+        if state.impact is None:
+            return state
+        return eqx.tree_at(lambda s: s.impact, state, impacts_met(missed[:, :-1], counts, moments))
+
+    def _validate(
+        self, state: EnsembleState, experience: Experience, index: Array, held: Array, key: Array
+    ) -> tuple[EnsembleState, Metrics]:
+        """Error, impacts and, for Gaussian heads, calibration on the transitions at `index`, (rows,), where `held`, (rows,), is 1.
+        Deviations are scaled on one half of them, and how much lies inside the predicted intervals is measured on the other."""
+        steps = experience.gather(index)
         mean, deviation = self.each.of_all(state.members, steps, _no_latent(steps), key)
         number = jnp.maximum(held.sum(), 1)
         missed = self.each.misses(mean.mean(0), state.scale, steps)
         error = (self.each.squared(missed, held).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
+        state = self.meet(state, missed, held * (1 - steps.terminated), experience.moments)
         metrics = {"model_error": error, "model_confidence": state.confidence}
         if not self.gaussian or not self.split.holds_out:
             return state, metrics
@@ -384,12 +393,8 @@ class Ensemble:
         return state, metrics | {
             "model_noise": (deviation.mean(0)[:, :-1].mean(1) * held).sum() / number,
             "model_disagreement": (mean.std(0)[:, :-1].mean(1) * held).sum() / number,
-            **self.calibration(state, steps, held * (1 - half), key),
+            **coverage(self._standard_errors(state, steps, key), held * (1 - half)),
         }
-
-    def calibration(self, state: EnsembleState, steps: Transition, counts: Array, key: Array) -> Metrics:
-        """How much of what happened lies inside the predicted intervals, on the transitions where `counts`, (rows,), is 1."""
-        return coverage(self._standard_errors(state, steps, key), counts)
 
     def _standard_errors(self, state: EnsembleState, steps: Transition, key: Array) -> Array:
         """(rows, obs_size + 1) errors of the members' equal mixture over its deviation, aleatoric and epistemic together

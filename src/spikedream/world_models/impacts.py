@@ -15,9 +15,22 @@ from spikedream.world_models.robust import usual_change, width
 FAR = 10.0  # widths of an entry's errors, beyond which a miss is no error but an impact
 
 
+def hits(missed: Array, counts: Array) -> Array:
+    """(rows, entries) bool, which of what the dynamics miss, (rows, entries) in typical changes, are impacts; widths are of the
+    rows where `counts`, (rows,), is more than 0."""
+    return jnp.abs(missed) > FAR * width(missed, counts)
+
+
+def impacts_met(missed: Array, counts: Array, moments: Moments) -> Array:
+    """(obs_size,) typical impacts, 0 of entries of which the dynamics, which miss (rows, obs_size), met none where `counts`,
+    (rows,), is more than 0: a change may be rare and yet as smooth as any."""
+    met = hits(missed, counts) & (counts > 0)[:, None]
+    return jnp.where(met.any(0), typical_impact(moments), 0.0)
+
+
 def typical_impact(moments: Moments) -> Array:
-    """(obs_size,) in typical changes: the mean magnitude of changes, each as likely as it is large; 0 of an entry that has no
-    impacts. Raises ValueError where nothing measures it."""
+    """(obs_size,) in typical changes: the mean magnitude of changes, each as likely as it is large; 0 of an entry whose changes are
+    not rare. Raises ValueError where nothing measures it."""
     usual = usual_change(moments)
     assert moments.moved is not None
     rare = usual < jnp.sqrt(moments.change)
@@ -34,7 +47,7 @@ def impact_loss(told: Array, missed: Array, impact: Array, counts: Array) -> Arr
         counts: (rows,) how often each row does.
     """
     logits, far = jnp.split(told, 2, axis=1)
-    hit = jnp.abs(missed) > FAR * width(missed, counts)
+    hit = hits(missed, counts)
     surprise = optax.sigmoid_binary_cross_entropy(logits, hit.astype(jnp.float32))
     surprise = surprise + hit * jnp.square(far - missed / jnp.maximum(impact, 1e-6)[None])
     return (surprise * (impact > 0)[None] * counts[:, None]).mean()

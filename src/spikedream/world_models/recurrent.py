@@ -147,9 +147,13 @@ class Recurrent:
         return state.ensemble.confidence
 
     def errors(self, state: RecurrentState, experience: Experience, index: Array, key: Array) -> Array:
+        return self.ensemble.squared_errors(self._missed(state, experience, experience.gather(index), index, key))
+
+    def _missed(self, state: RecurrentState, experience: Experience, steps: Transition, index: Array, key: Array) -> Array:
+        """(rows, obs_size + 1) as `Ensemble.missed`, of the `steps` at `index`, (rows,)."""
         recall_key, error_key = jax.random.split(key)
         memory = World(self, state, experience.normalizer).recall(experience, index, recall_key)
-        return self.ensemble.squared_errors(state.ensemble, experience.gather(index), memory.latent, error_key)
+        return self.ensemble.missed(state.ensemble, steps, memory.latent, error_key)
 
     # ---- fitting
 
@@ -193,9 +197,12 @@ class Recurrent:
         index, counts = experience.survey(survey_key, 1000)
         if hyper.split.holds_out:
             counts = counts * hyper.split.judges(ensemble.key, experience, index, counts)
-        errors = self.errors(after, experience, index, error_key)
-        error = (errors * counts).sum() / jnp.maximum(counts.sum(), 1)
+        steps = experience.gather(index)
+        missed = self._missed(after, experience, steps, index, error_key)
+        error = (hyper.squared_errors(missed) * counts).sum() / jnp.maximum(counts.sum(), 1)
         after = eqx.tree_at(lambda s: s.ensemble.confidence, after, jnp.exp(-error))
+        met = hyper.meet(after.ensemble, missed, counts * (1 - steps.terminated), experience.moments)
+        after = eqx.tree_at(lambda s: s.ensemble, after, met)
         metrics = {
             "model_loss": fitted.train_loss,
             "model_updates": fitted.step,
