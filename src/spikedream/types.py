@@ -97,7 +97,7 @@ class Prediction(NamedTuple):
     noise: Array  # () aleatoric: predicted standard deviation in units of the typical change; 0 where the model predicts none
     spikes: tuple[Array, ...]  # per layer (..., ticks, neurons); empty for conventional networks
     bonus: Array | float = 0.0  # () weighted intrinsic reward, which `World.step` adds
-    rates: tuple[Array, ...] = ()  # () each, of the layers of `spikes`: all that dreams ask, which need no trains then
+    rates: tuple[Array, ...] = ()  # () each, of the layers of `spikes`: where they are told dreams ask for no trains
 
     @property
     def uncertainty(self) -> Array:

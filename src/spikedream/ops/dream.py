@@ -61,7 +61,7 @@ def dream(
         following, prediction = jax.vmap(world.step)(memory, decision.action, jax.random.split(world_key, batch))
         # Whole spike trains of a dream would be most of its memory traffic.
         decision = decision._replace(spikes=firing_rates(decision.spikes))
-        prediction = prediction._replace(spikes=firing_rates(prediction.rates), rates=())
+        prediction = prediction._replace(spikes=firing_rates(prediction.rates or prediction.spikes), rates=())
         seen = jax.vmap(world.feature)(following)
         return (following, decision.carry, seen), Dream(obs, carry, policy_keys, decision, prediction, seen)
 
