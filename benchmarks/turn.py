@@ -42,6 +42,11 @@ def main() -> None:
     run = spikedream.load(options.run)
     algorithm, config = run.algorithm, run.config
     state = replace(run.state, replay=run.experience())
+    if algorithm.agent.online or algorithm.host_learner(state) is not None:
+        raise SystemExit(
+            f"{options.run}: {type(algorithm.agent).__name__} learns from each step or outside compiled programs; ask about a run"
+            " whose agent learns in compiled blocks of updates, such as Dreamer or PPO"
+        )
     fit, dream = f"s, a fit of {config.world_model.updates} steps", f"ms, one of {algorithm.block} updates"
     state, fits, compiling = seconds(algorithm.fit, state, np.int32(config.world_model.updates), repeats=options.repeats)
     print(f"{statistics.median(fits):8.2f} {fit}; {compiling:.0f} s to compile")

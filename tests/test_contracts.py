@@ -43,7 +43,7 @@ from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.networks import BPTT, AnyNetwork, AnyRule, SpikingNetwork
 from spikedream.snn.neurons import AnyNeuron
 from spikedream.snn.readouts import AnyReadout
-from spikedream.types import Transition
+from spikedream.types import Transition, firing_rates
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.fine_tuning import FineTuning
 from spikedream.world_models.priors import PriorSearch
@@ -328,6 +328,7 @@ def test_world_models_predictions_are_probable_and_differentiable(kind, spec):
 
     gradient, prediction = jax.jit(jax.grad(imagined, argnums=(0, 1), has_aux=True))(obs, action)
     assert finite(gradient) and finite(prediction)
+    assert same(prediction.rates, firing_rates(prediction.spikes))
     assert 0 <= float(prediction.terminated) <= 1 and float(prediction.uncertainty) >= 0
     assert bool((gradient[0] != 0).any())
     assert spec.discrete or bool((gradient[1] != 0).any())

@@ -49,7 +49,7 @@ CHOICES = (
                        " logarithm", "--world-model.robust False"),
     MeasuredChoice("scale/impacts", "Entries with impacts", lambda share: f"{share:.0%}",
            lambda row: "their changes are rare, and the last fit missed some by ten times as much as where errors begin to count by"
-                       " their logarithm" if row["scale/impacts"] else "no fit missed a rare change by far",
+                       " their logarithm" if row["scale/impacts"] else "the last fit missed no rare change by far",
            "--world-model.impacts False"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",

@@ -29,8 +29,8 @@ class Member(eqx.Module):
     impact: PyTree  # next obs -> as `impact_loss` explains it, by a network like the ending's; None where none are predicted
 
 
-class Told(NamedTuple):
-    """Of rare events, by all members; made where there are any, and of what is not asked nothing leaves there."""
+class RareEvents(NamedTuple):
+    """What all members tell of endings, or of impacts. A dream asks for rates alone: no spikes leave the branch that makes them."""
 
     value: Array  # (members, outputs)
     spikes: tuple[Array, ...]  # per layer (members, ticks, neurons)
@@ -91,11 +91,11 @@ class MemberModel:
         inputs = jnp.concatenate([steps.obs, latent, steps.action], axis=1)
         return jax.vmap(jax.vmap(predict, in_axes=(None, 0)), in_axes=(0, None))(members, inputs)
 
-    def endings(self, members: PyTree, prior: Prior | None, any_yet: Array, obs: Array, key: Array) -> Told:
+    def endings(self, members: PyTree, prior: Prior | None, any_yet: Array, obs: Array, key: Array) -> RareEvents:
         """By each of the stacked `members`, value (members, outputs). Nothing is computed where none has been `any_yet`, ()."""
         return _unless_none(any_yet, lambda m, obs: self.ending(under(self.ending, m.ending, prior), obs, key=key), members, obs)
 
-    def jumps(self, members: PyTree, any_yet: Array, obs: Array, key: Array) -> Told:
+    def jumps(self, members: PyTree, any_yet: Array, obs: Array, key: Array) -> RareEvents:
         """Likewise what they tell of impacts, value (members, 2 obs_size)."""
         return _unless_none(any_yet, lambda m, obs: self.ending(m.impact, obs, key=key), members, obs)
 
@@ -223,12 +223,12 @@ def _nothing(*_: PyTree) -> Array:
     return jnp.zeros(())
 
 
-def _unless_none(any_yet: Array, tell: Callable[[Member, Array], Output], members: PyTree, obs: Array) -> Told:
-    def told(obs: Array) -> Told:
+def _unless_none(any_yet: Array, tell: Callable[[Member, Array], Output], members: PyTree, obs: Array) -> RareEvents:
+    def told(obs: Array) -> RareEvents:
         out = jax.vmap(lambda m: tell(m, obs))(members)
-        return Told(out.value, out.spikes, firing_rates(out.spikes))
+        return RareEvents(out.value, out.spikes, firing_rates(out.spikes))
 
-    def skipped(obs: Array) -> Told:
+    def skipped(obs: Array) -> RareEvents:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(told, obs))
 
     return jax.lax.cond(any_yet, told, skipped, obs)
