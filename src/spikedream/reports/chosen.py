@@ -48,8 +48,8 @@ CHOICES = (
            lambda row: "few of them set the root mean square: errors count in units of the mean magnitude, and far ones by their"
                        " logarithm", "--world-model.robust False"),
     MeasuredChoice("scale/impacts", "Entries with impacts", lambda share: f"{share:.0%}",
-           lambda row: "their changes are rare, and the last fit missed some by ten times as much as where errors begin to count by"
-                       " their logarithm" if row["scale/impacts"] else "the last fit missed no rare change by far",
+           lambda row: "their changes are rare, and the fit before missed some by ten times as much as where errors begin to count by"
+                       " their logarithm" if row["scale/impacts"] else "the fit before missed no rare change by far",
            "--world-model.impacts False"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",

@@ -17,7 +17,6 @@ from jax import Array
 
 from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
-from spikedream.replay.normalizer import Moments
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.sparsity import pruned
@@ -46,8 +45,9 @@ class EnsembleState(eqx.Module):
     # chosen; of the members on all where none are held out; 0 before the first fit.
     confidence: Array
     search: SearchState | None = None  # where priors are chosen
-    # (obs_size,) typical one in units of `scale`, 0 of entries of which no fit has met any yet; None: none are predicted
+    # (obs_size,) typical one in units of `scale`, 0 of entries of which the members have not learned any; None: none are predicted
     impact: Array | None = None
+    met: Array | None = None  # (obs_size,) bool, of which entries the last fit has missed some: the next one learns them
 
 
 class EnsembleMemory(NamedTuple):
@@ -146,9 +146,9 @@ class Ensemble:
         spread, unknown = jnp.ones(spec.obs_size + 1), jnp.zeros(())
         optimizer = start(self._optimizer(), members)
         scale, nothing = jnp.ones(spec.obs_size), jnp.zeros(2)
-        impact = jnp.zeros(spec.obs_size) if self.impacts else None
+        impact, met = (jnp.zeros(spec.obs_size), jnp.zeros(spec.obs_size, bool)) if self.impacts else (None, None)
         measured = (scale, low, high, nothing, jnp.zeros(()), spread, unknown)
-        return EnsembleState(members, optimizer, holdout_key, *measured, found, impact)
+        return EnsembleState(members, optimizer, holdout_key, *measured, found, impact, met)
 
     def _init_search(self, spec: Spec, latent: int, search: PriorSearch, key: Array) -> SearchState:
         keys = jax.random.split(key, len(search.curvatures))
@@ -357,7 +357,7 @@ class Ensemble:
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
         if state.impact is not None:
-            state = eqx.tree_at(lambda s: s.impact, state, jnp.where(state.impact > 0, typical_impact(moments), 0.0))
+            state = eqx.tree_at(lambda s: s.impact, state, jnp.where(state.met, typical_impact(moments), 0.0))
         return state, weigh(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
     def fitted(self, state: EnsembleState, members: PyTree, optimizer: PyTree) -> EnsembleState:
@@ -365,12 +365,12 @@ class Ensemble:
         exact = jnp.ones(state.spread.shape)
         return eqx.tree_at(lambda s: (s.members, s.optimizer, s.spread), state, (members, optimizer, exact))
 
-    def meet(self, state: EnsembleState, missed: Array, counts: Array, moments: Moments) -> EnsembleState:
-        """The state with the impacts that there are, where so much is `missed`, (rows, obs_size + 1), after a fit; `counts`,
+    def meet(self, state: EnsembleState, missed: Array, counts: Array) -> EnsembleState:
+        """The state that knows where there are impacts, where so much is `missed`, (rows, obs_size + 1), after a fit; `counts`,
         (rows,), is 0 where a row does not."""
-        if state.impact is None:
+        if state.met is None:
             return state
-        return eqx.tree_at(lambda s: s.impact, state, impacts_met(missed[:, :-1], counts, moments))
+        return eqx.tree_at(lambda s: s.met, state, impacts_met(missed[:, :-1], counts))
 
     def _validate(
         self, state: EnsembleState, experience: Experience, index: Array, held: Array, key: Array
@@ -383,7 +383,7 @@ class Ensemble:
         missed = self.each.misses(mean.mean(0), state.scale, steps)
         error = (self.each.squared(missed, held).mean(1) * held).sum() / number
         state = eqx.tree_at(lambda s: s.confidence, state, jnp.exp(-error))
-        state = self.meet(state, missed, held * (1 - steps.terminated), experience.moments)
+        state = self.meet(state, missed, held * (1 - steps.terminated))
         metrics = {"model_error": error, "model_confidence": state.confidence}
         if not self.gaussian or not self.split.holds_out:
             return state, metrics

@@ -21,11 +21,10 @@ def hits(missed: Array, counts: Array) -> Array:
     return jnp.abs(missed) > FAR * width(missed, counts)
 
 
-def impacts_met(missed: Array, counts: Array, moments: Moments) -> Array:
-    """(obs_size,) typical impacts, 0 of entries of which the dynamics, which miss (rows, obs_size), met none where `counts`,
-    (rows,), is more than 0: a change may be rare and yet as smooth as any."""
-    met = hits(missed, counts) & (counts > 0)[:, None]
-    return jnp.where(met.any(0), typical_impact(moments), 0.0)
+def impacts_met(missed: Array, counts: Array) -> Array:
+    """(entries,) bool, of which the dynamics, which miss (rows, entries), met impacts where `counts`, (rows,), is more than 0: a
+    change may be rare and yet as smooth as any."""
+    return (hits(missed, counts) & (counts > 0)[:, None]).any(0)
 
 
 def typical_impact(moments: Moments) -> Array:

@@ -201,7 +201,7 @@ class Recurrent:
         missed = self._missed(after, experience, steps, index, error_key)
         error = (hyper.squared_errors(missed) * counts).sum() / jnp.maximum(counts.sum(), 1)
         after = eqx.tree_at(lambda s: s.ensemble.confidence, after, jnp.exp(-error))
-        met = hyper.meet(after.ensemble, missed, counts * (1 - steps.terminated), experience.moments)
+        met = hyper.meet(after.ensemble, missed, counts * (1 - steps.terminated))
         after = eqx.tree_at(lambda s: s.ensemble, after, met)
         metrics = {
             "model_loss": fitted.train_loss,
