@@ -70,7 +70,7 @@ class Dreamer:
     actor_rate: float | None = None  # of a slow actor, per update, which acts in place of the one that learns in dreams
     selection: PolicySelection | None = None  # chooses what acts greedily; None: what acts otherwise
     # In root mean squared errors of the model: a dream counts up to the first step whose uncertainty exceeds it, and noise that is
-    # more uncertain is not added to a start. None: no limit.
+    # more than half as uncertain is not added to a start. None: no limit.
     error_limit: float | None = None
     # Updates in which a new critic learns and the actor rests, once what rewards are worth has changed: where their scale has more
     # than doubled or halved, or the largest bonus by a whole normalised reward. 0: both go on from what they were.

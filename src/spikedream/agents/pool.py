@@ -17,6 +17,7 @@ from spikedream.types import Experience, PyTree, Sequence
 from spikedream.world import World
 
 NEGLIGIBLE = 0.01  # error, in typical changes, that makes no difference
+SURE = 0.5  # of the largest uncertainty that is trusted, up to which noise is added to a start
 
 
 class Pool(NamedTuple):
@@ -77,7 +78,8 @@ def starts(self: Any, state: Any, world: World, experience: Experience, key: Arr
     if self.error_limit is not None and self.start_noise > 0:
         begin_key, step_key = jax.random.split(ask_key)
         asked = jax.vmap(world.step)(begun(fresh.memory, begin_key), steps.action, jax.random.split(step_key, count))[1]
-        fresh = _where(self._trusted(world, asked.uncertainty) > 0, fresh, moved(jnp.zeros(noise.shape)))
+        sure = asked.uncertainty <= SURE * self._largest_uncertainty(world)
+        fresh = _where(sure, fresh, moved(jnp.zeros(noise.shape)))
     stopped = Ends(pool.ends.memory._replace(obs=pool_obs) if recurrent else pool_obs, pool.ends.carry)
     memory, carry = _where(go_on, stopped, fresh)
     return Ends(begun(memory, start_key), carry), importance

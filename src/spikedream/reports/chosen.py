@@ -48,8 +48,8 @@ CHOICES = (
            lambda row: "few of them set the root mean square: errors count in units of the mean magnitude, and far ones by their"
                        " logarithm", "--world-model.robust False"),
     MeasuredChoice("scale/impacts", "Entries with impacts", lambda share: f"{share:.0%}",
-           lambda row: "their changes are rare, and the fit before missed some by ten times as much as where errors begin to count by"
-                       " their logarithm" if row["scale/impacts"] else "the fit before missed no rare change by far",
+           lambda row: "their changes are rare, and the fit before missed some by ten times as much as where errors begin to count"
+                       " by their logarithm" if row["scale/impacts"] else "the fit before missed no rare change by far",
            "--world-model.impacts False"),
     MeasuredChoice("prior/curvature", "Penalty on a curved model", number, _prior, "--world-model.search None"),
     MeasuredChoice("prior/additive_ending", "Ending adds up entries", lambda yes: "yes" if yes else "no",
@@ -60,7 +60,7 @@ CHOICES = (
                        " and steps that end none pay as a rule",
            "--agent.uncertainty-penalty"),
     MeasuredChoice("dream_limit", "Uncertainty up to which dreams go on", number,
-           lambda row: "the root of its mean squared error on held-out steps; of the last dreams' steps"
+           lambda row: "agent.error_limit times the root of its mean squared error on held-out steps; of the last dreams' steps"
                        f" {row['dream_trusted']:.0%} came before it was exceeded", "--agent.error-limit None"),
     MeasuredChoice("beta", "Weight of curiosity", number,
            lambda row: "no reward has told one state from another" if row["blind"] else "rewards or endings tell states apart",
