@@ -356,7 +356,7 @@ class Ensemble:
         endings = jnp.minimum(moments.terminated.astype(jnp.float32), 1.0)
         measured = (scale, low - margin, high + margin, jnp.stack(normalizer.reward_range()), endings)
         state = eqx.tree_at(lambda s: (s.scale, s.low, s.high, s.rewards, s.endings), state, measured)
-        if state.impact is not None:
+        if state.met is not None:
             state = eqx.tree_at(lambda s: s.impact, state, jnp.where(state.met, typical_impact(moments), 0.0))
         return state, weigh(experience, self.terminal_weight, self.reward_weight, self.each.endings_pay)
 
