@@ -512,7 +512,7 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
     again = ["bench", "debug", "--seeds", "1", "--first-seed", "4", "--out", str(tmp_path), "--"]
     assert call(capsys, *again[:-1], "--record", "mine", "--", *settings)[0] == 0
     row = record.load("mine")
-    assert row.command.startswith("spikedream bench debug --seeds 1") and "--record mine -- --budget 45" in row.command
+    assert row.command.startswith("spikedream bench debug --seeds 1 --first-seed 4 --record mine -- --budget 45")  # no --out
     assert (row.seeds, row.budget, row.witness, row.preset, row.stale) == ([4], 45, 4, None, False)
     assert json.loads((tmp_path / "bench.json").read_text())["spiking"]["solved"] == 0
     status, _, err = call(capsys, *again, *settings, "--budget", "55")

@@ -42,6 +42,12 @@ def measured(steps: list[float | None], fresh: list[float], **changes: Any) -> R
     return Row("spikedream bench p", list(range(len(steps))), scores, **made | changes)
 
 
+def test_a_row_names_its_command_and_not_where_its_runs_were_written() -> None:
+    arguments = ["mine.yaml", "--jobs", "2", "--seeds", "3", "--out=o", "--record", "a b", "--", "--out", "x"]
+    assert record.command_of("study", arguments) == "spikedream study mine.yaml --seeds 3 --record 'a b' -- --out x"
+    assert not [name for name in results.rows() if "--out" in record.load(name).command]
+
+
 def test_figures_are_computed_from_the_seeds() -> None:
     row = measured([100, 80, 90, 70], [500, 470, 480, 490])
     figure = row.figure(STEPS)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from spikedream.envs.real_time import Pace
 from spikedream.envs.server import Server
 from spikedream.experiments.bench import Bench, run_bench
 from spikedream.experiments.embedded import Embedded, run_embedded
+from spikedream.experiments.record import command_of
 from spikedream.experiments.study import Study, run_study
 from spikedream.export import emulator, prices
 from spikedream.export.energy import write_energy
@@ -207,11 +207,10 @@ def bench(arguments: list[str], console: Console) -> int:
     if "--" in arguments:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
-    line = shlex.join(["spikedream", "bench", *arguments])
     trained = parse_train([command.name, *settings])
     for given_up in trained.given_up:
         console.print(given_up, highlight=False, soft_wrap=True)
-    return run_bench(command, trained.config, console, line)
+    return run_bench(command, trained.config, console, command_of("bench", arguments))
 
 
 def compare(arguments: list[str], console: Console) -> int:
@@ -219,13 +218,13 @@ def compare(arguments: list[str], console: Console) -> int:
 
 
 def study(arguments: list[str], console: Console) -> int:
-    line = shlex.join(["spikedream", "study", *arguments])
-    return run_study(tyro.cli(Study, prog="spikedream study", args=arguments), console, line)
+    command = tyro.cli(Study, prog="spikedream study", args=arguments)
+    return run_study(command, console, command_of("study", arguments))
 
 
 def embedded(arguments: list[str], console: Console) -> int:
-    line = shlex.join(["spikedream", "embedded", *arguments])
-    return run_embedded(tyro.cli(Embedded, prog="spikedream embedded", args=arguments), console, line)
+    command = tyro.cli(Embedded, prog="spikedream embedded", args=arguments)
+    return run_embedded(command, console, command_of("embedded", arguments))
 
 
 def watch(arguments: list[str], console: Console) -> int:

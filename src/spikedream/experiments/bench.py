@@ -52,7 +52,7 @@ def run_bench(command: Bench, config: Config, console: Console, line: str) -> in
         command: what is asked for.
         config: of the preset, with its further settings.
         console: where the table goes.
-        line: the command as it was typed, for the record.
+        line: the command, for the record.
 
     Raises:
         ConfigError: no seeds are asked for, there are runs with other settings where these would be kept, or the seeds to be

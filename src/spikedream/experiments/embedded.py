@@ -70,7 +70,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     Args:
         command: what is asked for.
         console: where the table goes.
-        line: the command as it was typed, for the record.
+        line: the command, for the record.
 
     Raises:
         ConfigError: the study, the board or the table of energy is wrong, or the runs to be recorded are of several versions.

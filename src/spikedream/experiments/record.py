@@ -4,6 +4,7 @@ A *measured* row holds its scores seed by seed; whatever a table shows is comput
 when no files were kept: it holds the figures that were written down, and what is not known is null.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -191,6 +192,16 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 
 # ---- making rows
+
+
+def command_of(verb: str, arguments: Sequence[str]) -> str:
+    """The command of a row, from the `arguments` of `spikedream VERB`, without where its runs were written and how many of them
+    were trained at a time: both are of one machine."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--out", "--jobs"):
+        parser.add_argument(flag)
+    return shlex.join(["spikedream", verb, *parser.parse_known_args(arguments[:end])[1], *arguments[end:]])
 
 
 def from_cells(cells: Sequence[Cell], command: str) -> Row:

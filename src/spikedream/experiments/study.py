@@ -52,8 +52,8 @@ class Study:
 
 
 def run_study(command: Study, console: Console, line: str = "") -> int:
-    """Run the cells that are asked for, compare all that there are, write; 0 when none failed. `line` is the command as it was
-    typed, for the record."""
+    """Run the cells that are asked for, compare all that there are, write; 0 when none failed. `line` is the command, for the
+    record."""
     study = grid.named(command.name)
     out = command.out or Path("runs/studies") / study.name
     environments = grid.wanted(study, command.environments, command.held_out)
