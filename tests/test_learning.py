@@ -49,7 +49,7 @@ def test_the_all_spiking_agent_learns_to_swing_up_the_pendulum(tmp_path: Path) -
 
 @pytest.mark.learning
 def test_what_is_learned_without_a_setting_stays_learned(tmp_path: Path) -> None:
-    result = learn(tmp_path / "run", "Pendulum-v1", "--seed", "1002", "--budget", "1000", "--keep-improving")
+    result = learn(tmp_path / "run", "Pendulum-v1", "--threshold", "-200", "--seed", "1002", "--budget", "1000", "--keep-improving")
     assert result["solved"] and result["real_steps_to_solve"] <= 700
     # Where dreams ended at the first step that was less sure than usual, nothing about spinning was learned: -590 in the end.
     assert spikedream.load(tmp_path / "run").evaluate(50).mean() >= -250
