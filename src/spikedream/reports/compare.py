@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import plotly.graph_objects as go
 import tyro
 from rich import box
 from rich.console import Console
@@ -197,16 +196,16 @@ def _curves(comparison: Comparison, colours: dict[str, str], axes: dict[str, str
             curve, legend = method.curves[axis], {"legendgroup": label}
             if len(method.runs) > 1:
                 (x, low), (_, high) = steps(curve.x, curve.low), steps(curve.x, curve.high)
-                figure.add_trace(band(x, low, high, label, colours[label], showlegend=False, **legend), **place)
+                figure.add_scatter(**band(x, low, high, label, colours[label], showlegend=False, **legend), **place)
             line = {"color": colours[label], "width": 2, "shape": "hv"}
             mode = "lines" if len(curve.x) > 1 else "markers"  # one point makes no line
             legend |= {"showlegend": i == 0, "name": html.escape(label)}
-            figure.add_trace(go.Scatter(x=curve.x, y=curve.middle, mode=mode, line=line, **legend), **place)
+            figure.add_scatter(x=curve.x, y=curve.middle, mode=mode, line=line, **legend, **place)
         curves = [method.curves[axis].x for method in comparison.methods.values()]
         if comparison.threshold is not None and threshold_in_sight(comparison):
             ends = [min(x[0] for x in curves) if title.endswith(LOGARITHMIC) else 0, max(x[-1] for x in curves)]
             line = {"x": ends, "y": [comparison.threshold] * 2, "line": {"color": MUTED, "dash": "dash"}, "mode": "lines"}
-            figure.add_trace(go.Scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0), **place)
+            figure.add_scatter(**line, name=f"solved at {number(comparison.threshold)}", showlegend=i == 0, **place)
         figure.update_xaxes(title_text=title, **place)
         figure.update_xaxes(logarithmic(curves) if title.endswith(LOGARITHMIC) else {"rangemode": "tozero"}, **place)
         figure.update_yaxes(title_text="return of greedy episodes" if i == 0 else "", **place)

@@ -3,12 +3,14 @@ are in the run's rows, and one table says what each of them is called.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 
 from spikedream.reports.page import INK, MODEL, MUTED, POLICY, band, figure_html, note, number, panels
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Rows = list[dict[str, Any]]
 COLOURS = (MODEL, POLICY, INK)
@@ -28,7 +30,7 @@ class Panel(NamedTuple):
     lines: tuple[Series, ...]
     levels: tuple[float, ...] = ()  # where each line ought to be
     dull: float | None = None  # not shown where this is the only value
-    draw: "Callable[[go.Figure, Panel, Rows, dict[str, Any]], None] | None" = None  # in place of lines over the turns
+    draw: "Callable[[Figure, Panel, Rows, dict[str, Any]], None] | None" = None  # in place of lines over the turns
 
 
 class PanelGroup(NamedTuple):
@@ -39,23 +41,23 @@ class PanelGroup(NamedTuple):
     panels: tuple[Panel, ...]
 
 
-def reliability(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
+def reliability(figure: "Figure", panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
     """Of the last turn that measured it: what share of the truth lies inside an interval, over the share that ought to."""
     row = next(row for row in reversed(rows) if panel.lines[0].metric in row)
     measured = {float(name.removeprefix(COVERAGE)) / 100: row[name] for name in row if name.startswith(COVERAGE)}
     level, share = zip(*sorted(measured.items()), strict=True)
     ideal = {"line": {"color": MUTED, "dash": "dot", "width": 1.5}, "hoverinfo": "skip", "showlegend": False}
-    figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", **ideal), **place)
-    figure.add_trace(go.Scatter(x=level, y=share, mode="lines+markers", line_color=MODEL, showlegend=False), **place)
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", **ideal, **place)
+    figure.add_scatter(x=level, y=share, mode="lines+markers", line_color=MODEL, showlegend=False, **place)
     figure.update_xaxes(title_text="probability of the interval", range=[0, 1.03], **place)
 
 
-def by_step(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
+def by_step(figure: "Figure", panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
     """Of the last turn that measured it: what metrics whose names end with the number of an imagined step say of each."""
     row = next(row for row in reversed(rows) if panel.lines[0].metric in row)
     for line, colour in zip(panel.lines, COLOURS, strict=False):
         step, value = zip(*sorted(_steps(line, row).items()), strict=True)
-        figure.add_trace(go.Scatter(x=step, y=value, mode="lines+markers", line_color=colour, showlegend=False), **place)
+        figure.add_scatter(x=step, y=value, mode="lines+markers", line_color=colour, showlegend=False, **place)
     figure.update_xaxes(title_text="imagined step", dtick=1, **place)
 
 
@@ -128,18 +130,18 @@ def learning_curve(rows: Rows, threshold: float | None) -> str:
         return note("No turn is finished yet.")
     x, mean, std = (np.array([row[name] for row in rows]) for name in ("real_steps", "eval_return_mean", "eval_return_std"))
     figure = panels([""], 1, 260, top=60)
-    figure.add_trace(band(x, mean - std, mean + std, "± one standard deviation"))
+    figure.add_scatter(**band(x, mean - std, mean + std, "± one standard deviation"))
     trained = [row for row in rows if row.get("train_return_mean") is not None]
     if trained:
         points = {"x": [row["real_steps"] for row in trained], "y": [row["train_return_mean"] for row in trained]}
         look = {"mode": "markers", "marker": {"color": POLICY, "size": 6, "symbol": "diamond"}}
         hover = {"text": [row["train_episodes"] for row in trained], "hovertemplate": "%{y:.4g}, mean of %{text}<extra></extra>"}
-        figure.add_trace(go.Scatter(**points, **look, **hover, name="training episodes"))
-    figure.add_trace(go.Scatter(x=x, y=mean, mode="lines+markers", line_color=MODEL, name="greedy episodes, mean"))
+        figure.add_scatter(**points, **look, **hover, name="training episodes")
+    figure.add_scatter(x=x, y=mean, mode="lines+markers", line_color=MODEL, name="greedy episodes, mean")
     if threshold is not None:
         # A trace and not a shape: so the axis makes room for it.
         line = {"x": [0, x[-1]], "y": [threshold, threshold], "line": {"color": MUTED, "dash": "dash"}}
-        figure.add_trace(go.Scatter(**line, mode="lines", name=f"solved at {number(threshold)}"))
+        figure.add_scatter(**line, mode="lines", name=f"solved at {number(threshold)}")
     figure.update_xaxes(title_text="real environment steps", rangemode="tozero")
     figure.update_yaxes(title_text="return")
     return figure_html(figure)
@@ -182,7 +184,7 @@ def _heading(panel: Panel) -> str:
     return f"{panel.title}: {', '.join(names)}"
 
 
-def _over_turns(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
+def _over_turns(figure: "Figure", panel: Panel, rows: Rows, place: dict[str, Any]) -> None:
     x = [row["real_steps"] for row in rows]
     for line, level in _with_levels(panel):
         look = {"mode": "lines+markers", "line_color": COLOURS[panel.lines.index(line)], "name": line.label, "showlegend": False}
@@ -190,8 +192,8 @@ def _over_turns(figure: go.Figure, panel: Panel, rows: Rows, place: dict[str, An
         if level is not None:
             ideal = {"color": look["line_color"], "dash": "dot", "width": 1.5}
             ends = {"x": [0, x[-1]], "y": [level, level]}
-            figure.add_trace(go.Scatter(**ends, mode="lines", line=ideal, hoverinfo="skip", showlegend=False), **place)
-        figure.add_trace(go.Scatter(x=x, y=_values(line, rows), **look), **place)
+            figure.add_scatter(**ends, mode="lines", line=ideal, hoverinfo="skip", showlegend=False, **place)
+        figure.add_scatter(x=x, y=_values(line, rows), **look, **place)
     figure.update_xaxes(title_text="real environment steps", rangemode="tozero", **place)
 
 

@@ -4,14 +4,14 @@ import html
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
 from spikedream.runs.checkpoint import write_file
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 INK, MODEL, POLICY, MUTED = "#2f3b4a", "#4e79a7", "#c9743d", "#8a94a0"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -56,6 +56,8 @@ def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section
     Raises:
         CheckpointError: it cannot be written.
     """
+    from plotly.offline import get_plotlyjs  # takes a fifth of a second, which every start of the command line would wait for
+
     body = "".join(f'<section id="{s.anchor}"><h2>{html.escape(s.title)}</h2>{s.content}</section>' for s in sections)
     texts = {"title": html.escape(title), "subtitle": html.escape(subtitle), "body": body}
     page = PAGE.format(style=STYLE, plotly=get_plotlyjs() if plotly else "", **texts)
@@ -88,8 +90,10 @@ def html_table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str =
     return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
-def panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int = 35, **options: Any) -> go.Figure:
+def panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int = 35, **options: Any) -> "Figure":
     """A panel for each title, row by row; `height` of a panel, `gap` between rows and space at the `top` are in pixels."""
+    from plotly.subplots import make_subplots  # as above
+
     rows, columns = math.ceil(len(titles) / columns), min(columns, len(titles))
     plot = rows * height + (rows - 1) * gap
     spacing = {"vertical_spacing": gap / plot if rows > 1 else 0, "horizontal_spacing": 0.1}
@@ -106,14 +110,14 @@ def panels(titles: list[str], columns: int, height: int, gap: int = 90, top: int
     return figure.update_xaxes(axis).update_yaxes(axis)
 
 
-def figure_html(figure: go.Figure) -> str:
+def figure_html(figure: "Figure") -> str:
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False})
     return f'<div class="scroll"><div class="figure">{drawn}</div></div>'
 
 
-def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, colour: str = MODEL, **options: Any) -> go.Scatter:
-    """The area between `low` and `high`, all (points,); `colour` as #rrggbb."""
+def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, name: str, colour: str = MODEL, **options: Any) -> dict[str, Any]:
+    """The area between `low` and `high`, all (points,), as what `add_scatter` is given; `colour` as #rrggbb."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     look = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)", "line_width": 0, "mode": "lines", "hoverinfo": "skip"}
     x, y = np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])
-    return go.Scatter(x=x, y=y, name=name, **look, **options)
+    return {"x": x, "y": y, "name": name, **look, **options}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from spikedream.reports.compare import logarithmic, steps
 from spikedream.reports.comparison import Comparison, Record
@@ -84,9 +83,9 @@ def section(found: Mapping[str, Profile], colours: Mapping[str, str]) -> str:
     for label, profile in found.items():
         x, middle, low, high = profile.share
         (along, lower), (_, upper) = steps(x, low), steps(x, high)
-        figure.add_trace(band(along, lower, upper, label, colours[label], showlegend=False, legendgroup=label))
+        figure.add_scatter(**band(along, lower, upper, label, colours[label], showlegend=False, legendgroup=label))
         line = {"color": colours[label], "width": 2, "shape": "hv"}
-        figure.add_trace(go.Scatter(x=x, y=middle, mode="lines", line=line, name=html.escape(label), legendgroup=label))
+        figure.add_scatter(x=x, y=middle, mode="lines", line=line, name=html.escape(label), legendgroup=label)
     ends = [profile.share.x for profile in found.values()]
     figure.update_xaxes(title_text=f"real environment steps{LOGARITHMIC}", **logarithmic(ends))
     figure.update_yaxes(title_text="share of runs that have solved their task", range=[-0.02, 1.02], tickformat=".0%")

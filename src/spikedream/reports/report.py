@@ -4,13 +4,12 @@ import html
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import imageio.v2 as imageio
 import jax
 import numpy as np
-import plotly.graph_objects as go
 
 from spikedream.envs.host import REPORT, episode_seed
 from spikedream.envs.make import reward_threshold
@@ -34,6 +33,9 @@ from spikedream.reports.page import (
     write_page,
 )
 from spikedream.runs.run import Run
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 SHOWN_STEPS = 50  # of the episode, in dreams and spike rasters
 SHOWN_VARIABLES = 8
@@ -162,7 +164,7 @@ def _plans_against_reality(run: Run, episode: Episode) -> str:
     return note(text) + figure_html(_against_reality(run, episode.obs[: end + 1], stretches, name, POLICY))
 
 
-def _against_reality(run: Run, true: np.ndarray, stretches: list[Stretch], name: str, colour: str) -> go.Figure:
+def _against_reality(run: Run, true: np.ndarray, stretches: list[Stretch], name: str, colour: str) -> "Figure":
     """`true`: (steps + 1, obs_size), all that is shown of the episode; `name` and `colour` of the predictions."""
     members, _, size = stretches[0].obs.shape
     shown, scale = min(size, SHOWN_VARIABLES), np.asarray(run.state.replay.normalizer.scale)
@@ -178,13 +180,13 @@ def _against_reality(run: Run, true: np.ndarray, stretches: list[Stretch], name:
             values = np.concatenate([np.broadcast_to(true[start, i], (members, 1)), obs[:, :, i]], axis=1)
             low, high, mean = values.min(0), values.max(0), values.mean(0)
             if members > 1:
-                figure.add_trace(band(x, low, high, f"range of the {members} members", colour, **legend), **place)
+                figure.add_scatter(**band(x, low, high, f"range of the {members} members", colour, **legend), **place)
             line = {"mode": "lines", "line": {"color": colour, "width": 2}, "name": name}
-            figure.add_trace(go.Scatter(x=x, y=mean, **line, **legend), **place)
+            figure.add_scatter(x=x, y=mean, **line, **legend, **place)
             lows.append(low.min())
             highs.append(high.max())
         line = {"mode": "lines", "line": {"color": INK, "width": 2, "dash": "dot"}, "name": "reality", "showlegend": i == 0}
-        figure.add_trace(go.Scatter(x=np.arange(len(true)), y=true[:, i], **line), **place)
+        figure.add_scatter(x=np.arange(len(true)), y=true[:, i], **line, **place)
         # A dream that runs away may leave the panel; the truth must stay readable.
         room = 1.5 * max(np.ptp(true[:, i]), scale[i])
         bottom, top = max(min(lows), lows[0] - room), min(max(highs), highs[0] + room)
@@ -213,8 +215,7 @@ def _spikes(run: Run, episode: Episode, imagined: ImaginedEpisode | None) -> str
         image = trains[:horizon].reshape(-1, neurons).T.astype(np.uint8)
         scale = {"colorscale": [[0, "#ffffff"], [1, colour]], "zmin": 0, "zmax": 1, "showscale": False}
         hover = "step %{x:.2f}, neuron %{y}: %{z}<extra></extra>"
-        heatmap = go.Heatmap(z=image, x0=0.5 / ticks, dx=1 / ticks, hovertemplate=hover, **scale)
-        raster.add_trace(heatmap, row=i + 1, col=1)
+        raster.add_heatmap(z=image, x0=0.5 / ticks, dx=1 / ticks, hovertemplate=hover, **scale, row=i + 1, col=1)
         raster.update_yaxes(title_text="neuron", row=i + 1, col=1)
     raster.update_xaxes(title_text="environment step (one column for each tick)", row=len(layers), col=1)
 
@@ -222,7 +223,7 @@ def _spikes(run: Run, episode: Episode, imagined: ImaginedEpisode | None) -> str
     names, _, colours = zip(*layers, strict=True)
     text = {"text": [f"{rate:.3f}" for rate in rates], "textposition": "outside"}
     figure = panels(["Firing rates"], 1, 34 * len(layers) + 10)
-    figure.add_trace(go.Bar(x=rates, y=names, marker_color=colours, orientation="h", **text))
+    figure.add_bar(x=rates, y=names, marker_color=colours, orientation="h", **text)
     figure.update_xaxes(title_text="spikes per neuron and tick", range=[0, 1.2 * max(*rates, 0.01)])
     figure.update_yaxes(autorange="reversed", automargin=True)
     source = "The same episode; the world model's first member, predicting each real step."

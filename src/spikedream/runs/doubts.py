@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from scipy import special
 
 from spikedream.config import Config
 from spikedream.envs.make import LONGEST_EPISODE, may_be_endless
@@ -147,6 +146,8 @@ def _acts(steps: Sequence[Transition]) -> bool:
     more, free = rank_with - rank, len(told) - rank_with
     if more < 1:  # the actions never varied
         return True
+    from scipy import special  # takes a fifth of a second, which every start of the command line would wait for
+
     ratio = (left - left_with) / more / np.maximum(left_with / free, 1e-12)
     return bool((special.fdtrc(more, free, ratio) < 0.01 / told.shape[1]).any())
 
