@@ -311,7 +311,7 @@ def test_what_tells_rare_events_learns_nothing_before_there_was_one(rare: str) -
         model = of_model(Ensemble(robust=robust, impacts=rare == "impact"))
         before, after = (model.fit(TOTALS, met) or {} for met in ([], [rare]))
         assert before["dynamics"] == after["dynamics"] and before[rare].steps == after[rare].steps > 0
-        assert before[rare].forward == before[rare].backward == 0 and after[rare].backward > 0
+        assert (before[rare].forward == before[rare].backward == 0) is robust and after[rare].backward > 0
 
 
 def test_an_update_off_policy_makes_as_many_multiplications_as_are_counted() -> None:

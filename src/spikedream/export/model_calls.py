@@ -17,7 +17,7 @@ from spikedream.world_models.priors import under
 from spikedream.world_models.recurrent import Recurrent, RecurrentState
 from spikedream.world_models.true_environment import TrueEnvironment
 
-RARE = ("ending", "impact")  # of which a model learns nothing before there was one
+RARE = ("ending", "impact")  # of which a robust model learns nothing before there was one
 
 
 def _without_impacts(state: EnsembleState) -> EnsembleState:
@@ -27,7 +27,7 @@ def _without_impacts(state: EnsembleState) -> EnsembleState:
 
 def _learned(calls: dict[str, Calls], model: Ensemble, met: Collection[str], steps: float) -> dict[str, Calls]:
     """Of those networks that `model` has."""
-    idle = [name for name in RARE if name not in met]
+    idle = [name for name in RARE if model.robust and name not in met]
     there = [name for name in calls if name != "impact" or model.impacts]
     return {name: Calls(steps=steps) if name in idle else calls[name] for name in there}
 

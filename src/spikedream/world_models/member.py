@@ -165,7 +165,10 @@ class MemberModel:
         following = self._following(batch._replace(obs=batch.obs + shift), mean, scale)
         # Where a recurrent model imagined a state, or the dynamics told it, safety must not shape it.
         steps = jax.lax.stop_gradient(batch._replace(next_obs=following))
-        loss += jax.lax.cond(weights.ended, self._ending_loss, _nothing, member, steps, importance, keys, weights, prior)
+        told = (member, steps, importance, keys, weights, prior)
+        if not self.robust:  # a branch rounds otherwise than what is compiled as one, and recorded runs are to come out the same
+            return loss + self._ending_loss(*told)
+        loss += jax.lax.cond(weights.ended, self._ending_loss, _nothing, *told)
         if impact is None:
             return loss
         missed = jax.lax.stop_gradient(self.misses(mean, scale, batch)[:, :-1])
