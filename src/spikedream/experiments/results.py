@@ -68,8 +68,8 @@ def measured(place: Path = record.RESULTS) -> list[str]:
 
 
 def witness(name: str, place: Path, console: Console) -> bool:
-    """Train the row's witness again, and note in the file whether it still does as it did. Where it does so on the row's own
-    processor, to the last digit, the row counts as one of the present code. Where nothing here can judge it, nothing is trained.
+    """Train the row's witness again, and note in the file whether it still does as it did. Where it does so to the last digit, the
+    row counts as one of the present code. Where nothing here can judge it, nothing is trained.
 
     Raises:
         ConfigError: the row has no witness, or its settings are no longer understood.
@@ -92,8 +92,7 @@ def witness(name: str, place: Path, console: Console) -> bool:
     wrong = contradictions(row, result)
     for line in wrong:
         console.print(f"{name}, seed {row.witness}: {line}", **PLAIN)
-    vouched = not wrong and result["processor"] == row.processor
-    known = dataclasses.replace(row, measured_before=bool(wrong), code=result["code"] if vouched else row.code)
+    known = dataclasses.replace(row, measured_before=bool(wrong), code=result["code"] if repeats(row, result) else row.code)
     if known != row:
         file = record.save(known, name, place)
         said = "of earlier code, as its witness shows" if wrong else "of the present code, as its witness shows"
@@ -117,6 +116,21 @@ def _accelerated(processor: str | None) -> bool:
     return (processor or "").count(", ") > 1
 
 
+def repeats(row: Row, result: Mapping[str, Any]) -> bool:
+    """Whether a run of the row's witness came to the row's figures to the last digit, on any processor: other code would not."""
+    return all(row.scores[score][_place(row)] == new for score, new in _figures(result).items())
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {STEPS: result["real_steps_to_solve"], FRESH: result["fresh_return_mean"]}
+
+
+def _place(row: Row) -> int:
+    """Of the witness among the row's seeds."""
+    assert row.witness is not None
+    return row.seeds.index(row.witness)
+
+
 def contradictions(row: Row, result: Mapping[str, Any]) -> list[str]:
     """A line for each figure in which a run of the row's witness is not what the row says: the same outcome on the same processor,
     one inside the row's range on another, where rounding differs. Rows of one seed are judged only on the processor that measured
@@ -126,13 +140,10 @@ def contradictions(row: Row, result: Mapping[str, Any]) -> list[str]:
         row: one that has a witness.
         result: `result.json` of the run.
     """
-    assert row.witness is not None
     if not judges(row, result["processor"]):
         return []
-    i = row.seeds.index(row.witness)
-    found = {STEPS: result["real_steps_to_solve"], FRESH: result["fresh_return_mean"]}
-    wrong = []
-    for score, new in found.items():
+    i, wrong = _place(row), []
+    for score, new in _figures(result).items():
         old, known = row.scores[score][i], [value for value in row.scores[score] if value is not None]
         if result["processor"] == row.processor:
             if new != old:
