@@ -36,7 +36,7 @@ threefry.use()
 
 # A file's tests stay together, for what its fixtures build; with the longest ones first the workers end together.
 LONGEST_FIRST = (
-    "test_numbers_of_parts", "test_learning", "test_resume", "test_algorithm", "test_cli", "test_compare", "test_ppo",
+    "test_numbers_of_parts", "test_learning", "test_resume", "test_algorithm", "test_cli", "test_study", "test_ppo",
     "test_planners", "test_recurrent", "test_bonuses", "test_envs", "test_config", "test_off_policy", "test_results",
     "test_probes_of_agents", "test_export", "test_report", "test_runners", "test_snn", "test_probes", "test_learning_rules",
 )  # fmt: skip
