@@ -160,6 +160,9 @@ def test_what_suits_embedded_systems_is_counted_of_finished_runs_and_says_which_
     table = tmp_path / "mine.yaml"
     table.write_text("source: mine\noperations: {add: 1, multiply: 2, synaptic_operation: 1}\n")
     status, _, error = call(capsys, "embedded", str(study), "--out", "new", "--table", str(table))
+    foreign = tmp_path / "foreign.yaml"
+    foreign.write_text("{name: x, seeds: [3], environments: {debug: {}}, methods: {ppo: {sb3: PPO}, debug: {}}}")
+    assert "nothing of ppo can be counted or put on a device" in call(capsys, "embedded", str(foreign), "--out", "new")[2]
     assert status == 1 and "mine.yaml has no price for divide, square_root, exponential, random_number; name" in error
     assert not Path("new").exists()
 
@@ -223,10 +226,12 @@ def test_a_part_and_its_own_settings_come_in_any_order(order: int) -> None:
 
 def test_the_twin_and_learning_on_once_it_is_solved_are_a_flag_each() -> None:
     from spikedream.cli import parse_train
-    from spikedream.config import named, twin
+    from spikedream.config import ConfigError, named, twin
 
     config = parse_train(["cartpole", "--twin", "--keep-improving", "--evaluation.episodes", "7"]).config
     assert config.evaluation.stop is False and config.evaluation.episodes == 7
+    with pytest.raises(ConfigError, match="--keep-improving takes no value, and 'False' is given; leave the flag out"):
+        parse_train(["cartpole", "--keep-improving", "False"])
     assert config.agent == twin(named("cartpole")).agent and config.world_model == twin(named("cartpole")).world_model
     actor = parse_train(["halfcheetah", "--twin", "--agent.learning-rate", "1e-4"]).config.agent.actor
     assert type(actor).__name__ == "MLP" and actor.hidden == (256, 256)
@@ -519,3 +524,6 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
     assert status == 1 and "s4 holds a run with other settings (budget is 45 there, 55 is wanted); delete it" in err
     status, _, err = call(capsys, *again, "--no-such-setting", "1")
     assert status == 1 and "unknown setting 'no_such_setting'" in err
+    for behind in (["--seed", "3"], ["--out", "elsewhere"]):
+        status, _, err = call(capsys, *again, *behind)
+        assert status == 1 and "--seeds, --first-seed and --out stand before --" in err

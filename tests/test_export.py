@@ -401,6 +401,19 @@ def test_an_emulator_that_does_not_end_is_told_with_its_limit(monkeypatch: pytes
         emulator._emulate(emulator.BOARDS["cortex-m3"], Path("place/measure"))
 
 
+def test_an_emulator_that_ends_without_a_word_is_told_with_what_it_complained_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator, "missing", lambda board: None)
+    monkeypatch.setattr(emulator, "_compile", lambda *_: tmp_path / "image")
+    dead = subprocess.CompletedProcess(["qemu-system-arm"], 1, "", "starting\nqemu: cannot map memory\n")
+    monkeypatch.setattr(emulator, "_emulate", lambda *_, **__: dead)
+    (tmp_path / "train.c").touch()
+    for ask in (emulator.emulate, lambda *where: emulator.train_on(*where, 0, 10, 10)):
+        with pytest.raises(Unexportable, match="qemu-system-arm ended with status 1 on cortex-m4: qemu: cannot map memory"):
+            ask(tmp_path, emulator.BOARDS["cortex-m4"])
+
+
 # ---- whole runs
 
 

@@ -248,3 +248,11 @@ def test_what_a_study_holds_out_is_run_only_when_that_is_asked_for(tmp_path: Pat
     assert "share of runs that have solved their task" in page and "CartPole-v1 (held out)" in page
     with pytest.raises(ConfigError, match="study debug holds out no environments; leave out --held-out"):
         run("debug", tmp_path / "other", held_out=True)
+
+
+def test_a_directory_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    run = write_run(tmp_path / "run")
+    for command in (["study", "debug"], ["compare", str(run)], ["bench", "debug", "--seeds", "1"]):
+        status, out, error = call(capsys, *command, "--out", str(tmp_path / "file" / "x"))
+        assert status == 1 and "Not a directory" in out + error and "Traceback" not in out + error

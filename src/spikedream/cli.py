@@ -68,6 +68,8 @@ def parse_train(arguments: list[str]) -> Train:
             flags.put(changes, ["evaluation", "stop"], False)
         elif path == ["twin"] and not values:
             conventional = True
+        elif path in (["twin"], ["keep_improving"]):
+            raise ConfigError(f"{flags.written(path)} takes no value, and {' '.join(values)!r} is given; leave the flag out for no")
         elif path == ["out"]:
             out = Path(flags.single(path, values))
         elif values:
@@ -208,6 +210,10 @@ def bench(arguments: list[str], console: Console) -> int:
         ours, settings = arguments[: arguments.index("--")], tuple(arguments[arguments.index("--") + 1 :])
     command = tyro.cli(Bench, prog="spikedream bench", args=ours, config=(tyro.conf.FlagCreatePairsOff,))
     trained = parse_train([command.name, *settings])
+    if trained.out is not None or "seed" in {path[0] for path, _ in flags.split(list(settings))}:
+        raise ConfigError(
+            "a bench has many seeds: --seeds, --first-seed and --out stand before --, and no --seed or --out behind it"
+        )
     for given_up in trained.given_up:
         console.print(given_up, highlight=False, soft_wrap=True)
     return run_bench(command, trained.config, console, command_of("bench", arguments))

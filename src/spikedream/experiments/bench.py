@@ -16,7 +16,7 @@ from spikedream.experiments.grid import Cell, folder
 from spikedream.experiments.record import from_cells, of_preset, save
 from spikedream.reports.compare import print_table
 from spikedream.reports.statistics import summary
-from spikedream.runs.checkpoint import write_file
+from spikedream.runs.checkpoint import make_directory, write_file
 
 SPIKING, TWIN = "spiking", "conventional twin"
 
@@ -63,6 +63,7 @@ def run_bench(command: Bench, config: Config, console: Console, line: str) -> in
     out = command.out or Path("runs/bench") / folder(command.name)
     cells = expand(command, config, out)
     check_cells_unchanged(cells)
+    make_directory(out)
     outcomes = run_cells(cells, command.jobs, console, command.together)
     if outcomes is None:
         return 130

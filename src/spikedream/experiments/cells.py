@@ -29,7 +29,7 @@ from spikedream.reports import methods
 from spikedream.reports.report import write_report
 from spikedream.runners.stop import ClusterError, Diverged, Interrupted
 from spikedream.runners.together import Together
-from spikedream.runs.checkpoint import CheckpointError, write_file
+from spikedream.runs.checkpoint import CheckpointError, make_directory, write_file
 from spikedream.runs.run import Run
 
 FINISHED, FAILED, SKIPPED, WAITING = "finished", "failed", "skipped", "waiting"
@@ -206,7 +206,10 @@ def _run_cell(cell: Cell, processes: Processes | Cluster) -> Outcome:
         return finished
     if isinstance(cell.config, Baseline) and not baselines.installed():
         return Outcome(cell, SKIPPED, baselines.NOT_INSTALLED)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        make_directory(directory.parent)
+    except CheckpointError as error:
+        return Outcome(cell, FAILED, f"FAILED: {error}")
     settings, log = (directory.with_name(directory.name + suffix) for suffix in (".yaml", ".log"))
     configuration.save(cast(Any, cell.config), settings)
     begin = (

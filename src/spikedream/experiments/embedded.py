@@ -89,6 +89,8 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
         if method not in study.methods:
             raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
     cells = [c for c in grid.part(study, cells, command.seeds, environments) if c.method in (command.methods or study.methods)]
+    if foreign := sorted({cell.method for cell in cells if not isinstance(cell.config, Config)}):
+        raise ConfigError(f"nothing of {', '.join(foreign)} can be counted or put on a device: leave that out, by --methods")
     check_cells_unchanged(cells)
     outcomes = run_cells(cells, command.jobs, console)
     if outcomes is None:
@@ -221,7 +223,7 @@ def step_seconds(config: Config) -> float | None:
 
 def show(rows: Mapping[str, Row], cell: Cell, seeds: int, command: Embedded, console: Console) -> None:
     """Two tables, of learning and of what is left of it on the device: one would be wider than most terminals."""
-    assert isinstance(cell.config, Config)
+    assert isinstance(cell.config, Config)  # `run_embedded` takes no others
     step, many = step_seconds(cell.config), f"{seeds} seed{'s' if seeds > 1 else ''}"
     console.print(f"{cell.environment}: learned from scratch, {many} from {cell.seed}; medians, energy by {command.table}", **PLAIN)
     learning, device = [], []

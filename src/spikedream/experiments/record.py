@@ -23,7 +23,7 @@ from spikedream.config import Config, ConfigError
 from spikedream.experiments.grid import Cell
 from spikedream.reports.statistics import summary
 from spikedream.runs import provenance
-from spikedream.runs.checkpoint import write_file
+from spikedream.runs.checkpoint import make_directory, write_file
 
 SCHEMA = 1
 RESULTS = Path("results")
@@ -139,7 +139,7 @@ def path(name: str, place: Path = RESULTS) -> Path:
 
 def save(row: Row, name: str, place: Path = RESULTS) -> Path:
     """Raises CheckpointError where it cannot be written."""
-    place.mkdir(parents=True, exist_ok=True)
+    make_directory(place)
     data = {"schema": SCHEMA, **dataclasses.asdict(row)}
     file = path(name, place)
     write_file(file, (json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n").encode())

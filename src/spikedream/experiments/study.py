@@ -33,7 +33,7 @@ from spikedream.reports.compare import (
 from spikedream.reports.comparison import Comparison, compare, open_record
 from spikedream.reports.page import Section, html_table, note, write_page
 from spikedream.reports.profile import Profile
-from spikedream.runs.checkpoint import write_file
+from spikedream.runs.checkpoint import make_directory, write_file
 
 
 @dataclass
@@ -163,7 +163,7 @@ def _write(
     out: Path,
 ) -> None:
     """`index.html` for people and `study.json` for programs."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     fields: dict[str, Callable[[Outcome], Any]] = {
         "environment": lambda o: o.cell.environment,
         "method": lambda o: o.cell.method,

@@ -89,7 +89,8 @@ def _table(name: str, layout: Mapping[str, Any], place: Path, rows: dict[str, Ro
         cells = [_cell(column, entry, place, rows, where) for column in layout["columns"]]
         seen: set[str] = set()  # each file's marks once a row
         texts.append([text for text, _ in cells])
-        marks.append(["".join(_marks(rows[n]) for n in names if not (n in seen or seen.add(n))) for _, names in cells])
+        told = ["".join(_marks(rows[n]) for n in names if not (n in seen or seen.add(n))) for _, names in cells]
+        marks.append(["".join(dict.fromkeys(of)) for of in told])
         sources.append([", ".join(names) for _, names in cells])
         used |= seen
     header = [column["title"] for column in layout["columns"]]

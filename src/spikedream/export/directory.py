@@ -15,6 +15,7 @@ from spikedream.export.emulator import BOARDS, Board
 from spikedream.export.program import Source, literal
 from spikedream.export.vectors import TOLERANCE, UNDECIDED, Vector, check_asked, test_vectors
 from spikedream.nodes import Bounds, Node, Unexportable, numbers
+from spikedream.runs.checkpoint import make_directory
 from spikedream.runs.run import Run
 from spikedream.snn.fixed_point import FixedPoint
 from spikedream.snn.learning_rules.bptt import BPTT
@@ -107,7 +108,7 @@ def policy_nodes(run: Run) -> tuple[Node, ...]:
 def _write_nir(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board | None, vectors: int) -> Exported:
     graph, beside = neuromorphic.graph(nodes), neuromorphic.beside(nodes)
     found, left_out = test_vectors(run, nodes, vectors)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     size = neuromorphic.save(graph, beside, found, nodes, directory)
     return Exported(directory, size, None, len(found), left_out)
 
@@ -120,7 +121,7 @@ def _write_c(run: Run, nodes: tuple[Node, ...], directory: Path, board: Board | 
     if board is not None:
         board.check(made.weights, made.state, "actor")
     found, left_out = test_vectors(run, nodes, vectors)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     for file in C_FILES.iterdir():
         shutil.copyfile(file, directory / file.name)
     (directory / "actor.h").write_text(made.header)

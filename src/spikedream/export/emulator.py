@@ -107,7 +107,10 @@ def emulate(directory: Path, board: Board) -> Emulated:
         measure = _program(board, directory, work, "measure", BOARDS_DIRECTORY / "measure.c", work / "actor.o")
         minimal = _program(board, directory, work, "minimal", BOARDS_DIRECTORY / "minimal.c", work / "actor.o")
         tested = _emulate(board, selftest)
-        measured = {words[0]: list(map(int, words[1:])) for words in map(str.split, _emulate(board, measure).stdout.splitlines())}
+        said = _emulate(board, measure)
+        measured = {words[0]: list(map(int, words[1:])) for words in map(str.split, said.stdout.splitlines())}
+        if not {"instructions", "stack"} <= set(measured) or not tested.stdout:
+            raise _silent(board, tested if not tested.stdout else said)
         text, data, bss = _sizes(board, minimal)
         return Emulated(
             tested.stdout, tested.returncode == 0, measured["instructions"], text + data, data + bss + measured["stack"][0],
@@ -144,6 +147,12 @@ def _emulate(board: Board, program: Path, patience: float = 300) -> subprocess.C
         raise Unexportable(
             f"{board.emulator[0]} did not end {program.name} on {board.name} within {patience:g} s; a smaller network takes less"
         ) from error
+
+
+def _silent(board: Board, done: subprocess.CompletedProcess[str]) -> Unexportable:
+    """Of a program that ended without saying what it was to say."""
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return Unexportable(f"{board.emulator[0]} ended with status {done.returncode} on {board.name}: {last}")
 
 
 def _sizes(board: Board, file: Path) -> tuple[int, int, int]:
@@ -201,7 +210,10 @@ def train_on(directory: Path, board: Board, seed: int = 1, steps: int = 20000, e
         learner = [_compile(board, directory, work, f"{file.stem}.o", "-c", file) for file in sources if file.exists()]
         how = ("-DINSTRUCTIONS", *defined, "-include", work / "print.h")
         program = _program(board, directory, work, "train", *how, directory / "train.c", *learner)
-        said = _emulate(board, program, patience=1800).stdout.splitlines()
+        done = _emulate(board, program, patience=1800)
+        said = done.stdout.splitlines()
+        if len(said) < 2:
+            raise _silent(board, done)
         text, data, bss = _sizes(board, program)
         sections = subprocess.run(
             [board.compiler.replace("gcc", "size"), "-A", *map(str, learner)], capture_output=True, text=True, check=True

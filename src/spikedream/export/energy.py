@@ -40,7 +40,6 @@ from spikedream.snn.operations import memory
 from spikedream.types import PyTree
 
 SAMPLES = 256  # replayed steps on which the networks that learn are counted
-PHASES = ("acting", "fitting", "dreaming", "learning")
 
 
 class Counted(NamedTuple):

@@ -23,6 +23,7 @@ from spikedream.export import learner_vectors
 from spikedream.export.program import literal
 from spikedream.export.vectors import TOLERANCE, UNDECIDED, check_asked
 from spikedream.nodes import Unexportable
+from spikedream.runs.checkpoint import make_directory
 from spikedream.runs.run import Run
 from spikedream.snn.encoders import DirectCurrent, GaussianPopulation, ReceptiveFields
 from spikedream.snn.learning_rules.eprop import EProp
@@ -64,7 +65,7 @@ def export_learner(run: Run, out: str | Path | None = None, vectors: int = 32, d
     agent = _checked(run, dyna)
     directory = Path(out) if out is not None else run.directory / "export" / "learner"
     found, left_out = learner_vectors.test_vectors(run, vectors)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     absent = (() if run.config.env == "CartPole-v1" else WITH_CARTPOLE) + (() if dyna else WITH_MODEL)
     for name in (*WITH_CARTPOLE, *WITH_MODEL, "model_start.h"):
         (directory / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from spikedream.reports.comparison import Comparison, compare, find_runs, return
 from spikedream.reports.page import MUTED, Section, band, figure_html, html_table, note, number, panels, write_page
 from spikedream.reports.picture import LOGARITHMIC, draw, threshold_in_sight
 from spikedream.reports.statistics import Improvement, Statistic
-from spikedream.runs.checkpoint import write_file
+from spikedream.runs.checkpoint import make_directory, write_file
 
 COLOURS = ("#4e79a7", "#e1812c", "#3a923a", "#c03d3e", "#9372b2", "#845b53", "#d684bd", "#7f7f7f", "#a9a518", "#3fb5c4")
 AXES = {"real_steps": "real environment steps", "wall_seconds": "wall time in seconds, compilation included"}
@@ -88,7 +88,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: C
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
     """Write `compare.html`, `compare.png` and `compare.json` into `out` and return the page's path."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     write_file(out / "compare.json", json.dumps(comparison.to_data(), indent=1).encode())
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(comparison.methods)}
     header, rows = header_and_rows(comparison, marks=False)

@@ -160,7 +160,7 @@ class PlainLines:
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class LivePanel:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spikedream.reports.page import html_table, note
@@ -24,7 +25,8 @@ NOTES = (
 
 
 def show_energy(found: Mapping[str, Any], console: Console) -> None:
-    console.print(f"[bold]{found['table']['name']}[/]: {found['table']['source'].strip()}", highlight=False)
+    told = (escape(found["table"][x].strip()) for x in ("name", "source"))
+    console.print("[bold]{}[/]: {}".format(*told), highlight=False)
     console.print()
     console.print(_decision(found))
     console.print()
