@@ -81,6 +81,8 @@ def test_a_transcribed_row_gives_what_was_written_and_dashes_for_the_rest() -> N
 def test_a_ratio_is_of_medians() -> None:
     slow, quick = measured([700, 710, 720], [500] * 3), measured([90, 100, 110], [500] * 3)
     assert tables.peers(slow, {}, quick) == "710, 700 to 720; 3 of 3; 7.1 times as many"
+    slower = measured([14_500.0], [500.0])
+    assert tables.peers(slower, {}, quick).endswith("; 140 times as many")  # and not 1.4e+02
     assert tables.ratio(slow, {"score": STEPS}, quick) == "7.1"
 
 

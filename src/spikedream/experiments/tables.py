@@ -160,7 +160,9 @@ def steps(row: Row, *_: Any) -> str:
 def peers(row: Row, column: Mapping[str, Any], own: Row | None) -> str:
     """The same, with how many times the median of the row's own results."""
     mine, theirs = (r.figure(STEPS).get("median") if r else None for r in (own, row))
-    return f"{steps(row)}; {theirs / mine:.2g} times as many" if mine and theirs and row.solved else steps(row)
+    if not mine or not theirs or not row.solved:
+        return steps(row)
+    return f"{steps(row)}; {float(f'{theirs / mine:.2g}'):,g} times as many"
 
 
 def one(row: Row, *_: Any) -> str:
