@@ -100,8 +100,10 @@ def test_resume_of_a_finished_run_changes_nothing(run: Path, capsys: pytest.Capt
 def test_energy_is_counted_priced_and_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["energy"]["table"] == "45nm" and result["energy"]["learning_picojoules"] == {}
-    assert 'id="energy"' in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert 'id="energy"' in report and "<th>dreaming" not in report
     status, out, _ = call(capsys, "energy", str(run), "--json", "--episodes", "2")
+    assert "<th>dreaming" in (run / "report.html").read_text()
     found = json.loads(out)
     assert status == 0 and found["decisions"] > 2 and set(found["decision"]) >= {"policy", "twin", "linear"}
     for counted in found["decision"].values():

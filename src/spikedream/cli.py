@@ -30,7 +30,7 @@ from spikedream.reports.compare import Compare, run_compare
 from spikedream.reports.display import display
 from spikedream.reports.drawing import show
 from spikedream.reports.energy_shown import show_energy
-from spikedream.reports.report import record_video
+from spikedream.reports.report import record_video, write_report
 from spikedream.reports.watch import configuration_of
 from spikedream.reports.watch import watch as follow
 from spikedream.runners.stop import stopping
@@ -252,8 +252,9 @@ def energy(arguments: list[str], console: Console) -> int:
     command = tyro.cli(Energy, prog="spikedream energy", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     run = _opened(command.run)
     found = spikedream.energy(run, command.table, command.episodes)
-    if command.table == prices.DEFAULT:
+    if command.table == prices.DEFAULT and run.result is not None:
         write_energy(run, found)
+        write_report(spikedream.load(command.run))  # which tells what learning took
     if command.json:
         print(json.dumps(found, indent=2))
     else:

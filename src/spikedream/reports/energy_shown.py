@@ -107,10 +107,11 @@ def energy_html(found: Mapping[str, Any]) -> str:
         [name.replace("_", " "), amount(x["picojoules"]), *(f"{x['operations'].get(kind, 0):,.0f}" for kind in SHOWN)]
         for name, x in found["decision"].items()
     ]
-    text = f"Arithmetic by the table {found['table']}. `spikedream energy` tells it part by part, and what learning took."
-    told = note(text) + html_table(("a decision", "energy", *SHOWN.values()), rows)
     learning = found["learning_picojoules"]
-    if not learning:  # not counted yet
+    more = "" if learning else ", and what learning took"  # not counted yet
+    told = note(f"Arithmetic by the table {found['table']}. `spikedream energy` tells it part by part{more}.")
+    told += html_table(("a decision", "energy", *SHOWN.values()), rows)
+    if not learning:
         return told
     rows = [[name, *(amount(x) for x in phases.values())] for name, phases in learning.items()]
     return told + html_table(("learning", *next(iter(learning.values()))), rows)
