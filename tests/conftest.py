@@ -1,5 +1,6 @@
 """Strict numerics, one thread a worker, what makes programs quick to compile, and the longest files first."""
 
+import functools
 import gc
 import itertools
 import os
@@ -25,12 +26,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where in the source each operation is from: a tenth of compiling
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of the seventy processes that tests start compiles all sources anew
 os.environ.pop("MAKEFLAGS", None)  # what tests build with `make` is no job of the `make` that runs them
 
 import jax
 import pytest
 import threefry
+from jax._src.interpreters import mlir
 
+# Each of ten thousand programs is written down in a context of its own, which takes three milliseconds to make.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 threefry.use()
 
@@ -47,6 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gc.set_threshold(100_000, 20, 100)
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_sessionfinish() -> None:
+    gc.freeze()  # pytest looks twice for garbage at the very end, among all programs that were traced: for seconds
 
 
 MAPS = Path("/proc/self/maps")
