@@ -1,5 +1,6 @@
 """The command line: `spikedream COMMAND ...`. Errors are one line on standard error and a non-zero exit."""
 
+import gc
 import json
 import os
 import sys
@@ -345,6 +346,7 @@ USAGE = """usage: spikedream COMMAND ...
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
+    gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects: looking for garbage among them is a tenth of starting
     sys.path.append(os.getcwd())  # for environments and functions in modules of the user's own
     console = Console()
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
