@@ -290,6 +290,12 @@ def foreign_result(place: Path) -> None:
     (write_run(place / "a") / "result.json").write_text('{"real_steps": 3}')
 
 
+def nothing_for_a_return(place: Path) -> None:
+    metrics = write_run(place / "a") / "metrics.jsonl"
+    rows = [json.loads(line) | {"eval_return_mean": None} for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def foreign_configuration(place: Path) -> None:
     (write_run(place / "a") / "config.yaml").write_text("[1]")
 
@@ -312,6 +318,7 @@ def foreign_configuration(place: Path) -> None:
         (other_settings_of_an_environment, ["."], "CartPole-v1 (1 run), CartPole-v1 with max_episode_steps 100 (1 run)"),
         (unreadable_result, ["."], "cannot read a/result.json"),
         (foreign_result, ["."], "a/result.json is not a run's: it lacks eval_return_mean"),
+        (nothing_for_a_return, ["."], "a/metrics.jsonl is not a run's: its eval_return_mean is null, where a number belongs"),
         (foreign_configuration, ["."], "a/config.yaml is not the configuration of a run"),
         (lambda place: write_run(place / "a"), [".", "--by", "preseet"], "no run has a setting 'preseet'; the nearest is 'preset'"),
     ],

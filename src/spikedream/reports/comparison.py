@@ -221,6 +221,9 @@ def _require(file: Path, found: Iterable[Any], names: Iterable[str]) -> None:
         missing = [name for name in names if not isinstance(mapping, dict) or name not in mapping]
         if missing:
             raise ConfigError(f"{file} is not a run's: it lacks {missing[0]}")
+        for name in MEASURED:
+            if not isinstance(mapping[name], int | float):
+                raise ConfigError(f"{file} is not a run's: its {name} is {json.dumps(mapping[name])}, where a number belongs")
 
 
 # ---- comparing
