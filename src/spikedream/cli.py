@@ -255,7 +255,7 @@ def energy(arguments: list[str], console: Console) -> int:
     found = spikedream.energy(run, command.table, command.episodes)
     if command.table == prices.DEFAULT and run.result is not None:
         write_energy(run, found)
-        write_report(spikedream.load(command.run))  # which tells what learning took
+        write_report(run)  # which tells what learning took
     if command.json:
         print(json.dumps(found, indent=2))
     else:

@@ -165,11 +165,6 @@ def peers(row: Row, column: Mapping[str, Any], own: Row | None) -> str:
     return f"{steps(row)}; {float(f'{theirs / mine:.2g}'):,g} times as many"
 
 
-def one(row: Row, *_: Any) -> str:
-    """Of a single seed: `500`, or `not in 100,000`."""
-    return _middle(row) if row.solved else f"not in {number(row.budget)}"
-
-
 def ratio(row: Row, column: Mapping[str, Any], other: Row | None) -> str:
     """How many times the median of the results that the column names under `to`, of its `score`."""
     ours, theirs = (r.figure(column["score"]).get("median") if r else None for r in (row, other))
@@ -247,7 +242,7 @@ def value(row: Row, column: Mapping[str, Any], *_: Any) -> str:
 
 
 SHOW: dict[str, Callable[..., str]] = {
-    "steps": steps, "peers": peers, "one": one, "ratio": ratio, "solved": solved, "interval": interval, "fresh": fresh,
+    "steps": steps, "peers": peers, "ratio": ratio, "solved": solved, "interval": interval, "fresh": fresh,
     "still": still, "end": end, "iqm": iqm, "mean": mean, "spread": spread, "value": value,
 }  # fmt: skip
 
