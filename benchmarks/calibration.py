@@ -17,7 +17,8 @@ from robustness import PRESETS, experience
 
 from spikedream import config as configuration
 from spikedream.experiments.record import record_scores
-from spikedream.types import Metrics, Spec
+from spikedream.spec import Spec
+from spikedream.types import Metrics
 from spikedream.world_models.ensemble import Ensemble
 
 

@@ -21,7 +21,8 @@ from spikedream import config as configuration
 from spikedream.config import Config
 from spikedream.experiments.record import record_scores
 from spikedream.ops.dream import dream
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 from spikedream.world import World
 
 SPEC = Spec(4, 2, discrete=True)  # CartPole

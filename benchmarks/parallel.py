@@ -39,7 +39,8 @@ from spikedream.runners.lanes import Handover
 from spikedream.runners.schedule import Schedule
 from spikedream.runs.provenance import commit, processor
 from spikedream.runs.run import Run
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 
 PARTS = ("Collecting", "Modelling", "Dreaming", "Evaluating")
 

@@ -49,7 +49,7 @@ def here(sizes: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     from spikedream.replay.ring import ReplayBuffer
     from spikedream.snn.networks import SpikingNetwork
     from spikedream.snn.neurons import LIF
-    from spikedream.types import Spec
+    from spikedream.spec import Spec
     from spikedream.world_models.ensemble import Ensemble
 
     spec = Spec(3, 1, discrete=False, action_low=(-2.0,), action_high=(2.0,))

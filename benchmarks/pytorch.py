@@ -44,7 +44,8 @@ from spikedream.experiments.record import record_scores
 from spikedream.runners.sync import Trainer
 from spikedream.runs.provenance import processor
 from spikedream.snn.product import fastest, precisely
-from spikedream.types import Decision, Spec
+from spikedream.spec import Spec
+from spikedream.types import Decision
 
 ROWS = 10_000  # of experience
 NEVER = 2**30

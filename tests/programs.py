@@ -14,7 +14,7 @@ from small import CONTINUOUS, DISCRETE
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.algorithm import TrainState
 from spikedream.config import Config
-from spikedream.types import Spec
+from spikedream.spec import Spec
 
 Live = tuple[bool, ...]  # which values count, in the order of the variables
 

@@ -17,7 +17,8 @@ from spikedream.config import Config
 from spikedream.replay.normalizer import identity
 from spikedream.replay.ring import Replay, ReplayBuffer
 from spikedream.snn.encoders import AnyEncoder
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 from spikedream.world import World
 
 DISCRETE = Spec(4, 2, discrete=True)  # cart-pole's

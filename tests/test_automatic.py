@@ -12,6 +12,7 @@ from test_resume import Notes
 
 import spikedream
 from spikedream import config as configuration
+from spikedream import training
 from spikedream.agents.dreamer import Dreamer
 from spikedream.agents.mpc import MPC
 from spikedream.bonuses.blind import BlindState, WhileBlind
@@ -26,7 +27,8 @@ from spikedream.runners.sync import Trainer
 from spikedream.runs.collect import cycle_of
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.priors import PriorSearch
 from spikedream.world_models.weights import Weights
@@ -447,7 +449,7 @@ def test_what_somebody_asked_for_himself_does_not_give_way(name, asked, says):
 
 def test_who_trains_is_told_what_was_given_up(tmp_path, monkeypatch):
     begun, notes = [], Notes()
-    monkeypatch.setattr(spikedream, "_go", lambda config, *rest, **more: begun.append(config))
+    monkeypatch.setattr(training, "_go", lambda config, *rest, **more: begun.append(config))
     spikedream.train("CartPole-v1", out=tmp_path / "run", settings={"realtime": True}, listener=notes)
     assert begun[0].action_repeat == 1 and "action_repeat is 1 instead of None" in notes.texts[0]
     command = parse_train(["CartPole-v1", "--realtime"])

@@ -12,7 +12,7 @@ import pytest
 
 from spikedream import config as configuration
 from spikedream.experiments import record
-from spikedream.types import Spec
+from spikedream.spec import Spec
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ARGUMENTS = {"preset": "hopper", "steps": 100, "every": 50, "seed": 0, "first": None}

@@ -82,3 +82,10 @@ def test_only_the_newest_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path)
 def test_an_empty_directory_holds_no_checkpoint(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
         checkpoint.load(tmp_path)
+
+
+def test_a_file_cannot_be_written_below_a_file(tmp_path) -> None:
+    (tmp_path / "here").write_text("kept")
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot write .*here/x: Not a directory"):
+        checkpoint.write_file(tmp_path / "here" / "x", b"")
+    assert (tmp_path / "here").read_text() == "kept"

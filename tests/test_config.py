@@ -12,7 +12,7 @@ from small import CONTINUOUS, with_changed
 
 from spikedream import config as configuration
 from spikedream.agents.dreams import Dreams
-from spikedream.config import Config
+from spikedream.config import Config, ConfigError
 from spikedream.snn.conventional import MLP, Linear
 from spikedream.snn.networks import SpikingNetwork
 
@@ -203,3 +203,9 @@ def test_the_published_algorithms_are_settings_of_one_agent(name: str) -> None:
         assert (config.replay.priority, config.replay.alpha, agent.policy_value) == ("loss", 0.4, "mean")
     else:
         assert agent.slow.rate == 0.005 and agent.representation is None and config.replay.priority == "uniform"
+
+
+def test_a_settings_file_that_is_no_text_is_named(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"env: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"cannot read .*mine.yaml: it is no text in UTF-8 \(byte 5\)"):
+        configuration.named(str(tmp_path / "mine.yaml"))

@@ -25,7 +25,7 @@ from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.dream_env.vector import DreamVecEnv
 from spikedream.replay.normalizer import Normalizer
 from spikedream.replay.ring import ReplayBuffer
-from spikedream.types import Spec
+from spikedream.spec import Spec
 from spikedream.world_models.recurrent import Recurrent
 
 KEY = jax.random.key(0)

@@ -401,6 +401,11 @@ def test_workers_play_the_same_and_are_gone_afterwards() -> None:
         play(there, 1)
 
 
+def test_a_process_that_plays_environments_imports_no_jax() -> None:
+    code = "import spikedream.envs.workers, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_worker_that_is_killed_is_told_and_none_is_left() -> None:
     host = HostEnvironments("environments:Walk-v0", {}, None, 0, count=4, workers=True)
     play(host, 2)

@@ -109,7 +109,7 @@ def test_what_has_no_form_there_is_refused_by_name(network: dict, says: str) -> 
     from typing import Any, cast
 
     from spikedream.export.learner import export_learner
-    from spikedream.types import Spec
+    from spikedream.spec import Spec
 
     config = configuration.merge(named("online-cartpole"), {"agent": {"actor": network, "critic": network}})
     spec = Spec(4, 2, discrete=True)

@@ -7,8 +7,8 @@ import jax
 import pytest
 from small import CONTINUOUS, small
 
-import spikedream
 from spikedream import config as configuration
+from spikedream import training
 from spikedream.agents.dreams import Dreams
 from spikedream.agents.off_policy import OffPolicy
 from spikedream.algorithm import Algorithm
@@ -37,7 +37,7 @@ def test_they_are_counted_before_the_first_of_them_is_made(tmp_path: Path) -> No
     settings = {"env": "Pendulum-v1", "agent": {"kind": "OffPolicy", "dreams": {"kind": "Dreams", "capacity": 1_500_000}}}
     config = configuration.merge(configuration.Config(), settings)
     with pytest.raises(ValueError, match=r"2 seeds together .*: its largest array is agent.dreams.ring.obs; lower"):
-        Together([config, config], [tmp_path / "a", tmp_path / "b"], [spikedream._Silence()] * 2)
+        Together([config, config], [tmp_path / "a", tmp_path / "b"], [training._Silence()] * 2)
     assert not list(tmp_path.iterdir())
 
 

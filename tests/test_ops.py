@@ -20,7 +20,8 @@ from spikedream.ops.fitting import adamw, fit, matrices, start
 from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.ops.when import when
-from spikedream.types import Decision, Prediction, Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Decision, Prediction, Transition
 
 KEY = jax.random.key(0)
 

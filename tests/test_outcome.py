@@ -150,7 +150,7 @@ def test_a_source_says_the_same_under_each_version_of_python() -> None:
 
 def test_a_result_depends_on_the_source_of_its_own_parts() -> None:
     assert provenance.code(Config()) == provenance.code(Config(seed=3)) != provenance.code(Config(agent=PPO()))
-    assert len({provenance.code(config) for config in (Config(), None, "a baseline")}) == 3
+    assert provenance.code("a baseline") != provenance.code(Config())
     own = provenance._imported({"runners/sync.py", "agents/dreamer.py"})
     assert {"algorithm.py", "agents/actor_critic.py", "ops/dream.py", "snn/neurons.py", "envs/host.py"} <= own
     assert not {name for name in own if name.startswith(("experiments", "reports", "planners", "config", "agents/ppo"))}

@@ -16,7 +16,7 @@ from spikedream.planners.cem import CEM, CEMMemory, CEMSearch, coloured_noise
 from spikedream.planners.mppi import MPPI, smooth_noise, softmax_weights
 from spikedream.planners.plan import draw, mode, shift_mean, start_mean
 from spikedream.planners.random_shooting import RandomShooting
-from spikedream.types import Spec
+from spikedream.spec import Spec
 
 KEY = jax.random.key(0)
 HORIZON = 4

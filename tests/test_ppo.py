@@ -21,7 +21,8 @@ from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
 from spikedream.snn.protocols import Output
 from spikedream.snn.readouts import MembraneReadout, PopulationReadout
-from spikedream.types import Prediction, Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Prediction, Transition
 
 KEY, OTHER = jax.random.key(0), jax.random.key(1)
 ARMS = Spec(2, 3, discrete=True)

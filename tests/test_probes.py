@@ -16,7 +16,8 @@ from spikedream.snn.encoders import DirectCurrent
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import MembraneReadout, RateReadout
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.true_environment import TrueEnvironment, TrueState
 

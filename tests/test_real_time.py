@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-import spikedream
-from spikedream import cli
+from spikedream import cli, training
 from spikedream import config as configuration
 from spikedream.envs.host import HostEnvironments
 from spikedream.envs.real_time import Pace, RealTime, Timing, together
@@ -160,8 +159,8 @@ def test_a_run_in_real_time_plays_whole_episodes_and_tells_how_the_clock_was_kep
     config = configuration.merge(configuration.Config(), changes)
     several = configuration.merge(config, {"collect": {"environments": 2}})
     with pytest.raises(ValueError, match="environments is 2; where acting and learning take turns, real time has one"):
-        Trainer(several, tmp_path, spikedream._Silence())
-    trainer, told = Trainer(config, tmp_path, spikedream._Silence(), alone=False), []
+        Trainer(several, tmp_path, training._Silence())
+    trainer, told = Trainer(config, tmp_path, training._Silence(), alone=False), []
     try:
         for _ in range(3):  # first random episodes, then the agent's own
             trainer.play()

@@ -20,7 +20,8 @@ from spikedream.replay.sum_tree import empty_tree
 from spikedream.snn.conventional import GRU, MLP
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.recurrent import Recurrent

@@ -144,12 +144,14 @@ def test_a_results_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> N
 
 
 def test_a_benchmark_records_its_scores_by_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/anywhere/benchmarks/x.py", "--rows", "1 000"])
+    monkeypatch.setattr("sys.argv", ["/anywhere/benchmarks/act.py", "--rows", "1 000"])
     record.record_scores("x", {"ms": [3, 1, 2]}, tmp_path)
     row = record.load("x", tmp_path)
-    assert row.command == "python benchmarks/x.py --rows '1 000'"
+    assert row.command == "python benchmarks/act.py --rows '1 000'"
     assert tables.spread(row, {"score": "ms", "digits": 1}) == "2.0 (1.0 to 3.0)" and row.processor == provenance.processor()
     assert not row.stale and row.solved is None and row.witness is None
+    assert dataclasses.replace(row, command="python benchmarks/turn.py").stale
+    assert dataclasses.replace(row, command="python benchmarks/no_more.py").stale
 
 
 # ---- tables

@@ -11,7 +11,7 @@ from test_automatic import PLANE, steps_of
 from spikedream.config import twin
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
-from spikedream.types import Spec
+from spikedream.spec import Spec
 from spikedream.world_models.ensemble import Ensemble
 
 KEY = jax.random.key(3)

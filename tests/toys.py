@@ -16,7 +16,8 @@ from spikedream.snn.conventional import MLP
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.neurons import LIF, CubaLIF
 from spikedream.snn.readouts import MembraneReadout, PopulationReadout
-from spikedream.types import Prediction, Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Prediction, Transition
 from spikedream.world import World
 
 KEY = jax.random.key(0)

@@ -17,6 +17,7 @@ from rich.text import Text
 import spikedream
 from spikedream import config as configuration
 from spikedream import flags
+from spikedream.bounds import check_bounds
 from spikedream.commands import Compress, Energy, Evaluate, Export, Presets, Resume, ServeEnv, Train, Watch
 from spikedream.config import Config, ConfigError
 from spikedream.envs.real_time import Pace
@@ -37,7 +38,6 @@ from spikedream.reports.watch import watch as follow
 from spikedream.runners.stop import stopping
 from spikedream.runs.run import Run
 from spikedream.snn.sparsity import DENSITY
-from spikedream.types import check_bounds
 
 EXPECTED = (
     spikedream.BrokenEnvironment, spikedream.CheckpointError, spikedream.ClusterError, ConfigError, spikedream.Diverged,

@@ -31,14 +31,15 @@ from spikedream.bonuses.disagreement import Disagreement
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.intrinsic_curiosity import IntrinsicCuriosity
 from spikedream.bonuses.random_network_distillation import RandomNetworkDistillation
+from spikedream.bounds import check_bounds
 from spikedream.envs.real_time import Pace
 from spikedream.knowledge import Knowledge
 from spikedream.processes import AnyRunner, Sync
 from spikedream.replay.ring import ReplayBuffer
 from spikedream.snn.networks import SpikingNetwork
 from spikedream.snn.product import Precision
+from spikedream.spec import Spec
 from spikedream.spelling import suggestion
-from spikedream.types import Spec, check_bounds
 from spikedream.verbs import Checkpointing, Collect, Evaluation, Fit, Improve, check_period
 from spikedream.world_models.ensemble import Ensemble
 from spikedream.world_models.fine_tuning import FineTuning, Plateau
@@ -382,8 +383,14 @@ def save(config: Config, path: Path) -> None:
 
 def load(path: Path) -> Config:
     """Raises ConfigError where the file is missing or wrong."""
+    return parse(text_of(path), str(path))
+
+
+def text_of(path: Path) -> str:
+    """Of a YAML file that a user wrote. Raises ConfigError where there is none, or no text in it."""
     try:
-        text = path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    return parse(text, str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: it is no text in UTF-8 (byte {error.start})") from error

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 
 # (observation (obs_size,), action, next observation) -> (), all in the environment's own units
 Told = Callable[[Array, Array, Array], Array]

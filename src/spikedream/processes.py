@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from spikedream.types import check_bounds
+from spikedream.bounds import check_bounds
 
 
 @dataclass(frozen=True)

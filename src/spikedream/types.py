@@ -6,45 +6,15 @@ normalised and an action is always a float vector, one-hot for discrete spaces a
 to and from the environment's own units happens in `spikedream.replay.normalizer` and `spikedream.envs.spaces` only.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.spec import Spec
+
 PyTree = Any
 Metrics = dict[str, Any]  # an Array, (), each, or a `Masked`
-
-
-def check_bounds(part: object, **bounds: tuple[float | None, float | None]) -> None:
-    """Raises ValueError unless each named field of `part` lies between its bounds, both included; None means unbounded. A field
-    that holds several numbers is checked number by number, and must hold at least one."""
-    for name, (low, high) in bounds.items():
-        value = getattr(part, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        right = bool(numbers) and all((low is None or x >= low) and (high is None or x <= high) for x in numbers)
-        if not right:
-            wanted = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"from {low:g} to {high:g}"
-            raise ValueError(f"{name} is {list(value) if isinstance(value, tuple) else value}; it must be {wanted}")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Sizes of an environment's spaces.
-
-    Attributes:
-        obs_size: entries of the flat observation.
-        action_size: number of choices (discrete) or of dimensions (continuous).
-        discrete: whether the action is one of `action_size` choices.
-        action_low: lower bound of each continuous action dimension, in the environment's units; empty when discrete.
-        action_high: upper bound, likewise.
-    """
-
-    obs_size: int
-    action_size: int
-    discrete: bool
-    action_low: tuple[float, ...] = ()
-    action_high: tuple[float, ...] = ()
 
 
 class Transition(NamedTuple):

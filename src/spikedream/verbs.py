@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from spikedream.types import check_bounds
+from spikedream.bounds import check_bounds
 
 
 def check_period(part: object, name: str) -> None:

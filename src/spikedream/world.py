@@ -14,7 +14,18 @@ import numpy as np
 from jax import Array
 
 from spikedream.knowledge import Knowledge
-from spikedream.types import Decision, Experience, Judged, Metrics, Prediction, PyTree, Sequence, Spec, Transition, WorldModel
+from spikedream.spec import Spec
+from spikedream.types import (
+    Decision,
+    Experience,
+    Judged,
+    Metrics,
+    Prediction,
+    PyTree,
+    Sequence,
+    Transition,
+    WorldModel,
+)
 
 
 class Belief(NamedTuple):

@@ -13,7 +13,8 @@ from jax import Array
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import Decision, PyTree, Sequence, Spec
+from spikedream.spec import Spec
+from spikedream.types import Decision, PyTree, Sequence
 from spikedream.world import Belief, World
 
 

@@ -13,7 +13,8 @@ from spikedream.ops.distributions import TwoHot, ValueDistribution
 from spikedream.snn.affine import Affine, affine
 from spikedream.snn.batch_norm import BatchMoments, BatchNormMLP
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import Metrics, PyTree, Spec
+from spikedream.spec import Spec
+from spikedream.types import Metrics, PyTree
 
 AnyCritic = AnyNetwork | BatchNormMLP
 Pairs = tuple[Array, Array]  # observations (rows, obs_size) and actions (rows, action_size)

@@ -14,7 +14,8 @@ from spikedream.ops.policy_gradient import probability_ratio
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.networks import AnyNetwork
 from spikedream.snn.sparsity import pruned
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree, firing_rate
 from spikedream.world import World
 
 

@@ -18,6 +18,7 @@ from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
 from spikedream.agents.pool import Pool, known_error
 from spikedream.agents.selection import PolicySelection
+from spikedream.bounds import check_bounds
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, Ends, dream
 from spikedream.ops.policy_gradient import clipped_gain, deviation, probability_ratio, standardise
@@ -25,7 +26,8 @@ from spikedream.ops.returns import lambda_returns, survival, vtrace
 from spikedream.ops.schedule import ImaginedShare
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import PopulationReadout, RateReadout
-from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, firing_rate
 from spikedream.world import World
 
 

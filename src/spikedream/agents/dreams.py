@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.transitions import Batch, mixed
+from spikedream.bounds import check_bounds
 from spikedream.ops.dream import Policy, dream, playback
 from spikedream.ops.schedule import HorizonSchedule, ImaginedShare
 from spikedream.ops.trust import AnyTrust, Evidence, Tightening
 from spikedream.ops.when import when
-from spikedream.types import Experience, Masked, Metrics, PyTree, Spec, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Experience, Masked, Metrics, PyTree
 from spikedream.world import World
 
 UNKNOWN = -1.0  # in place of a share or an error: a state that holds no number is refused as one that has diverged

@@ -12,11 +12,13 @@ import optax
 from jax import Array
 
 from spikedream.agents.actor_critic import apply_gradient
+from spikedream.bounds import check_bounds
 from spikedream.ops.fitting import adam
 from spikedream.snn.learning_rules.rtrl import RTRL
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import MembraneReadout
-from spikedream.types import Experience, Metrics, PyTree, Spec, Transition, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, PyTree, Transition
 
 
 class Networks(NamedTuple):

@@ -19,13 +19,15 @@ from jax import Array
 from spikedream.agents import acting
 from spikedream.agents.acting import ActorPolicy
 from spikedream.agents.actor_critic import apply_gradient
+from spikedream.bounds import check_bounds
 from spikedream.ops.distributions import ActionDistribution, action_distribution
 from spikedream.ops.dream import dream
 from spikedream.ops.returns import survival
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import NeuronParams
 from spikedream.snn.readouts import PopulationReadout
-from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, Spec, check_bounds, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree, Sequence, firing_rate
 from spikedream.world import World
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.actor_critic import Learner
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Node, Unexportable, described
 from spikedream.ops.dream import Dream, dream, playback
 from spikedream.ops.returns import survival
@@ -20,7 +21,8 @@ from spikedream.planners.cem import CEM
 from spikedream.planners.mppi import MPPI
 from spikedream.planners.plan import check_proposals
 from spikedream.planners.random_shooting import RandomShooting
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree
 from spikedream.world import Belief, Intention, World
 
 AnyPlanner = CEM | MPPI | RandomShooting

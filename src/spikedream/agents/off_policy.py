@@ -23,6 +23,7 @@ from spikedream.agents.dreams import Dreams, DreamsState
 from spikedream.agents.policy_head import AnyPolicyHead, Deterministic
 from spikedream.agents.representation import SALE
 from spikedream.agents.transitions import Batch, real
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Node, Unexportable, described
 from spikedream.ops.distributions import Regression, ValueDistribution
 from spikedream.ops.fitting import matrices
@@ -35,7 +36,8 @@ from spikedream.snn.encoders import GaussianPopulation
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import CubaLIF
 from spikedream.snn.readouts import PopulationReadout
-from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, Spec, check_bounds, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Judged, Metrics, PyTree, firing_rate
 from spikedream.world import World
 
 # Tang et al. 2020. The fields' deviation is the root of the variance in the released code, 0.15.

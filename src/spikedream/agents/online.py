@@ -17,6 +17,7 @@ from jax import Array
 
 from spikedream.agents.actor_critic import ActorCritic
 from spikedream.agents.dyna import Dyna, DynaState
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, Regression, action_distribution
 from spikedream.ops.slow_copy import PolynomialAverage
@@ -27,7 +28,8 @@ from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import RateReadout
 from spikedream.snn.sparsity import pruned
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, Transition, check_bounds, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree, Transition, firing_rate
 from spikedream.world import World
 
 

@@ -11,9 +11,10 @@ import optax
 from jax import Array
 
 from spikedream.agents.actor_critic import apply_gradient
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Squash
 from spikedream.ops.distributions import TanhNormal
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 
 @dataclass(frozen=True)

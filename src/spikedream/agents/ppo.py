@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.actor_critic import Lesson, activity_above, apply_gradient, networks_of, optimizers_of
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Node, described
 from spikedream.ops.distributions import ActionDistribution, TwoHot, ValueDistribution, action_distribution
 from spikedream.ops.dream import Dream, dream
@@ -23,7 +24,8 @@ from spikedream.ops.policy_gradient import approximate_kl, clipped_gain, standar
 from spikedream.ops.returns import survival, vtrace
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.readouts import PopulationReadout, RateReadout
-from spikedream.types import Decision, Experience, Metrics, PyTree, Spec, check_bounds, firing_rate
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics, PyTree, firing_rate
 from spikedream.world import World
 
 

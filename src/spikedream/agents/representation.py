@@ -10,9 +10,11 @@ import optax
 from jax import Array
 
 from spikedream.agents.actor_critic import apply_gradient
+from spikedream.bounds import check_bounds
 from spikedream.snn.conventional import MLP
 from spikedream.snn.networks import AnyNetwork
-from spikedream.types import PyTree, Spec, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import PyTree
 
 
 def average_l1(x: Array) -> Array:

@@ -10,9 +10,10 @@ import optax
 from jax import Array
 
 from spikedream.agents.acting import ActorPolicy, HasActor
+from spikedream.bounds import check_bounds
 from spikedream.ops.dream import dream
 from spikedream.ops.returns import survival
-from spikedream.types import Experience, Metrics, PyTree, check_bounds
+from spikedream.types import Experience, Metrics, PyTree
 from spikedream.world import World
 
 

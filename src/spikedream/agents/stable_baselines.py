@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.agents.stable_baselines_heads import HEADS, Head
+from spikedream.bounds import check_bounds
 from spikedream.dream_env.stepped_dreams import SteppedDreams
 from spikedream.dream_env.vector import check_stable_baselines3
 from spikedream.nodes import Node, described
 from spikedream.snn.conventional import MLP, MLPParams
-from spikedream.types import Decision, Experience, Metrics, Spec, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Decision, Experience, Metrics
 from spikedream.world import Belief, World
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from spikedream.agents.stable_baselines import StableBaselines, StableBaselinesS
 from spikedream.dream_env.vector import DreamVecEnv
 from spikedream.snn.affine import Affine
 from spikedream.snn.conventional import MLPParams
-from spikedream.types import Experience, Spec
+from spikedream.spec import Spec
+from spikedream.types import Experience
 from spikedream.world import World
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "elu": torch.nn.ELU, "silu": torch.nn.SiLU}

@@ -7,8 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.replay.spread import UNEXPLAINED, left_by_action
-from spikedream.types import Experience, Metrics, Transition, check_bounds
+from spikedream.types import Experience, Metrics, Transition
 
 
 class BlindState(eqx.Module):

@@ -12,7 +12,8 @@ import jax
 from jax import Array
 
 from spikedream.bonuses.weight import AdaptiveWeight, AnyWeight
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, Prediction, PyTree
 from spikedream.world import World
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import jax
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.ops.fitting import adamw, fit, start
 from spikedream.snn.sparsity import pruned
-from spikedream.types import Experience, PyTree, Transition, check_bounds
+from spikedream.types import Experience, PyTree, Transition
 
 Loss = Callable[[PyTree, Transition, Array], Array]  # (parameters, batch with fields (batch, ...), key) -> ()
 

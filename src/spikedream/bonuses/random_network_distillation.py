@@ -13,8 +13,10 @@ from jax import Array
 
 from spikedream.bonuses.fitting import Fitting
 from spikedream.bonuses.weight import AdaptiveWeight, AnyWeight
+from spikedream.bounds import check_bounds
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Transition
 from spikedream.world import World
 
 

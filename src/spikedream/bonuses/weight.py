@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from spikedream.bonuses.blind import WhileBlind
-from spikedream.types import Experience, Metrics, Transition, check_bounds
+from spikedream.bounds import check_bounds
+from spikedream.types import Experience, Metrics, Transition
 
 
 class WeightState(eqx.Module):

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Experience, Prediction, Spec, check_bounds
+from spikedream.bounds import check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Experience, Prediction
 from spikedream.world import World
 
 Autoreset = Literal["SameStep", "NextStep"]  # as Gymnasium names them

@@ -13,7 +13,8 @@ from gymnasium.vector.utils import batch_space
 from jax import Array
 
 from spikedream.dream_env.stepped_dreams import DREAMS, Autoreset, DreamStep, Standing, SteppedDreams, encoded
-from spikedream.types import Experience, Spec
+from spikedream.spec import Spec
+from spikedream.types import Experience
 from spikedream.world import World
 
 

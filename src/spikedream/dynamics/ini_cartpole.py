@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from spikedream.types import check_bounds
+from spikedream.bounds import check_bounds
 
 # Half-widths of the uniform random starts of the swing-up, of angle, angular velocity, and of position and velocity in half tracks.
 SWING_UP_STARTS = (math.radians(180), math.radians(1200), 0.8, 0.5)

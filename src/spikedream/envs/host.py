@@ -10,7 +10,8 @@ from spikedream.envs.player import Group, Players
 from spikedream.envs.real_time import Pace, Timing
 from spikedream.envs.spaces import decode_actions
 from spikedream.envs.workers import Workers
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 
 # What an episode's seed is for; the streams of one run never meet.
 LEARN, EVALUATE, CONFIRM, REPORT, EXPLORE = range(5)

@@ -17,8 +17,8 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from spikedream.envs.delayed import Delayed, split
 from spikedream.envs.spaces import BrokenEnvironment, FlatSpaces, Translation, translate
+from spikedream.spec import Spec
 from spikedream.spelling import nearest
-from spikedream.types import Spec
 
 LONGEST_EPISODE = 100_000  # an environment's own steps, where no time limit is known
 

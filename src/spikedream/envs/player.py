@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from spikedream.envs.make import endless, longest_episode, make_environment, translation_of
 from spikedream.envs.real_time import KEEPS_TIME, Pace, RealTime, Timed, Timing, together
 from spikedream.envs.spaces import BrokenEnvironment
-from spikedream.types import Spec
+from spikedream.spec import Spec
 
 
 class Step(NamedTuple):

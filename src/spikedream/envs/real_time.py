@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 import gymnasium
 import numpy as np
 
+from spikedream.bounds import check_bounds
 from spikedream.envs.spaces import BrokenEnvironment, idle_action
-from spikedream.types import check_bounds
 
 KEEPS_TIME = "keeps_time"  # in the metadata of environments that have a clock of their own, and are `Timed`
 PATIENCE = 100  # ticks in a row that come late before an environment counts as too slow for the clock

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.spaces.utils import flatdim, flatten
 
-from spikedream.types import Spec
+from spikedream.spec import Spec
 
 LARGEST_GRID = 128  # entries of an observed Box of several dimensions; what has more is an image
 MOST_CHOICES = 512  # combinations of a MultiDiscrete action

@@ -31,7 +31,7 @@ from spikedream.runs.checkpoint import CheckpointError
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
 from spikedream.runs.outcome import begin, judge, write_result
-from spikedream.types import Spec
+from spikedream.spec import Spec
 from spikedream.verbs import Evaluation
 
 NOT_INSTALLED = "not installed: pip install 'spikedream[sb3]'"
@@ -213,11 +213,13 @@ def _model(baseline: Baseline) -> Any:
     from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
 
+    from spikedream.agents.stable_baselines_learner import setting
+
     torch.set_num_threads(1)  # faster than several for networks of this size
     agent = baseline.agent
     make = partial(make_environment, baseline.env, baseline.env_kwargs, baseline.max_episode_steps)
     env = make_vec_env(make, n_envs=agent.environments, seed=baseline.seed)
-    settings = {name: _scheduled(value) for name, value in agent.settings.items()}
+    settings = {name: setting(value) for name, value in agent.settings.items()}
     if agent.normalize:
         env = VecNormalize(env, gamma=settings.get("gamma", 0.99))
     try:
@@ -225,14 +227,6 @@ def _model(baseline: Baseline) -> Any:
     except (AssertionError, TypeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise ConfigError(f"agent.settings or the environment does not fit {agent.algorithm}: {what}") from error
-
-
-def _scheduled(value: Any) -> Any:
-    """RL Baselines3 Zoo writes `lin_X` for what falls linearly from X to 0 over the run."""
-    if not isinstance(value, str) or not value.startswith("lin_"):
-        return value
-    start = float(value.removeprefix("lin_"))
-    return lambda progress_remaining: progress_remaining * start
 
 
 def _callback(monitor: Monitor) -> Any:

@@ -32,7 +32,7 @@ import jax
 import yaml
 
 from spikedream import config as configuration
-from spikedream.config import Config, ConfigError
+from spikedream.config import Config, ConfigError, text_of
 from spikedream.envs.make import spec_of
 from spikedream.envs.spaces import BrokenEnvironment
 from spikedream.experiments import baselines
@@ -99,10 +99,7 @@ def named(name: str) -> Grid:
         if name not in known:
             raise ConfigError(f"no study {name!r}; spikedream comes with {', '.join(known)}, and your own is a .yaml file")
         return parse(known[name], f"study {name}")
-    try:
-        return parse(Path(name).read_text(), name)
-    except OSError as error:
-        raise ConfigError(f"cannot read {name}: {error.strerror}") from error
+    return parse(text_of(Path(name)), name)
 
 
 def parse(text: str, origin: str) -> Grid:

@@ -101,9 +101,14 @@ class Row:
         if self.code is None:
             return False
         try:
-            return self.code != provenance.code(self._config()) or not self._settings_stand()
-        except ConfigError:  # no such setting is there any more
+            return self.code != self._present_code() or not self._settings_stand()
+        except (ConfigError, FileNotFoundError):  # no such setting or script is there any more
             return True
+
+    def _present_code(self) -> str:
+        if self.settings is None:
+            return provenance.code_of_script(_script(self.command))
+        return provenance.code(self._config())
 
     def _config(self) -> Any:
         """As `provenance.code` takes it."""
@@ -246,6 +251,11 @@ def _curve(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]) -> dict[
     return {f"return at {n}": [curve[n] for curve in curves] for n in common[every - 1 :: every]}
 
 
+def _script(command: str) -> Path:
+    """That a measurement's `command`, `python benchmarks/NAME.py ...`, runs."""
+    return provenance.PACKAGE.parents[1] / shlex.split(command)[1]
+
+
 def of_preset(row: Row, name: str, twin: bool) -> Row:
     """`row`, tied to the preset `name` where its settings are just those; a preset that changes makes it stale."""
     tied = dataclasses.replace(row, preset=name, twin=twin)
@@ -260,6 +270,7 @@ def record_scores(name: str, scores: Mapping[str, Sequence[float]], place: Path 
     repetitions = len(next(iter(scores.values())))
     row = Row(
         command, list(range(repetitions)), {score: [float(x) for x in values] for score, values in scores.items()},
-        version=provenance.version(), commit=provenance.commit(), processor=provenance.processor(), code=provenance.code(None),
+        version=provenance.version(), commit=provenance.commit(), processor=provenance.processor(),
+        code=provenance.code_of_script(_script(command)),
     )  # fmt: skip
     return save(row, name, place)

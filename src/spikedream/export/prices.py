@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
-from spikedream.config import ConfigError
+from spikedream.config import ConfigError, text_of
 from spikedream.spelling import suggestion
 
 DEFAULT = "45nm"
@@ -98,12 +98,7 @@ def load(name: str) -> PriceTable:
         ConfigError: there is none, or it is not as it must be.
     """
     if name.endswith((".yaml", ".yml")):
-        try:
-            return parse(Path(name).read_text(), name)
-        except OSError as error:
-            raise ConfigError(f"cannot read {name}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"energy table {name} is not a text file; it must be YAML") from error
+        return parse(text_of(Path(name)), name)
     if name not in tables():
         raise ConfigError(
             f"no energy table {name!r} ({suggestion(name, tables())}); a table of your own is named by its .yaml file"

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Choice, Squash
-from spikedream.types import Spec, check_bounds
+from spikedream.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.ops.schedule import ImaginedShare
-from spikedream.types import check_bounds
 
 
 @dataclass(frozen=True)

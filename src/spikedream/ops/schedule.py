@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import check_bounds
+from spikedream.bounds import check_bounds
 
 
 @dataclass(frozen=True)

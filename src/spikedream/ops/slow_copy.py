@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from spikedream.types import PyTree, check_bounds
+from spikedream.bounds import check_bounds
+from spikedream.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.stats import norm
 
-from spikedream.types import PyTree, Spec
+from spikedream.spec import Spec
+from spikedream.types import PyTree
 
 # (actions (candidates, horizon, action_size), key) -> (candidates,) expected returns
 Score = Callable[[Array, Array], Array]

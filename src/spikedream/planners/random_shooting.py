@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.planners.plan import Plan, Score, check_proposals
-from spikedream.types import Spec, check_bounds
+from spikedream.spec import Spec
 
 
 @dataclass(frozen=True)

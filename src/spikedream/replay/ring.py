@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.replay.normalizer import Moments, Normalizer, identity, no_moments
 from spikedream.replay.sum_tree import SumTree, empty_tree
-from spikedream.types import Sequence, Spec, Transition, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Sequence, Transition
 
 
 @dataclass(frozen=True)

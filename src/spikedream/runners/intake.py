@@ -20,7 +20,8 @@ from spikedream.runners.lanes import Handover, Lanes, Request, joined, rubbish
 from spikedream.runners.schedule import Schedule
 from spikedream.runners.states import Arrays, remembered
 from spikedream.runs.doubts import tell_doubts
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 
 
 class Intake:

@@ -27,7 +27,8 @@ from spikedream.runs.collect import Acting, Collector, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import fetched
 from spikedream.snn.product import Precision
-from spikedream.types import Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import Transition
 
 
 @dataclass(frozen=True)

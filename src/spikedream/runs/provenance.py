@@ -20,10 +20,10 @@ from spikedream.config import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # the widest first; results round differently from one to the next
-WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "commands.py", "flags.py", "__main__.py")  # on what a run gives
+WITHOUT_EFFECT = ("reports", "export", "experiments", "cli.py", "commands.py", "flags.py", "training.py", "__main__.py")  # on a run
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LOOPS, DESCRIPTION = {"Sync": "runners/sync.py", "Parallel": "runners/parallel.py"}, ("config.py", "processes.py", "verbs.py")
-OF_BASELINES = ("envs", "runs", "experiments/baselines.py")
+OF_BASELINES = ("envs", "runs", "agents/stable_baselines_learner.py", "experiments/baselines.py")
 
 
 def version() -> str:
@@ -56,11 +56,8 @@ def code(config: Any) -> str:
 
     Args:
         config: a `Config`, whose run depends on the loop, on its own parts, and on what these import; a baseline's, whose run
-            depends on the environments, the evaluation and its own file; None for a measurement that is not of runs and
-            depends on all of spikedream but what is made of runs afterwards.
+            depends on the environments, the evaluation and its own file.
     """
-    if config is None:
-        return _code(frozenset(name for name in _sources() if not name.startswith(WITHOUT_EFFECT)))
     if isinstance(config, Config):
         parts = {type(part).__module__ for part in _parts(config)}
         return _code(
@@ -72,6 +69,15 @@ def code(config: Any) -> str:
             )
         )
     return _code(frozenset(name for name in _sources() if name.startswith(OF_BASELINES)))
+
+
+def code_of_script(script: Path) -> str:
+    """The same of a measurement that is not of runs: it depends on the script that made it, on all of spikedream but what is made
+    of runs afterwards, and on that too where it is measured."""
+    effective = frozenset(name for name in _sources() if not name.startswith(WITHOUT_EFFECT))
+    source = script.read_text()
+    measured = _code(effective | _imported(set(_imported_by(source))))
+    return hashlib.sha256(f"{measured}\n{program(source)}".encode()).hexdigest()
 
 
 def _parts(part: Any) -> Iterator[Any]:
@@ -96,9 +102,13 @@ def _imported(names: set[str]) -> frozenset[str]:
 
 @functools.cache
 def _imports(name: str) -> frozenset[str]:
-    """What a source file may import of the package; of a name in it that is no file too."""
+    return _imported_by(_sources()[name].read_text())
+
+
+def _imported_by(source: str) -> frozenset[str]:
+    """The files of the package that a source may import; of a name in one that is no file too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(_sources()[name].read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spikedream"):
             path = node.module.replace(".", "/").removeprefix("spikedream").removeprefix("/")
             found |= {f"{path}.py", *(f"{path}/{alias.name}.py".removeprefix("/") for alias in node.names)}

@@ -18,7 +18,8 @@ from spikedream.envs.real_time import Timing
 from spikedream.envs.registration import copied, register
 from spikedream.runs.collect import Acting, Collector, Unfetched, environments_of
 from spikedream.runs.evaluate import Evaluated, Evaluator
-from spikedream.types import PyTree, Spec, Transition
+from spikedream.spec import Spec
+from spikedream.types import PyTree, Transition
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # several of these processes work at once
 

@@ -24,7 +24,8 @@ from spikedream.runs import checkpoint
 from spikedream.runs.evaluate import Evaluated, Evaluator
 from spikedream.runs.metrics import Recorder
 from spikedream.runs.replay_log import ReplayLog
-from spikedream.types import PyTree, Spec
+from spikedream.spec import Spec
+from spikedream.types import PyTree
 
 
 class Policy:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.snn.affine import Affine, affine
 from spikedream.snn.conventional import ACTIVATIONS
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, tally
 from spikedream.snn.protocols import Output
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 SMALL = 1e-3  # beside a variance
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Activation, Dense, LayerNorm, Node, Unexportable
 from spikedream.snn.affine import Affine, additive, affine, l1, thin
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, SIGMOID, Activity, Operations, product_operations, standardising, tally
 from spikedream.snn.protocols import Output
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 ACTIVATIONS = {"silu": jax.nn.silu, "tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu}
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.integers import Counts, FixedCurrent, FixedNeurons, FixedSum, FixedWindow
 from spikedream.nodes import Dense, Node, described, numbers
 from spikedream.snn.affine import Affine, thin
@@ -24,7 +25,7 @@ from spikedream.snn.neurons import LIF, CubaLIF, NeuronParams, NeuronState, firi
 from spikedream.snn.operations import Operations, firing, product_operations
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import spike
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 MEMBRANE = 2**15 - 1  # the largest, in units
 HEADROOM = 8  # thresholds that a membrane can hold

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Layer, Node, Window, described
 from spikedream.snn.affine import additive, affine, l1, thin
 from spikedream.snn.conventional import GRU, MLP, Linear
@@ -21,7 +22,7 @@ from spikedream.snn.operations import Operations
 from spikedream.snn.protocols import Output
 from spikedream.snn.readouts import AnyReadout, MembraneReadout, PopulationVectorReadout, RateReadout
 from spikedream.snn.sparsity import AnySparsity, Mask, present, sown
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 AnyRule = BPTT | RTRL | SnAp | EProp
 

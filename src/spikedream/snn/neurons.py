@@ -28,11 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Integrators, Neurons, Unexportable, numbers
 from spikedream.snn.operations import Operations, firing, product_operations, standardising, tally
 from spikedream.snn.product import product
 from spikedream.snn.surrogates import AnySurrogate, ArcTan, Rectangular, spike
-from spikedream.types import check_bounds
 
 Reset = Literal["soft", "hard"]
 Norm = Literal["none", "layer"]

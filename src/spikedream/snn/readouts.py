@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.nodes import Charges, Dense, Layer, PopulationSum, Potentials, Rates, numbers
 from spikedream.snn.affine import Affine, affine
 from spikedream.snn.neurons import AnyNeuron, CubaLIF, LeakyIntegrator, NeuronParams, NeuronState
 from spikedream.snn.operations import ACTIVATION_ARITHMETIC, Operations, product_operations, standardising, tally
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 
 class Decoding(NamedTuple):

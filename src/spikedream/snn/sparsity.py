@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import PyTree, check_bounds
+from spikedream.bounds import check_bounds
+from spikedream.types import PyTree
 
 DENSITY = (1e-6, 1)
 

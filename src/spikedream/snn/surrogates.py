@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import check_bounds
+from spikedream.bounds import check_bounds
 
 
 class Surrogate(Protocol):

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.ops.calibration import coverage, deviation_factor
 from spikedream.ops.fitting import FitState, Loss, adamw, fit, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.sparsity import pruned
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Spec, Transition, check_bounds, firing_rates
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Transition, firing_rates
 from spikedream.world_models.fine_tuning import FineTuning, Split
 from spikedream.world_models.impacts import impacts_met, struck, typical_impact
 from spikedream.world_models.member import Member, MemberModel

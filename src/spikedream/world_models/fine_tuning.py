@@ -14,8 +14,9 @@ import optax
 from jax import Array
 from optax.contrib import reduce_on_plateau
 
+from spikedream.bounds import check_bounds
 from spikedream.ops.fitting import BETTER
-from spikedream.types import Experience, check_bounds
+from spikedream.types import Experience
 
 
 @dataclass(frozen=True)

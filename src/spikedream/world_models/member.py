@@ -13,7 +13,8 @@ from jax import Array
 
 from spikedream.snn.networks import AnyNetwork
 from spikedream.snn.protocols import Output
-from spikedream.types import PyTree, Spec, Transition, firing_rates
+from spikedream.spec import Spec
+from spikedream.types import PyTree, Transition, firing_rates
 from spikedream.world_models.impacts import impact_loss
 from spikedream.world_models.priors import Prior, under
 from spikedream.world_models.robust import bounded_squares, huber

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-from spikedream.types import Metrics, PyTree, check_bounds
+from spikedream.bounds import check_bounds
+from spikedream.types import Metrics, PyTree
 
 SMALL = 1e-4  # squared error, in typical changes, that makes no difference
 

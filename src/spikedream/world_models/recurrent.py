@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.ops.fitting import adamw, matrices, start
 from spikedream.snn.networks import AnyNetwork, SpikingNetwork
 from spikedream.snn.neurons import LIF
 from spikedream.snn.readouts import MembraneReadout
-from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Spec, Transition, check_bounds
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, Prediction, PyTree, Sequence, Transition
 from spikedream.world import World
 from spikedream.world_models.ensemble import Ensemble, EnsembleState
 

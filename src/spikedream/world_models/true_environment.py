@@ -18,7 +18,8 @@ from jax import Array
 
 from spikedream.dynamics.ini_cartpole import CartPole, Motion, balanced, check_physics, observed, seen, swing_up_reward
 from spikedream.replay.normalizer import Normalizer, identity
-from spikedream.types import Experience, Metrics, Prediction, Spec
+from spikedream.spec import Spec
+from spikedream.types import Experience, Metrics, Prediction
 
 
 class Dynamics(NamedTuple):

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from jax import Array
 
+from spikedream.bounds import check_bounds
 from spikedream.snn.learning_rules.influence import Influence, at_rest, operations, window
 from spikedream.snn.learning_rules.pattern import Pattern, pattern
 from spikedream.snn.learning_rules.protocol import Made, SpikingLayer, TickWindow
 from spikedream.snn.neurons import AnyNeuron, NeuronParams, NeuronState, heard
 from spikedream.snn.operations import Operations
-from spikedream.types import PyTree, check_bounds
+from spikedream.types import PyTree
 
 
 def check_elementwise(rule: object, neuron: AnyNeuron) -> None:
