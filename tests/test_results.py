@@ -70,14 +70,6 @@ def test_a_seed_that_did_not_solve_counts_as_worse_than_any() -> None:
     assert tables.steps(none) == "0 of 2 in 300" and tables.interval(none) == "–" and tables.still(none) == "return 9 to 42"
 
 
-def test_a_transcribed_row_gives_what_was_written_and_dashes_for_the_rest() -> None:
-    row = Row("c", [0, 1], {}, {STEPS: {"median": 96, "lowest": 57, "highest": 181}}, count={"solved": 2}, threshold=-1.5)
-    assert tables.steps(row) == "96, 57 to 181; 2 of 2" and tables.fresh(row) == "–" and tables.still(row) == "–"
-    assert not row.stale and tables.iqm(row, {}) == "–"
-    unsure = dataclasses.replace(row, count={}, figures={STEPS: {"lowest": 12000, "highest": 24000}})
-    assert tables.steps(unsure) == "12,000 to 24,000 (2 seeds)"
-
-
 def test_a_ratio_is_of_medians() -> None:
     slow, quick = measured([700, 710, 720], [500] * 3), measured([90, 100, 110], [500] * 3)
     assert tables.peers(slow, {}, quick) == "710, 700 to 720; 3 of 3; 7.1 times as many"
@@ -120,7 +112,7 @@ def test_a_row_survives_its_file(tmp_path: Path) -> None:
         (lambda data: data["scores"][FRESH].__setitem__(1, None), "x.json lacks fresh_return of seed 1"),
         (lambda data: data["seeds"].append(0), r"x.json: seeds are whole numbers, each once, not \[0, 1, 0\]"),
         (lambda data: data.update(witness=5), "x.json: its witness, seed 5, is not among its seeds"),
-        (lambda data: data.update(scores={}), "x.json holds either scores, or figures"),
+        (lambda data: data.update(scores={}), "x.json holds no scores"),
         (lambda data: data["scores"][STEPS].__setitem__(0, 8.0), "x.json is not as it was written: .*again by: spikedream bench p"),
         (lambda data: data.update(measured_before=True), "x.json is not as it was written"),
     ],
@@ -360,6 +352,6 @@ def test_a_witness_that_does_otherwise_is_noted_in_the_file_and_by_the_table(
 
 
 def test_a_row_without_a_witness_says_why(tmp_path: Path) -> None:
-    record.save(Row("c", [0], {}, {STEPS: {"median": 3}}, count={"solved": 1}), "x", tmp_path)
-    with pytest.raises(ConfigError, match=r"x.json has no witness: it was transcribed"):
+    record.save(Row("c", [0], {"ms": [3.0]}), "x", tmp_path)
+    with pytest.raises(ConfigError, match=r"x.json has no witness: it is not of runs"):
         results.witness("x", tmp_path, Console())

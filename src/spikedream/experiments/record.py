@@ -1,8 +1,5 @@
-"""What a row of a table rests on: a file in `results/`, written by a bench, a study or a benchmark script, never by hand.
-
-A *measured* row holds its scores seed by seed; whatever a table shows is computed from them. A *transcribed* row comes from a time
-when no files were kept: it holds the figures that were written down, and what is not known is null.
-"""
+"""What a row of a table rests on: a file in `results/`, written by a bench, a study or a benchmark script, never by hand. It holds
+its scores seed by seed; whatever a table shows is computed from them."""
 
 import argparse
 import dataclasses
@@ -12,7 +9,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +36,7 @@ class Row:
 
     command: str  # which makes it again
     seeds: list[int]
-    scores: dict[str, list[float | None]]  # name to (seeds,); empty where it is transcribed
-    # Of a transcribed row: what is known of each score, as `figure` gives it, and what was written in words.
-    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, list[float | None]]  # name to (seeds,)
     version: str | None = None
     commit: str | None = None
     processor: str | None = None
@@ -52,26 +46,19 @@ class Row:
     twin: bool = False
     threshold: float | None = None
     budget: int | None = None
-    count: dict[str, int | None] = field(default_factory=dict)  # of a transcribed row: `solved`, and `stay good` of these
     witness: int | None = None  # a seed whose outcome can be trained again
     measured_before: bool = False  # the witness no longer does as it did
 
     @property
-    def transcribed(self) -> bool:
-        return not self.scores
-
-    @property
     def solved(self) -> int | None:
-        """How many seeds; None where the row is not about solving, or it is not known."""
-        if self.transcribed:
-            return self.count.get("solved")
+        """How many seeds; None where the row is not about solving."""
         return sum(x is not None for x in self.scores[STEPS]) if STEPS in self.scores else None
 
     @property
     def stay_good(self) -> int | None:
         """How many of the solved seeds reach the threshold on fresh episodes too; None where it is not known."""
-        if self.transcribed or STEPS not in self.scores or FRESH not in self.scores or self.threshold is None:
-            return self.count.get("stay good")
+        if STEPS not in self.scores or FRESH not in self.scores or self.threshold is None:
+            return None
         return sum(s is not None and f >= self.threshold for s, f in zip(self.scores[STEPS], self._fresh(), strict=True))
 
     def _fresh(self) -> list[float]:
@@ -81,8 +68,6 @@ class Row:
         """Median, mean, interquartile mean, its 95 % interval from `low` to `high`, `lowest` and `highest`; null is not
         known. Steps to solve are of the solved seeds, whose `values` are told too; where not all are solved, the median counts the
         others as worse than any. Fresh returns are of the solved seeds where there are any."""
-        if self.transcribed:
-            return self.figures.get(score, {})
         values = self.scores.get(score, [])
         if score == FRESH and self.solved:
             values = [value for value, steps in zip(values, self.scores[STEPS], strict=True) if steps is not None]
@@ -179,8 +164,8 @@ def _check(data: Mapping[str, Any], file: Path) -> None:
     seeds, scores = data["seeds"], data["scores"]
     if not isinstance(seeds, list) or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise ConfigError(f"{file}: seeds are whole numbers, each once, not {seeds!r}")
-    if not isinstance(scores, dict) or bool(scores) == bool(data["figures"] or data["count"]):
-        raise ConfigError(f"{file} holds either scores, or figures that were transcribed")
+    if not isinstance(scores, dict) or not scores:
+        raise ConfigError(f"{file} holds no scores")
     for score, values in scores.items():
         if not isinstance(values, list) or len(values) != len(seeds):
             count = len(values) if isinstance(values, list) else "no list of"

@@ -77,8 +77,7 @@ def witness(name: str, place: Path, console: Console) -> bool:
     """
     row = record.load(name, place)
     if row.witness is None or row.settings is None:
-        why = "it was transcribed" if row.transcribed else "it is not of runs"
-        raise ConfigError(f"{record.path(name, place)} has no witness: {why}")
+        raise ConfigError(f"{record.path(name, place)} has no witness: it is not of runs")
     if not judges(row, here := provenance.processor()):
         console.print(f"{name}: only {row.processor} can judge it; this is {here}", **PLAIN)
         return True

@@ -33,10 +33,9 @@ FEW = 3  # solved seeds, up to which each one's steps are told where not all are
 BLOCK = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 UNKNOWN = "–"
 # Marks and what they say. A row that is stale is so until somebody measures: the check disregards its mark.
-STALE, TRANSCRIBED, BEFORE = "†", "‡", "§"
+STALE, BEFORE = "†", "§"
 LEGEND = {
     STALE: "measured with earlier code or settings",
-    TRANSCRIBED: "from before results were kept as files, with earlier code; not known seed by seed",
     BEFORE: "its witness, trained again, no longer did as it did",
 }
 
@@ -99,7 +98,7 @@ def _table(name: str, layout: Mapping[str, Any], place: Path, rows: dict[str, Ro
 
 
 def _marks(row: Row) -> str:
-    return STALE * row.stale + TRANSCRIBED * row.transcribed + BEFORE * row.measured_before
+    return STALE * row.stale + BEFORE * row.measured_before
 
 
 def _cell(
@@ -178,8 +177,7 @@ def _middle(row: Row, interval: bool = False) -> str:
     if values and row.solved != len(row.seeds) and len(values) <= FEW:
         return ", ".join(number(value) for value in values)
     bracket = f" [{number(f['low'])}, {number(f['high'])}]" if interval and f.get("low") is not None else ""
-    iqm = f"IQM {number(f['iqm'])}" if f.get("iqm") is not None else UNKNOWN
-    middle = row.words.get(STEPS) or (number(f["median"]) if f.get("median") is not None else iqm)
+    middle = number(f["median"]) if f.get("median") is not None else UNKNOWN
     spread = f"{number(f.get('lowest'))} to {number(f.get('highest'))}" if f.get("lowest") != f.get("highest") else ""
     return f"{middle}{bracket}, {spread}" if spread and middle != UNKNOWN else spread or middle
 
@@ -202,8 +200,7 @@ def still(row: Row, *_: Any) -> str:
     if row.stay_good is None:
         return UNKNOWN
     lowest = f", lowest {number(f['lowest'])}" if f.get("lowest") is not None else ""
-    words = f"; {row.words[FRESH]}" if FRESH in row.words else ""
-    return f"{row.stay_good} of {row.solved} still at {number(row.threshold)} or more{lowest}{words}"
+    return f"{row.stay_good} of {row.solved} still at {number(row.threshold)} or more{lowest}"
 
 
 def end(row: Row, *_: Any) -> str:
