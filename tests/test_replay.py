@@ -381,6 +381,7 @@ def test_a_survey_is_of_everything_or_of_as_many_as_are_asked_for():
     index, counts = replay.survey(KEY, 5)
     assert index.shape == (5,) and int(index.max()) < 4 and counts.tolist() == [1] * 5
     assert ReplayBuffer(9).init(DISCRETE).survey(KEY, 5)[1].tolist() == [0] * 5
+    assert [ReplayBuffer(n).init(DISCRETE).survey(KEY)[0].size for n in (9, 10_000, 10_001)] == [9, 10_000, 4_000]
 
 
 # ---- the sum tree

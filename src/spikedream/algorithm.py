@@ -29,9 +29,6 @@ from spikedream.spec import Spec
 from spikedream.types import Masked, Metrics, PyTree, Transition, WorldModel, firing_rate
 from spikedream.world import Agent, Bonus, HostLearner, OnlineAgent, SelectingAgent, World
 
-ALL = 10_000  # transitions, of which each has its priority measured in a fit: the model judges itself on all of them there, too
-DRAWN = 5_000  # that have, where more can be held
-
 
 class Keys(eqx.Module):
     """One for each verb that draws: how often one verb is called changes nothing for the others."""
@@ -240,7 +237,7 @@ class Algorithm:
             bonus, more = self.bonus.update(state.bonus, world, replay, bonus_key)
             world, metrics = replace(world, bonus_state=bonus), metrics | more
         if self.buffer.measured_in_fit:
-            index, counts = replay.survey(survey_key, DRAWN if replay.capacity > ALL else ALL)
+            index, counts = replay.survey(survey_key)
             if self.buffer.priority == "model_error":
                 errors = self.world_model.errors(fitted, replay, index, error_key)
             else:

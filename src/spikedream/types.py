@@ -132,9 +132,9 @@ class Experience(Protocol):
         """(environments,) position of each environment's newest step."""
         ...
 
-    def survey(self, key: Array, most: int = 10_000) -> tuple[Array, Array]:
+    def survey(self, key: Array, most: int | None = None) -> tuple[Array, Array]:
         """Positions on which to measure something, and which of them count, (rows,) each: all where no more than `most` can be
-        held, else `most` drawn equally often."""
+        held, else `most` drawn equally often; by default as many as the experience's size suggests."""
         ...
 
     def age(self, index: Array) -> Array:

@@ -32,7 +32,7 @@ from spikedream.export.calls import Calls, Memories, Parts, Totals
 from spikedream.export.model_calls import of_model
 from spikedream.export.neurobench import NeuroBench, neurobench
 from spikedream.export.prices import EnergyLine, PriceTable
-from spikedream.replay.ring import Replay
+from spikedream.replay.ring import Replay, surveyed
 from spikedream.runs.checkpoint import write_file
 from spikedream.runs.run import Run
 from spikedream.snn.conventional import Linear
@@ -254,7 +254,7 @@ def _totals(run: Run) -> Totals:
         updates=counters["updates"],
         imagined_steps=counters["imagined_steps"],
         gradient_steps=int(sum(gradient_steps)) if told and gradient_steps else None,
-        surveyed=min(config.replay.capacity, 10_000),
+        surveyed=surveyed(config.replay.capacity),
     )
 
 

@@ -14,6 +14,8 @@ from spikedream.replay.sum_tree import SumTree, empty_tree
 from spikedream.spec import Spec
 from spikedream.types import Sequence, Transition
 
+WHOLE, DRAWN = 10_000, 4_000  # transitions: a ring of no more than these is surveyed whole, a larger one by so many
+
 
 @dataclass(frozen=True)
 class ReplayBuffer:
@@ -86,6 +88,11 @@ class Episodes(eqx.Module):
     def mean(self) -> Array:
         """() of those that have ended; 0 where there are none."""
         return self.ended / jnp.maximum(self.number, 1)
+
+
+def surveyed(capacity: int) -> int:
+    """Transitions on which a fit is judged and priorities are measured: all that can be held, or a sample of a ring of many."""
+    return capacity if capacity <= WHOLE else DRAWN
 
 
 class Priority(eqx.Module):
@@ -252,9 +259,10 @@ class Replay(eqx.Module):
     def sample(self, key: Array, shape: tuple[int, ...]) -> Transition:
         return self.gather(self.draw(key, shape))
 
-    def survey(self, key: Array, most: int = 10_000) -> tuple[Array, Array]:
+    def survey(self, key: Array, most: int | None = None) -> tuple[Array, Array]:
         """Positions on which to measure something, and which of them count, (rows,) each: all where no more than `most` can be
-        held, else `most` drawn equally often."""
+        held, else `most` drawn equally often; by default as many as `surveyed` says."""
+        most = surveyed(self.capacity) if most is None else most
         if self.capacity <= most:
             index = jnp.arange(self.capacity)
             return index, (index < self.size).astype(jnp.float32)
