@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import spikedream
-from spikedream.cli import main
+from spikedream.cli import COMMANDS, main
 from spikedream.experiments import record
 from spikedream.export.energy import of_newest
 from spikedream.runners.energy_told import EnergyTold
@@ -529,3 +529,20 @@ def test_a_bench_runs_seeds_with_further_settings_and_sums_them_up(
     for behind in (["--seed", "3"], ["--out", "elsewhere"]):
         status, _, err = call(capsys, *again, *behind)
         assert status == 1 and "--seeds, --first-seed and --out stand before --" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("train", "interrupted; `spikedream resume RUN` goes on from the newest checkpoint"),
+        ("bench", "interrupted; the same command goes on with what is not done"),
+        ("evaluate", "interrupted"),
+    ],
+)
+def test_a_command_that_is_interrupted_says_how_it_goes_on(command: str, says: str, capsys, monkeypatch) -> None:
+    def stopped(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, stopped)
+    status, _, told = call(capsys, command)
+    assert status == 130 and told == f"spikedream: {says}\n"

@@ -325,6 +325,10 @@ COMMANDS: dict[str, Callable[[list[str], Console], int]] = {
     "watch": watch, "embedded": embedded,
 }  # fmt: skip
 
+# After Ctrl-C, and how.
+RESUMED, AGAIN = "; `spikedream resume RUN` goes on from the newest checkpoint", "; the same command goes on with what is not done"
+GOES_ON = {"train": RESUMED, "resume": RESUMED, "compress": RESUMED, "bench": AGAIN, "study": AGAIN, "embedded": AGAIN}
+
 USAGE = """usage: spikedream COMMAND ...
 
   train PRESET_OR_ENV_ID   learn an environment
@@ -362,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"spikedream: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
-        print("spikedream: interrupted; `spikedream resume RUN` goes on from the newest checkpoint", file=sys.stderr)
+        print(f"spikedream: interrupted{GOES_ON.get(arguments[0], '')}", file=sys.stderr)
         status = 130
     except spikedream.Interrupted as stop:
         print(f"spikedream: {stop}", file=sys.stderr)
