@@ -97,6 +97,8 @@ def test_a_study_is_run_in_parts_and_compared_whole(tmp_path: Path, monkeypatch:
     _, lines, data = run(str(file), tmp_path / "out", environments=("debug",), seeds=1)
     assert len(fake.started) == 2 and not any("not asked for" in line for line in lines)
     assert sorted((c["environment"], c["seed"]) for c in data["cells"] if c["status"] == "finished") == [("debug", 7)] * 2
+    _, lines, _ = run(str(file), tmp_path / "out", environments=("debug",), seeds=1, methods=("b",))
+    assert len(fake.started) == 2 and sum("(kept)" in line for line in lines) == 1
     assert sum(cell["status"] == "waiting" for cell in data["cells"]) == 6
     _, _, data = run(str(file), tmp_path / "out", environments=("CartPole-v1",))
     assert len(fake.started) == 6 and list(data["comparisons"]) == ["debug", "CartPole-v1"]
@@ -151,6 +153,8 @@ def test_a_part_that_a_study_does_not_have(tmp_path: Path) -> None:
         run("debug", tmp_path, seeds=3)
     with pytest.raises(ConfigError, match="no environment 'debag'; did you mean 'debug'"):
         run("debug", tmp_path, environments=("debag",))
+    with pytest.raises(ConfigError, match="study debug has no method 'drem'"):
+        run("debug", tmp_path, methods=("drem",))
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_the_study_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

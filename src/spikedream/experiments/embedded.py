@@ -85,10 +85,7 @@ def run_embedded(command: Embedded, console: Console, line: str) -> int:
     environments = list(dict.fromkeys(cell.environment for cell in cells))
     if len(environments) > 1:
         raise ConfigError(f"study {study.name} has {len(environments)} environments; what is learned from scratch here is one")
-    for method in command.methods:
-        if method not in study.methods:
-            raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
-    cells = [c for c in grid.part(study, cells, command.seeds, environments) if c.method in (command.methods or study.methods)]
+    cells = grid.part(study, cells, command.seeds, environments, command.methods)
     if foreign := sorted({cell.method for cell in cells if not isinstance(cell.config, Config)}):
         raise ConfigError(f"nothing of {', '.join(foreign)} can be counted or put on a device: leave that out, by --methods")
     check_cells_unchanged(cells)

@@ -243,16 +243,23 @@ def wanted(study: Grid, environments: Collection[str], held_out: bool) -> tuple[
     return tuple(environments) or (tuple(study.environments) if held_out else study.developed_on)
 
 
-def part(study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Collection[str]) -> list[Cell]:
-    """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, and of the `environments`. Raises ConfigError
-    where the study has not so many seeds, or no method for one of them."""
+def part(
+    study: Grid, cells: Iterable[Cell], seeds: int | None, environments: Collection[str], methods: Collection[str] = ()
+) -> list[Cell]:
+    """Of the `cells`, those of the first `seeds` seeds, or of all where that is None, of the `environments`, and of the `methods`,
+    or of all where there are none. Raises ConfigError where the study has not so many seeds, no such method, or none for one of the
+    environments."""
+    for method in methods:
+        if method not in study.methods:
+            raise ConfigError(f"study {study.name} has no method {method!r}; {suggestion(method, study.methods)}")
     if seeds is not None and not 1 <= seeds <= len(study.seeds):
         raise ConfigError(f"seeds is {seeds}; study {study.name} has 1 to {len(study.seeds)}")
     first = study.seeds[:seeds]
-    chosen = [c for c in cells if c.seed in first and c.environment in environments]
+    chosen = [c for c in cells if c.seed in first and c.environment in environments and c.method in (methods or study.methods)]
     idle = set(environments) - {c.environment for c in chosen}
     if idle:
-        raise ConfigError(f"no method of study {study.name} runs on {', '.join(sorted(idle))}")
+        asked = f" ({', '.join(methods)})" if methods else ""
+        raise ConfigError(f"no method of study {study.name}{asked} runs on {', '.join(sorted(idle))}")
     return chosen
 
 

@@ -44,6 +44,7 @@ class Study:
     jobs: int = 1  # cells at a time
     seeds: int | None = None  # only the first so many of the study's seeds
     environments: tuple[str, ...] = ()  # only these of the study's environments
+    methods: tuple[str, ...] = ()  # only these of its methods
     held_out: bool = False  # also those that the study holds out, on which no setting was chosen; what comes first is what counts
     together: bool = False  # a method's seeds on an environment in one program, which fills a machine that one seed leaves idle
     cluster: bool = False  # cells on the Ray cluster at RAY_ADDRESS, or on a Ray of this machine; `jobs` of them at a time
@@ -59,7 +60,7 @@ def run_study(command: Study, console: Console, line: str = "") -> int:
     environments = grid.wanted(study, command.environments, command.held_out)
     # What was asked for by name must be usable, and so must all where nothing was; others are left out where they are not.
     cells = grid.expand(study, out, environments if command.environments or study.held_out else ())
-    part = grid.part(study, cells, command.seeds, environments)
+    part = grid.part(study, cells, command.seeds, environments, command.methods)
     check_cells_unchanged(cells)
     outcomes = run_cells(part, command.jobs, console, command.together, command.cluster)
     if outcomes is None:
