@@ -17,6 +17,7 @@ from robustness import PRESETS, experience
 
 from spikedream import config as configuration
 from spikedream.experiments.record import record_scores
+from spikedream.ops.calibration import coverage
 from spikedream.spec import Spec
 from spikedream.types import Metrics
 from spikedream.world_models.ensemble import Ensemble
@@ -31,7 +32,7 @@ def measure(model: Ensemble, spec: Spec, seed: int, steps: int, env_id: str) -> 
     def fit_and_check(train, test):
         state, metrics = model.update(model.init(spec, key), train, key, model.updates)
         everything = test.gather(jnp.arange(test.capacity))
-        return metrics, model.calibration(state, everything, jnp.ones(test.capacity), key)
+        return metrics, coverage(model._standard_errors(state, everything, key), jnp.ones(test.capacity))
 
     return fit_and_check(train, test)
 

@@ -12,7 +12,9 @@ import pytest
 
 from spikedream import config as configuration
 from spikedream.experiments import record
+from spikedream.snn.conventional import MLP
 from spikedream.spec import Spec
+from spikedream.world_models.ensemble import Ensemble
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ARGUMENTS = {"preset": "hopper", "steps": 100, "every": 50, "seed": 0, "first": None}
@@ -92,3 +94,10 @@ def test_a_parallel_run_beside_the_synchronous_one_is_recorded_seed_by_seed(
         row = record.load(f"parallel-cartpole-{runner}")
         assert row.scores["real steps to solve"] == [101, 500] and row.scores["fresh return mean"] == [480, 480]
         assert len(row.scores["seconds"]) == 2 and row.command == "python benchmarks/parallel.py cartpole --seeds 2 --record"
+
+
+def test_calibration_is_measured_on_what_was_held_out_and_on_fresh_episodes(script) -> None:
+    model = Ensemble(members=2, dynamics=MLP((4,)), gaussian=True, holdout=0.5, batch=8, updates=2)
+    held, fresh = script("calibration").measure(model, Spec(3, 1, discrete=False), seed=0, steps=60, env_id="Pendulum-v1")
+    assert all(0 <= float(each["calibration/coverage_90"]) <= 1 for each in (held, fresh))
+    assert set(fresh) == {name for name in held if name.startswith("calibration/")}
