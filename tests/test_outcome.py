@@ -162,13 +162,30 @@ def _forget() -> None:
     provenance._code.cache_clear()
 
 
-@pytest.mark.parametrize(("file", "changes"), [("snn/neurons.py", True), ("agents/ppo.py", False), ("config.py", False)])
-def test_a_hash_changes_with_the_source_that_it_is_of(file: str, changes: bool, tmp_path: Path, monkeypatch) -> None:
-    before = provenance.code(Config())
-    sources = {name: tmp_path / str(i) for i, name in enumerate(provenance._sources())}
+def _with_changed(file: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the source be as it is, but for one file that says more."""
+    sources = {name: directory / str(i) for i, name in enumerate(provenance._sources())}
     for name, copy in sources.items():
         copy.write_text((provenance.PACKAGE / name).read_text() + ("new = 1\n" if name == file else ""))
     monkeypatch.setattr(provenance, "_sources", lambda: sources)
     _forget()
+
+
+@pytest.mark.parametrize(("file", "changes"), [("snn/neurons.py", True), ("agents/ppo.py", False), ("config.py", False)])
+def test_a_hash_changes_with_the_source_that_it_is_of(file: str, changes: bool, tmp_path: Path, monkeypatch) -> None:
+    before = provenance.code(Config())
+    _with_changed(file, tmp_path, monkeypatch)
     assert (provenance.code(Config()) != before) is changes
+    _forget()
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "changes"),
+    [("act", "snn/neurons.py", True), ("act", "export/emulator.py", False), ("embedded", "export/emulator.py", True)],
+)
+def test_a_measurement_depends_on_what_its_script_measures(script: str, file: str, changes: bool, tmp_path, monkeypatch) -> None:
+    measuring = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
+    before = provenance.code_of_script(measuring)
+    _with_changed(file, tmp_path, monkeypatch)
+    assert (provenance.code_of_script(measuring) != before) is changes
     _forget()
